@@ -1,0 +1,17 @@
+"""minillava: LLaVA from scratch. Read the files in this order; each imports only from those above it.
+
+    vision.py         an image becomes N feature vectors (CLIP ViT)
+    language.py       embeddings become hidden states become words (LLaMA)
+    model.py          the projector between them, the splice, the loss
+    tokenizer.py      text <-> ids
+    conversation.py   a dialogue becomes ids and labels, in one pass
+    data.py           LLaVA-JSON becomes batches
+    generate.py       prefill, decode, sample, stream
+    checkpoint.py     weights in and out
+    toy_world.py      the synthetic world of the miniature, and its template teacher
+    toy_backbones.py  pretrains the toy CLIP and the toy Vicuna
+    ../train.py       stage 1, stage 2
+    ../chat.py        talk with it
+
+Letters in shape comments: B batch, T tokens, N image tokens, D width, H heads, C channels of one head, V vocabulary.
+"""

@@ -1,0 +1,88 @@
+"""LLaVA itself: CLIP features through a projector into the word embeddings of LLaMA (section 4.1, equation 1).
+
+    H_v = W Z_v  (v1: one matrix)      H_v = W_2 GELU(W_1 Z_v)  (v1.5: two, "mlp2x_gelu")
+
+An image is N tokens. `input_ids` hold IMAGE_TOKEN N times where it stands, so ids, labels and positions have their true
+length from the start, and splicing is one indexed assignment.
+"""
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minillava.language import LanguageConfig, LanguageModel
+from minillava.vision import VisionConfig, VisionTower
+
+IGNORE_INDEX = -100  # label of a position without loss
+IMAGE_TOKEN = -200   # id that one row of image features replaces
+
+
+@dataclass(frozen=True)
+class LlavaConfig:
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    projector: str = "mlp2x_gelu"         # or "linear"
+    vision_feature_layer: int = -2
+    image_aspect_ratio: str = "square"    # or "pad"
+    template: str = "vicuna_v1"           # of conversation.TEMPLATES
+
+    @property
+    def image_tokens(self):
+        return self.vision.num_patches
+
+
+def make_projector(kind, vision_width, language_width):
+    """[.., D_vision] -> [.., D_language]; parameters are named as in mm_projector.bin."""
+    if kind == "linear":
+        return nn.Linear(vision_width, language_width)
+    if kind == "mlp2x_gelu":
+        return nn.Sequential(nn.Linear(vision_width, language_width), nn.GELU(), nn.Linear(language_width, language_width))
+    raise ValueError(f"projector {kind!r} is neither 'linear' nor 'mlp2x_gelu'")
+
+
+class Llava(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.vision_tower = VisionTower(config.vision)
+        self.mm_projector = make_projector(config.projector, config.vision.hidden_size, config.language.hidden_size)
+        self.language_model = LanguageModel(config.language)
+
+    def freeze_for(self, stage):
+        """Stage 1 trains the projector alone, stage 2 the language model too; CLIP stays as it is (section 4.2)."""
+        self.vision_tower.requires_grad_(False)
+        self.mm_projector.requires_grad_(True)
+        self.language_model.requires_grad_(stage == 2)
+
+    def encode_images(self, pixels):
+        """[images,3,S,S] -> [images,N,D], as many word embeddings as an image has tokens."""
+        with torch.no_grad():
+            features = self.vision_tower(pixels.to(self.vision_tower.pre_layrnorm.weight.dtype), self.config.vision_feature_layer)
+        return self.mm_projector(features)
+
+    def embed(self, input_ids, pixels=None):
+        """[B,T] ids, images in the order in which they appear -> [B,T,D] embeddings."""
+        embeddings = self.language_model.embed_tokens(input_ids.clamp(min=0))
+        slots = input_ids == IMAGE_TOKEN
+        if pixels is not None and len(pixels):
+            features = self.encode_images(pixels).flatten(0, 1)  # [images*N,D]
+            embeddings[slots] = features.to(embeddings.dtype)  # a shape error here: <image> and images do not match in number
+        elif slots.any():
+            raise ValueError("the ids hold image tokens, but there is no image")
+        return embeddings
+
+    def forward(self, input_ids, pixels=None, labels=None, supervised=None):
+        """Logits [B,T,V]; with labels [B,T] the loss in fp32, a scalar.
+
+        The loss is the mean over the supervised tokens of this batch, or their sum over `supervised`, the number in the
+        global batch, so that neither accumulation nor the number of GPUs changes the result.
+        """
+        hidden = self.language_model(self.embed(input_ids, pixels))
+        if labels is None:
+            return self.language_model.lm_head(hidden)
+        targets = labels[:, 1:]
+        learn = targets != IGNORE_INDEX
+        logits = self.language_model.lm_head(hidden[:, :-1][learn])  # [supervised,V]: a row only where something is learned
+        total = F.cross_entropy(logits.float(), targets[learn], reduction="sum")
+        return total / (learn.sum().clamp(min=1) if supervised is None else supervised)
