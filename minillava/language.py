@@ -4,6 +4,7 @@ It takes embeddings rather than ids, because image features go in among the word
 rotary positions, grouped-query attention, SwiGLU (LLaMA, section 2.2). Parameter names are those of a
 LlamaForCausalLM on disk, less the prefix `model.`.
 """
+import math
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,7 @@ class LanguageConfig:
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
+    rope_scaling: dict | None = None        # of Llama-3 or "linear", as in the file
     tie_word_embeddings: bool = False
 
     def __post_init__(self):
@@ -55,8 +57,21 @@ class KVCache:
 def rope_table(config, positions):
     """positions [B,T] or [1,T] -> cos, sin [B,1,T,C] in fp32. RoFormer eq. 34; pairs are (i, i + C/2), as on disk."""
     inverse = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, device=positions.device) / config.head_dim)
+    if config.rope_scaling is not None:
+        inverse = scale_rope(inverse, config.rope_scaling)
     angles = positions[:, None, :, None] * inverse
     return torch.cat([angles, angles], -1).cos(), torch.cat([angles, angles], -1).sin()
+
+
+def scale_rope(inverse, scaling):
+    """Frequencies [C/2] for a context longer than the one of pretraining: divided by `factor`; Llama-3 divides only the
+    slow ones, which turn less than `low_freq_factor` times in the old context, and blends up to `high_freq_factor`."""
+    if scaling["rope_type"] == "linear":
+        return inverse / scaling["factor"]
+    turns = scaling["original_max_position_embeddings"] * inverse / (2 * math.pi)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return inverse * kept + inverse / scaling["factor"] * (1 - kept)
 
 
 def rotate(x, cos, sin):

@@ -5,6 +5,7 @@
 An image is N tokens. `input_ids` hold IMAGE_TOKEN N times where it stands, so ids, labels and positions have their true
 length from the start, and splicing is one indexed assignment.
 """
+import re
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minillava.language import LanguageConfig, LanguageModel
-from minillava.vision import VisionConfig, VisionTower
+from minillava.vision import IMAGE_MEAN, IMAGE_STD, VisionConfig, VisionTower
 
 IGNORE_INDEX = -100  # label of a position without loss
 IMAGE_TOKEN = -200   # id that one row of image features replaces
@@ -22,10 +23,13 @@ IMAGE_TOKEN = -200   # id that one row of image features replaces
 class LlavaConfig:
     vision: VisionConfig = field(default_factory=VisionConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
-    projector: str = "mlp2x_gelu"         # or "linear"
+    projector: str = "mlp2x_gelu"         # or "linear", or another number of layers
     vision_feature_layer: int = -2
     image_aspect_ratio: str = "square"    # or "pad"
+    image_mean: tuple = IMAGE_MEAN
+    image_std: tuple = IMAGE_STD
     template: str = "vicuna_v1"           # of conversation.TEMPLATES
+    mm_use_im_start_end: bool = False     # <im_start> and <im_end> around every image, in LLaVA-v0 and v1.1
 
     @property
     def image_tokens(self):
@@ -36,9 +40,13 @@ def make_projector(kind, vision_width, language_width):
     """[.., D_vision] -> [.., D_language]; parameters are named as in mm_projector.bin."""
     if kind == "linear":
         return nn.Linear(vision_width, language_width)
-    if kind == "mlp2x_gelu":
-        return nn.Sequential(nn.Linear(vision_width, language_width), nn.GELU(), nn.Linear(language_width, language_width))
-    raise ValueError(f"projector {kind!r} is neither 'linear' nor 'mlp2x_gelu'")
+    depth = re.fullmatch(r"mlp([1-9])x_gelu", kind)
+    if not depth:
+        raise ValueError(f"projector {kind!r} is neither 'linear' nor 'mlp2x_gelu'")
+    layers = [nn.Linear(vision_width, language_width)]
+    for _ in range(int(depth[1]) - 1):
+        layers += [nn.GELU(), nn.Linear(language_width, language_width)]
+    return nn.Sequential(*layers)
 
 
 class Llava(nn.Module):

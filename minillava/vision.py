@@ -35,14 +35,14 @@ class VisionConfig:
 
 def preprocess(images, config):
     """PIL images -> float32 [B,3,S,S], as CLIPImageProcessor does it; S and the aspect handling come from a LlavaConfig."""
-    return torch.stack([_preprocess_one(image, config.vision.image_size, config.image_aspect_ratio) for image in images])
+    return torch.stack([_preprocess_one(image, config) for image in images])
 
 
-def _preprocess_one(image, size, aspect_ratio):
-    image = image.convert("RGB")
-    if aspect_ratio == "pad":  # LLaVA-1.5 fine-tuning: nothing of the picture is cut off
+def _preprocess_one(image, config):
+    size, image = config.vision.image_size, image.convert("RGB")
+    if config.image_aspect_ratio == "pad":  # LLaVA-1.5 fine-tuning: nothing of the picture is cut off
         side = max(image.size)
-        square = Image.new("RGB", (side, side), tuple(int(255 * mean) for mean in IMAGE_MEAN))
+        square = Image.new("RGB", (side, side), tuple(int(255 * mean) for mean in config.image_mean))
         square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
         image = square
     short, long = sorted(image.size)
@@ -51,7 +51,7 @@ def _preprocess_one(image, size, aspect_ratio):
     left, top = (image.width - size) // 2, (image.height - size) // 2
     image = image.crop((left, top, left + size, top + size))
     pixels = (np.asarray(image) * (1 / 255)).astype(np.float32)  # scaled in float64 first: the official processor does
-    pixels = (pixels - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_STD)
+    pixels = (pixels - np.float32(config.image_mean)) / np.float32(config.image_std)
     return torch.from_numpy(pixels).permute(2, 0, 1)  # [H,W,3] -> [3,H,W]
 
 
