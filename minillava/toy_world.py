@@ -1,0 +1,309 @@
+"""The synthetic world of the miniature: scenes, COCO annotations, and a teacher that never sees a picture.
+
+A scene is 1 to 5 coloured shapes on a background that varies: 6 colours x 4 shapes x 2 sizes, each somewhere inside its
+own cell of a 3 x 3 layout. It is written down as COCO writes pictures down: five captions each, a category and a box per
+object. The teacher gets the captions and boxes alone, as GPT-4 did (LLaVA section 3), and makes the three kinds of
+instruction data: conversation, detailed description, complex reasoning.
+
+**Train and held-out scenes never share a combination**, the group of coloured shapes in a scene whatever their sizes and
+places: a red circle with two blue stars is either always in training or never (`split_of`).
+"""
+import json
+import math
+import random
+import zlib
+from collections import Counter
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+COLORS = {"red": (220, 40, 40), "green": (40, 160, 60), "blue": (50, 80, 220), "yellow": (240, 210, 40),
+          "purple": (150, 60, 180), "orange": (245, 130, 30)}
+SHAPES = ("circle", "square", "triangle", "star")
+SIZES = {"small": (10, 12), "large": (17, 20)}  # width and height of a box in pixels, from and to
+PLACES = ("top-left", "top-middle", "top-right", "middle-left", "center", "middle-right",
+          "bottom-left", "bottom-middle", "bottom-right")
+NUMBERS = ("no", "one", "two", "three", "four", "five")
+SIDE = 72
+CATEGORIES = [{"id": 1 + i * len(SHAPES) + j, "name": f"{color} {shape}", "supercategory": shape}
+              for i, color in enumerate(COLORS) for j, shape in enumerate(SHAPES)]
+BRIEF = ("Describe the image concisely.", "Provide a brief description of the given image.", "Give a short caption.",
+         "Summarize the picture briefly.")
+DETAIL = ("Describe the image in detail.", "What do you see in the image?", "Give a full description of the picture.",
+          "Can you describe this image for me?")
+
+
+# ------------------------------------------------------------------------------------------------- scenes and pictures
+
+def split_of(categories):
+    """'val' for one group of coloured shapes in ten, by its own hash, else 'train'."""
+    return "val" if zlib.crc32(",".join(sorted(categories)).encode()) % 10 == 0 else "train"
+
+
+def make_scene(rng, split):
+    """-> [(category name, [x1, y1, x2, y2] in pixels)], in the given split; half the scenes repeat colours and shapes."""
+    while True:
+        colors, shapes = (rng.sample(list(pool), rng.choice((2, len(pool)))) for pool in (COLORS, SHAPES))
+        places = rng.sample(range(9), rng.choice((1, 2, 3, 3, 4, 4, 4, 5, 5, 5)))
+        names = [f"{rng.choice(colors)} {rng.choice(shapes)}" for _ in places]
+        if split_of(names) == split:
+            return [(name, _box(place, rng)) for name, place in zip(names, places)]
+
+
+def _box(place, rng):
+    width, cell = rng.randint(*SIZES[rng.choice(list(SIZES))]), SIDE // 3
+    x, y = (cell * k + rng.randint(1, cell - width - 1) for k in (place % 3, place // 3))
+    return [x, y, x + width, y + width]
+
+
+def draw(scene, rng):
+    """A scene -> an RGB picture of SIDE x SIDE pixels; background and shades vary and are nowhere written down."""
+    S = 2  # drawn twice as large and shrunk, for smooth edges
+    low, high = sorted((rng.randint(0, 60), rng.randint(0, 60)))
+    light = rng.random() < 0.5
+    shades = [tuple(255 - v if light else v for v in [rng.randint(low, high)] * 3) for _ in range(2)]
+    image = Image.linear_gradient("L").resize((SIDE * S, SIDE * S)).rotate(rng.choice((0, 90, 180, 270)))
+    image = Image.composite(*(Image.new("RGB", image.size, shade) for shade in shades), image)
+    pen = ImageDraw.Draw(image)
+    for name, box in scene:
+        color, shape = name.split()
+        x1, y1, x2, y2 = (S * v for v in box)
+        fill = tuple(min(255, max(0, v + rng.randint(-15, 15))) for v in COLORS[color])
+        if shape == "circle":
+            pen.ellipse((x1, y1, x2, y2), fill)
+        elif shape == "square":
+            pen.rectangle((x1, y1, x2, y2), fill)
+        elif shape == "triangle":
+            pen.polygon([((x1 + x2) / 2, y1), (x2, y2), (x1, y2)], fill)
+        else:
+            r, cx, cy = (x2 - x1) / 2, (x1 + x2) / 2, (y1 + y2) / 2
+            pen.polygon([(cx + (r if k % 2 == 0 else 0.4 * r) * math.sin(k * math.pi / 5),
+                          cy - (r if k % 2 == 0 else 0.4 * r) * math.cos(k * math.pi / 5)) for k in range(10)], fill)
+    return image.resize((SIDE, SIDE), Image.Resampling.BOX)
+
+
+# ------------------------------------------------------------------------------------ what the teacher reads from boxes
+
+class Thing:
+    """One annotated object, read from its category and its box (corners as fractions of the picture)."""
+
+    def __init__(self, category, box):
+        self.color, self.shape = category.split()
+        self.size = "large" if (box[2] - box[0]) * SIDE > 14.5 else "small"
+        self.column, self.row = (int((a + b) / 2 * 3) for a, b in ((box[0], box[2]), (box[1], box[3])))
+        self.place = PLACES[3 * self.row + self.column]
+
+    def __str__(self):
+        return f"{self.size} {self.color} {self.shape}"
+
+
+def read(boxes):
+    """[(category, box)] -> Things in reading order."""
+    return sorted((Thing(category, box) for category, box in boxes), key=lambda thing: (thing.row, thing.column))
+
+
+def name_of(thing, things):
+    """The shortest name that only this one has: the circle's is 'red circle' or, beside a twin, 'small red circle'."""
+    short = f"{thing.color} {thing.shape}"
+    for name in (short, f"{thing.size} {short}"):
+        if sum(str(other).endswith(name) for other in things) == 1:
+            return name
+
+
+def join(parts):
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def number_of(count, noun):
+    return f"{NUMBERS[count]} {noun}" + ("" if count == 1 else "s")
+
+
+def a(noun):
+    return ("an " if noun[0] in "aeiou" else "a ") + noun
+
+
+def captions_of(boxes, rng):
+    """Five captions as five people would write them: each sees something else worth saying, the first two everything."""
+    things = rng.sample(read(boxes), len(boxes))
+    colors, shapes = (Counter(getattr(thing, of) for thing in things) for of in ("color", "shape"))
+    return [join([f"{a(str(t))} at the {t.place}" for t in things]),
+            join([f"at the {t.place} {a(str(t))}" for t in rng.sample(things, len(things))]),
+            join([f"{a(t.color)} {t.shape} at the {t.place}" for t in things]),
+            "a picture of " + join([a(str(t)) for t in things]),
+            join([number_of(n, f"{color} shape") for color, n in colors.items()]) + ": "
+            + join([number_of(n, shape) for shape, n in shapes.items()])]
+
+
+# ---------------------------------------------------------------------------------------------------------- the teacher
+
+def _asks_color(things, rng):
+    shape = rng.choice(SHAPES)
+    found = [t for t in things if t.shape == shape]
+    if rng.random() < 0.4:
+        thing = rng.choice(things)
+        question = rng.choice((f"What color is the shape at the {thing.place}?", f"Which color does the {thing.place} shape have?"))
+        return question, f"The shape at the {thing.place} is {thing.color}."
+    if len(found) > 1 or (not found and rng.random() < 0.6):
+        return None
+    question = rng.choice((f"What color is the {shape}?", f"Which color does the {shape} have?"))
+    return question, f"The {shape} is {found[0].color}." if found else f"There is no {shape} in the image."
+
+
+def _asks_shape(things, rng):
+    color = rng.choice(list(COLORS))
+    found = [t for t in things if t.color == color]
+    if rng.random() < 0.4:
+        thing = rng.choice(things)
+        question = rng.choice((f"What shape is at the {thing.place}?", f"Which shape do you see at the {thing.place}?"))
+        return question, f"The shape at the {thing.place} is {a(thing.shape)}."
+    if len(found) > 1 or (not found and rng.random() < 0.8):
+        return None
+    question = rng.choice((f"What shape is the {color} one?", f"Which shape is {color}?"))
+    return question, f"The {color} shape is {a(found[0].shape)}." if found else f"There is no {color} shape in the image."
+
+
+def _asks_size(things, rng):
+    thing = rng.choice(things)
+    name = f"{thing.color} {thing.shape}"
+    if name_of(thing, things) != name:
+        return None
+    return rng.choice((f"How big is the {name}?", f"Is the {name} small or large?")), f"The {name} is {thing.size}."
+
+
+def _asks_total(things, rng):
+    question = rng.choice(("How many shapes are there?", "How many shapes do you see?", "Count the shapes in the image."))
+    return question, f"There {'is' if len(things) == 1 else 'are'} {number_of(len(things), 'shape')} in the image."
+
+
+def _attribute(things, rng):
+    """A word and the things it is true of; the word mostly occurs in the scene."""
+    of = rng.choice(("color", "shape", "size"))
+    pool = {"color": list(COLORS), "shape": SHAPES, "size": list(SIZES)}[of]
+    word = getattr(rng.choice(things), of) if rng.random() < 0.8 else rng.choice(pool)
+    return of, word, [t for t in things if getattr(t, of) == word]
+
+
+def _asks_count(things, rng):
+    of, word, found = _attribute(things, rng)
+    noun = word if of == "shape" else f"{word} shape"
+    question = rng.choice((f"How many {noun}s are there?", f"How many {noun}s do you see?", f"Count the {noun}s."))
+    return question, f"There {'is' if len(found) == 1 else 'are'} {number_of(len(found), noun)} in the image."
+
+
+def _asks_place(things, rng):
+    thing = rng.choice(things)
+    name = name_of(thing, things)
+    if rng.random() < 0.1:
+        name, thing = f"{rng.choice(list(COLORS))} {rng.choice(SHAPES)}", None
+        if any(str(t).endswith(name) for t in things):
+            return None
+    if not name:
+        return None
+    question = rng.choice((f"Where is the {name}?", f"Where do you see the {name}?"))
+    return question, f"The {name} is at the {thing.place}." if thing else f"There is no {name} in the image."
+
+
+def _asks_relation(things, rng):
+    if len(things) < 2:
+        return None
+    one, other = rng.sample(things, 2)
+    names = name_of(one, things), name_of(other, things)
+    across = rng.random() < 0.5
+    difference = one.column - other.column if across else one.row - other.row
+    if not all(names) or not difference:
+        return None
+    low, high = ("to the left of", "to the right of") if across else ("above", "below")
+    question = f"Is the {names[0]} {low} or {high} the {names[1]}?"
+    return question, f"The {names[0]} is {low if difference < 0 else high} the {names[1]}."
+
+
+def _asks_exists(things, rng):
+    color, shape = rng.choice(list(COLORS)), rng.choice(SHAPES)
+    if rng.random() < 0.8:  # of what is there, or a mix of two that are
+        color = rng.choice(things).color
+        shape = rng.choice([t.shape for t in things if rng.random() < 0.5 or t.color == color] or SHAPES)
+    found = any(t.color == color and t.shape == shape for t in things)
+    if found and rng.random() < 0.4:
+        return None
+    name = a(f"{color} {shape}")
+    question = rng.choice((f"Is there {name}?", f"Do you see {name} in the image?", f"Does the image show {name}?"))
+    return question, f"Yes, there is {name}." if found else f"No, there is no {name[2:].lstrip()}."
+
+
+def _asks_compare(things, rng):
+    of = rng.choice(("color", "shape"))
+    words = rng.sample(sorted({getattr(t, of) for t in things}), min(2, len({getattr(t, of) for t in things})))
+    if len(words) < 2:
+        return None
+    counts = [sum(getattr(t, of) == word for t in things) for word in words]
+    nouns = words if of == "shape" else [f"{word} shape" for word in words]
+    question = rng.choice((f"Are there more {nouns[0]}s or more {nouns[1]}s?", f"Which are more, {nouns[0]}s or {nouns[1]}s?"))
+    facts = f"There {'is' if counts[0] == 1 else 'are'} {number_of(counts[0], nouns[0])} and {number_of(counts[1], nouns[1])}"
+    if counts[0] == counts[1]:
+        return question, f"{facts}, so there are as many of one as of the other."
+    return question, f"{facts}, so there are more {nouns[counts[1] > counts[0]]}s."
+
+
+def _asks_remove(things, rng):
+    of, word, found = _attribute(things, rng)
+    if not found:
+        return None
+    noun = word if of == "shape" else f"{word} shape"
+    question = rng.choice((f"If all {noun}s were taken away, how many shapes would be left?",
+                           f"How many shapes remain without the {noun}s?"))
+    verb = "is" if len(things) == 1 else "are"
+    left = len(things) - len(found)
+    return question, (f"There {verb} {number_of(len(things), 'shape')} and {number_of(len(found), noun)}, "
+                      f"so {number_of(left, 'shape')} would be left.")
+
+
+def _asks_nearest(things, rng):
+    if len(things) < 3:
+        return None
+    thing = rng.choice(things)
+    name = name_of(thing, things)
+    others = sorted((((t.row - thing.row) ** 2 + (t.column - thing.column) ** 2, i) for i, t in enumerate(things) if t is not thing))
+    nearest = things[others[0][1]]
+    if not name or others[0][0] == others[1][0]:
+        return None
+    question = rng.choice((f"Which shape is nearest to the {name}?", f"What is closest to the {name}?"))
+    return question, (f"The {name} is at the {thing.place}, and the shape nearest to it is the {nearest} at the {nearest.place}.")
+
+
+def _asks_most(things, rng):
+    of = rng.choice(("color", "shape"))
+    ranked = Counter(getattr(t, of) for t in things).most_common(2)
+    if len(things) < 3 or len(ranked) > 1 and ranked[0][1] == ranked[1][1]:
+        return None
+    word, count = ranked[0]
+    question = rng.choice((f"Which {of} is the most common?", f"What {of} do most of the shapes have?"))
+    noun = word if of == "shape" else f"{word} shape"
+    return question, f"There are {number_of(count, noun)}, more than of any other {of}, so the answer is {word}."
+
+
+def _asks_detail(things, rng):
+    count = f"The image shows {number_of(len(things), 'shape')}."
+    return rng.choice(DETAIL), " ".join([count] + [f"There is {a(str(t))} at the {t.place}." for t in things])
+
+
+CONVERSATION = {"color": _asks_color, "shape": _asks_shape, "size": _asks_size, "total": _asks_total, "count": _asks_count,
+                "position": _asks_place, "relation": _asks_relation, "exists": _asks_exists}
+REASONING = {"compare": _asks_compare, "remove": _asks_remove, "nearest": _asks_nearest, "most": _asks_most}
+QUESTIONS = {**CONVERSATION, "detail": _asks_detail, **REASONING}
+
+
+def teach(kind, captions, boxes, rng, turns=6):
+    """The template teacher: symbols of one picture -> [(question, answer)] of a kind, as GPT-4 would be asked for.
+
+    kind: "conversation", "detail" or "reasoning"; captions: list of str; boxes: [(category, [x1, y1, x2, y2])], corners as
+    fractions of the picture. Answers are whole sentences that follow from the boxes alone.
+    """
+    things = read(boxes)
+    if kind == "detail":
+        return [_asks_detail(things, rng)]
+    pool, pairs = CONVERSATION if kind == "conversation" else REASONING, {}
+    for name in rng.choices(list(pool), k=3 * turns):
+        pair = pool[name](things, rng)
+        if pair and len(pairs) < turns:
+            pairs.setdefault(*pair)
+    return list(pairs.items())
