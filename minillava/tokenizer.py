@@ -112,9 +112,9 @@ class Tokenizer:
         """A Streamer for ids that come in one by one."""
         return Streamer(self)
 
-    def token(self, i):
-        """The vocabulary entry of an id, as `▁cat`, `<0x0A>` or `</s>`."""
-        return self._tokens[i]
+    def spell(self, ids):
+        """As decode(), but nothing is hidden: control tokens by their names, and the dummy prefix."""
+        return b"".join([self._bytes[i] or self._tokens[i].encode() for i in ids]).decode("utf-8", "one_mark_per_byte")
 
     def save(self, folder):
         """Writes tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer opens, and the tokenizer.model."""
