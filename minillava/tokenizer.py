@@ -1,114 +1,316 @@
-"""Text <-> ids, over a Hugging Face `tokenizer.json` or LLaMA's SentencePiece `tokenizer.model`.
+"""Text <-> ids, over LLaMA's SentencePiece `tokenizer.model` or a Hugging Face `tokenizer.json`.
 
-Two rules hold everywhere. Text is only text: `</s>`, `<s>` or `<image>` typed by somebody become ordinary characters, and
-a control token enters the ids as an id, put there by conversation.py. And a text is encoded in segments: what stands
-between two control tokens is one segment, and LLaMA writes a space before it (the dummy prefix `▁`) or not.
+Two rules hold everywhere. Text is only text: `</s>`, `<s>` or `<image>` typed by somebody become ordinary characters;
+a control token enters the ids as an id, put there by conversation.py. And a text is encoded in segments, the stretches
+between control tokens: LLaMA begins a segment with a space that nobody wrote, the dummy prefix `▁`, or does not.
+
+`legacy` (tokenizer_config.json; true where the key is missing) says which segments have the prefix: all of them, as in
+Vicuna v0 to v1.3, or only the first one of a text, as in Vicuna v1.5.
 """
 import codecs
 import json
 import re
+import shutil
+import struct
 from pathlib import Path
 
 import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 SPACE = "▁"  # how SentencePiece writes a space
-BYTE = re.compile("<0x([0-9A-F]{2})>")  # a byte of a character that has no piece of its own
+BYTE = re.compile("<0x([0-9A-F]{2})>")  # a piece that is one byte of a character without a piece of its own
 
 
 class Tokenizer:
-    """bos_id, eos_id, unk_id, pad_id: ids; vocab_size: one more than the highest id."""
+    """`bos_id, eos_id, unk_id, pad_id` (unk_id and pad_id may be None), `vocab_size` (the highest id + 1), `legacy`, and
+    `image_start_id, image_end_id`: the tokens around an image in LLaVA v0 and v1.1, None in all later models."""
 
-    def __init__(self, core, config):
-        """core: the parsed tokenizer.json; config: the parsed tokenizer_config.json, {} if there is none."""
-        self.added = {t["content"]: t["id"] for t in core["added_tokens"]}
-        self.prefix, self.legacy, pipeline = split_off_prefix(core)
-        self._core = tokenizers.Tokenizer.from_str(json.dumps(pipeline))
-        vocab = {**core["model"]["vocab"], **self.added}
-        self.vocab_size = max(vocab.values()) + 1
-        find = lambda name, default: vocab.get(token_text(config.get(name)) or default)
-        self.bos_id, self.eos_id = find("bos_token", "<s>"), find("eos_token", "</s>")
-        self.unk_id, self.pad_id = find("unk_token", "<unk>"), find("pad_token", "<pad>")
-        if self.pad_id is None:
-            self.pad_id = self.unk_id if self.unk_id is not None else self.eos_id
-        self.image_start_id, self.image_end_id = self.added.get("<im_start>"), self.added.get("<im_end>")
-        self._bytes = [b""] * self.vocab_size  # what each id spells; control tokens spell nothing
-        for token, i in core["model"]["vocab"].items():
-            if token not in self.added or BYTE.fullmatch(token):
-                self._bytes[i] = spell(token)
-        self._json, self._config = core, config
+    def __init__(self, first, rest, legacy, config, model_file=None):
+        """first, rest: `tokenizers` pipelines for the first segment of a text and for one without the dummy prefix;
+        config: the contents of tokenizer_config.json; model_file: the tokenizer.model that save() copies."""
+        self._first, self._rest, self.legacy, self._config, self._model_file = first, rest, legacy, config, model_file
+        first.encode_special_tokens = rest.encode_special_tokens = True  # that is: read them as text where they are typed
+        self._index()
+
+    def _index(self):
+        """What is looked up by token or by id."""
+        added = self._first.get_added_tokens_decoder()
+        self._ids = self._first.get_vocab(with_added_tokens=True)
+        self._tokens = {i: token for token, i in self._ids.items()}
+        self.vocab_size = max(self._tokens) + 1
+        spell = byte_level_speller() if "ByteLevel" in repr(self._first.decoder) else spell_piece
+        self._bytes = {i: b"" if i in added and added[i].special and not BYTE.fullmatch(token) else spell(token)
+                       for i, token in self._tokens.items()}
+        ids = {}
+        for name, default in (("bos", "<s>"), ("eos", "</s>"), ("unk", "<unk>"), ("pad", "<pad>")):
+            token = self._config.get(f"{name}_token") or default  # old LLaMA folders have "" here
+            ids[name] = self._ids.get(token["content"] if isinstance(token, dict) else token)
+        self.bos_id, self.eos_id, self.unk_id = ids["bos"], ids["eos"], ids["unk"]
+        self.pad_id = self.unk_id if ids["pad"] is None else ids["pad"]
+        if self.bos_id is None or self.eos_id is None:
+            raise ValueError("the tokenizer has no <s> or no </s>: name its bos_token and eos_token in tokenizer_config.json")
+        self.image_start_id, self.image_end_id = self._ids.get("<im_start>"), self._ids.get("<im_end>")
 
     @classmethod
     def load(cls, folder):
+        """The tokenizer of a model folder.
+
+        Where there are both files, `tokenizer.model` is read: it is the original, while a tokenizer.json was converted
+        from it by one program or another, and the converters have had their errors. Only where tokenizer.model is not
+        a SentencePiece BPE model (Llama 3 has a file of that name in another format) is tokenizer.json used. Added
+        tokens are collected from all the files that list them. OSError if there is neither, ValueError if unreadable.
+        """
         folder = Path(folder)
-        core = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        path = folder / "tokenizer_config.json"
-        return cls(core, json.loads(path.read_text(encoding="utf-8")) if path.exists() else {})
+        model_file, json_file = folder / "tokenizer.model", folder / "tokenizer.json"
+        config = read_json(folder / "tokenizer_config.json")
+        parsed = read_json(json_file)
+        if not parsed and not model_file.exists():
+            raise FileNotFoundError(f"{folder} holds neither tokenizer.model nor tokenizer.json; copy one of them there")
+        legacy = config.get("legacy") is not False
+        try:
+            parts = from_sentencepiece(model_file, legacy) if model_file.exists() else from_json(parsed, json_file)
+        except ValueError:
+            if not parsed or not model_file.exists():
+                raise
+            parts, model_file = from_json(parsed, json_file), None
+        self = cls(*parts, config, model_file if model_file and model_file.exists() else None)
+        added = {t["id"]: t["content"] for t in parsed.get("added_tokens", [])}
+        added |= {int(i): t["content"] for i, t in config.get("added_tokens_decoder", {}).items()}
+        added |= {i: token for token, i in read_json(folder / "added_tokens.json").items()}
+        for i, token in sorted(added.items()):
+            if self.add(token) != i:
+                raise ValueError(f"{folder}: the added token {token!r} should have id {i}, but comes to {self._ids[token]}")
+        return self
+
+    def add(self, token):
+        """Gives a control token such as <image> the next free id, if it has none yet; returns its id."""
+        if token not in self._ids:
+            for pipeline in (self._first, self._rest):
+                pipeline.add_special_tokens([token])
+            self._index()
+        return self._ids[token]
 
     def encode(self, text):
         """A string -> list of ids, BOS first."""
         return [self.bos_id, *self.segment(text)]
 
-    def segment(self, text, prefix=True):
-        """Ids of a stretch of text without BOS; prefix=False where it continues the text before it."""
+    def segment(self, text, first=True):
+        """Ids of one stretch of text, without BOS; first=False leaves out the dummy prefix."""
         if not text:
             return []
-        if prefix and self.prefix:
-            text = self.prefix + text
-        return self._core.encode(text, add_special_tokens=False).ids
+        try:
+            return (self._first if first else self._rest).encode(text, add_special_tokens=False).ids
+        except TypeError:
+            raise ValueError(f"{text!r:.80} is not a string of Unicode characters (half a surrogate pair?)") from None
 
     def decode(self, ids):
-        """A list of ids -> the string they spell, control tokens skipped."""
+        """A list of ids -> the text they spell. Control tokens, image tokens and ids beyond the vocabulary spell nothing."""
         stream = self.streamer()
         return stream.put(*ids) + stream.end()
 
     def streamer(self):
+        """A Streamer for ids that come in one by one."""
         return Streamer(self)
 
+    def token(self, i):
+        """The vocabulary entry of an id, as `▁cat`, `<0x0A>` or `</s>`."""
+        return self._tokens[i]
+
     def save(self, folder):
+        """Writes tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer opens, and the tokenizer.model."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "tokenizer.json").write_text(json.dumps(self._json, ensure_ascii=False, indent=1), encoding="utf-8")
-        (folder / "tokenizer_config.json").write_text(json.dumps(self._config, indent=2), encoding="utf-8")
+        self._first.save(str(folder / "tokenizer.json"))
+        if self._model_file and self._model_file.resolve() != (folder / "tokenizer.model").resolve():
+            shutil.copyfile(self._model_file, folder / "tokenizer.model")
+        names = {"bos_token": self.bos_id, "eos_token": self.eos_id, "unk_token": self.unk_id, "pad_token": self.pad_id}
+        config = {**self._config, **{name: self._tokens[i] for name, i in names.items() if i is not None}, "legacy": self.legacy}
+        # The one class that runs tokenizer.json as it is: LlamaTokenizer of transformers 5 builds another pipeline from it.
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        text = json.dumps(config, ensure_ascii=False, indent=2)
+        (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
 
 class Streamer:
-    """Ids in, text out, never half a UTF-8 character: `put` returns what is certain, `end` the rest."""
+    """Ids in, text out, never half a UTF-8 character: `put` returns what has become certain, `end` the rest."""
 
     def __init__(self, tokenizer):
-        self._bytes, self._first = tokenizer._bytes, bool(tokenizer.prefix)
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._bytes, self._at_start = tokenizer._bytes, True
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("one_mark_per_byte")
 
     def put(self, *ids):
-        spelled = b"".join([self._bytes[i] for i in ids])
-        if self._first and spelled:  # the dummy prefix is no part of the text
-            spelled, self._first = spelled.removeprefix(b" "), False
+        spelled = b"".join([self._bytes.get(i, b"") for i in ids])
+        if self._at_start and spelled:  # the dummy prefix is no part of the text
+            spelled, self._at_start = spelled.removeprefix(b" "), False
         return self._utf8.decode(spelled)
 
     def end(self):
         return self._utf8.decode(b"", final=True)
 
 
-def token_text(token):
-    """tokenizer_config.json names a token by its text or by a dict around it."""
-    return token["content"] if isinstance(token, dict) else token
+# Bytes that are no UTF-8 become one U+FFFD each, as in SentencePiece ("replace" writes one for several).
+codecs.register_error("one_mark_per_byte", lambda error: ("\ufffd" * (error.end - error.start), error.end))
 
 
-def spell(token):
-    byte = BYTE.fullmatch(token)
-    return bytes.fromhex(byte[1]) if byte else token.replace(SPACE, " ").encode()
+def spell_piece(piece):
+    byte = BYTE.fullmatch(piece)
+    return bytes.fromhex(byte[1]) if byte else piece.replace(SPACE, " ").encode()
 
 
-def split_off_prefix(core):
-    """The dummy prefix is taken out of the pipeline of a tokenizer.json and left to `segment`.
+def byte_level_speller():
+    """GPT-2's and Llama 3's vocabularies write each byte as one printable character: the 188 that print stand for themselves."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    other = [byte for byte in range(256) if byte not in printable]
+    alphabet = {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(other)}
+    return lambda token: bytes(alphabet[c] for c in token) if all(c in alphabet for c in token) else token.encode()
 
-    Returns (prefix, legacy, pipeline); legacy: every segment gets the prefix, not only the first of a text.
+
+def read_json(path):
+    """A parsed JSON object; {} where the file does not exist."""
+    try:
+        parsed = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); download it again") from None
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{path} is not a JSON object; download it again")
+    return parsed
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# tokenizer.json
+
+def from_json(parsed, path):
+    """A parsed tokenizer.json -> (first, rest, legacy): `rest` is the same pipeline without the dummy prefix."""
+    try:
+        first = tokenizers.Tokenizer.from_str(json.dumps({**parsed, "padding": None, "truncation": None}))
+    except Exception as error:  # the package raises no narrower class
+        raise ValueError(f"{path} is not a tokenizer ({error}); download it again") from None
+    prefixing = []  # one entry for each step that writes the prefix: True if it does so in every segment
+
+    def without_prefix(step):
+        """A step of the pipeline, or None, with the prefix taken out of it."""
+        if not step:
+            return step
+        for inner in ("normalizers", "pretokenizers"):
+            if inner in step:
+                return {**step, inner: [s for s in map(without_prefix, step[inner]) if s]}
+        if step["type"] == "Prepend":
+            prefixing.append(True)
+            return None
+        if step["type"] == "Metaspace" and step["prepend_scheme"] != "never":
+            prefixing.append(step["prepend_scheme"] == "always")
+            return {**step, "prepend_scheme": "never"}
+        return step
+
+    now = json.loads(rebuild(first, first.normalizer, first.pre_tokenizer, empty=True).to_str())  # in today's spelling
+    steps = {name: without_prefix(now[name]) for name in ("normalizer", "pre_tokenizer")}
+    rest = tokenizers.Tokenizer.from_str(json.dumps({**now, **steps}))
+    return first, rebuild(first, rest.normalizer, rest.pre_tokenizer), all(prefixing)
+
+
+def rebuild(tokenizer, normalizer, pre_tokenizer, empty=False):
+    """The same model (shared, not copied) and added tokens, or an empty model, in another pipeline."""
+    new = tokenizers.Tokenizer(models.BPE() if empty else tokenizer.model)
+    if normalizer:
+        new.normalizer = normalizer
+    if pre_tokenizer:
+        new.pre_tokenizer = pre_tokenizer
+    if not empty:
+        new.add_tokens([token for _, token in sorted(tokenizer.get_added_tokens_decoder().items())])
+    return new
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# tokenizer.model: the protobuf message sentencepiece.ModelProto
+
+NORMAL, UNKNOWN, CONTROL, BYTE_PIECE = 1, 2, 3, 6  # ModelProto.SentencePiece.Type
+
+
+def from_sentencepiece(path, legacy):
+    """A SentencePiece BPE model -> (first, rest, legacy); ids equal those of SentencePiece on every text.
+
+    SentencePiece merges, again and again, the neighbours that together make the piece of the highest score, the
+    leftmost ones first. `tokenizers` wants a ranked list of pairs instead: every way to cut a piece in two, by score.
+    The trap is equal scores. LLaMA gives all runs of spaces, `▁▁` to 16 times `▁`, the score -1e9, so that they are
+    merged after everything else ("x▁▁hello" is x ▁ ▁hello, not x ▁▁ hello), and then from the left, each run growing
+    space by space. So among equals the longest piece goes first, or twenty spaces would become 8 and 12, not 16 and 4.
     """
-    core = {**core, "added_tokens": [], "post_processor": None}
-    norm, pre = core.get("normalizer"), core.get("pre_tokenizer")
-    if norm and norm["type"] == "Sequence" and norm["normalizers"][0]["type"] == "Prepend":
-        core["normalizer"] = {"type": "Sequence", "normalizers": norm["normalizers"][1:]}
-        return norm["normalizers"][0]["prepend"], True, core
-    if pre and pre["type"] == "Metaspace" and pre.get("prepend_scheme", "always") != "never":
-        core["pre_tokenizer"] = {**pre, "prepend_scheme": "never"}
-        return pre["replacement"], pre.get("prepend_scheme", "always") == "always", core
-    return "", True, core
+    pieces, byte_fallback, dummy_prefix = read_sentencepiece(path)
+    vocab = {piece: i for i, (piece, _, _) in enumerate(pieces)}
+    mergeable = {piece for piece, _, kind in pieces if kind == NORMAL}
+    merges = []
+    for piece, score, kind in pieces:
+        if kind == NORMAL:
+            for cut in range(1, len(piece)):
+                if piece[:cut] in mergeable and piece[cut:] in mergeable:
+                    merges.append((-score, -len(piece), piece[:cut], piece[cut:]))
+    merges.sort(key=lambda merge: merge[:2])  # stable: equals stay in the order of the vocabulary
+    unknown = next((piece for piece, _, kind in pieces if kind == UNKNOWN), None)
+    first = tokenizers.Tokenizer(models.BPE(vocab, [merge[2:] for merge in merges], unk_token=unknown, fuse_unk=True,
+                                            byte_fallback=byte_fallback))
+    first.add_special_tokens([AddedToken(piece, special=True, normalized=False)
+                              for piece, _, kind in pieces if kind in (UNKNOWN, CONTROL)])
+    spaces = normalizers.Replace(" ", SPACE)
+    rest = rebuild(first, spaces, None)
+    first.normalizer = spaces
+    strip = [decoders.Strip(" ", 1, 0)] if dummy_prefix else []
+    first.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    if "<s>" in vocab:
+        first.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B", [("<s>", vocab["<s>"])])
+    if dummy_prefix and legacy:
+        first.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces])
+    elif dummy_prefix:
+        # Metaspace alone knows which segment is the first, but puts no prefix before a text that begins with its own
+        # character. So one whose character cannot occur (the spaces are ▁ by now) writes it, and a second one turns it into ▁.
+        first.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(" ", "first", split=False),
+                                                       pre_tokenizers.Metaspace(SPACE, "never", split=False)])
+    return first, rest, legacy
+
+
+def read_sentencepiece(path):
+    """-> ([(piece, score, kind)] by id, byte_fallback, dummy_prefix); ValueError for what is not an exactly known BPE."""
+    try:
+        model = fields(path.read_bytes())
+        pieces = []
+        for message in model[1]:
+            piece = fields(message)
+            kind = piece.get(3, [NORMAL])[-1]
+            pieces.append((piece[1][-1].decode(), struct.unpack("<f", piece.get(2, [bytes(4)])[-1])[0], kind))
+        trainer, normalizer = fields(model[2][-1]), fields(model[3][-1])
+    except (KeyError, IndexError, ValueError, struct.error, AttributeError, TypeError):
+        raise ValueError(f"{path} is not a whole SentencePiece model; download it again") from None
+    if trainer.get(3, [1])[-1] != 2:
+        raise ValueError(f"{path} is not a BPE model as LLaMA's is; give the folder a tokenizer.json instead")
+    odd = {kind for _, _, kind in pieces} - {NORMAL, UNKNOWN, CONTROL, BYTE_PIECE}
+    if odd or normalizer.get(2, [b""])[-1] or normalizer.get(4, [1])[-1] or trainer.get(24, [0])[-1]:
+        raise ValueError(f"{path} rewrites its text or has symbols of its own, unlike LLaMA's; give the folder a tokenizer.json")
+    return pieces, bool(trainer.get(35, [0])[-1]), bool(normalizer.get(3, [1])[-1])
+
+
+def fields(message):
+    """One protobuf message -> {field number: [values]}; a value is an int (varint) or bytes (everything else)."""
+    found, at = {}, 0
+
+    def varint():
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte, at = message[at], at + 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while at < len(message):
+        key = varint()
+        if key & 7 == 0:
+            value = varint()
+        else:
+            size = {1: 8, 5: 4}.get(key & 7) or varint()
+            if key & 7 not in (1, 2, 5) or at + size > len(message):
+                raise ValueError("not a protobuf message, or cut short")
+            value, at = message[at:at + size], at + size
+        found.setdefault(key >> 3, []).append(value)
+    return found
