@@ -24,7 +24,7 @@ from torch import nn
 
 from minillava.language import LanguageConfig, LanguageModel
 from minillava.model import Llava, LlavaConfig, make_projector
-from minillava.tokenizer import Tokenizer
+from minillava.tokenizer import Tokenizer, read_json
 from minillava.vision import IMAGE_MEAN, IMAGE_STD, VisionConfig, VisionTower
 
 TOY = Path(__file__).parent / "toy"  # the shipped miniature
@@ -51,19 +51,6 @@ TOWER_SIZES = {"openai/clip-vit-large-patch14": 224, "openai/clip-vit-large-patc
 
 
 # ---- reading files: they come from strangers ----
-
-def read_json(path):
-    """The object in a JSON file; {} where there is no such file."""
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); download it again") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} does not hold a JSON object; download it again")
-    return value
-
 
 def read_tensors(path):
     """A file of weights, or a folder with one or with shards and their index -> {name: tensor}, memory-mapped."""
@@ -408,7 +395,7 @@ def save_llava(model, tokenizer, path):
     largest).
     """
     config, tensors = model.config, dict(model.named_parameters())
-    image_id, D = tokenizer.added.get("<image>", tokenizer.vocab_size), config.language.hidden_size
+    image_id, D = tokenizer.add("<image>"), config.language.hidden_size
     language = dataclasses.replace(config.language, vocab_size=max(config.language.vocab_size, image_id + 1))
     if language != config.language:
         for name in {"language_model.embed_tokens.weight", "language_model.lm_head.weight"} & tensors.keys():
@@ -437,16 +424,7 @@ def save_llava(model, tokenizer, path):
             "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1},  # the class token
         "minillava.json": {field.name: getattr(config, field.name) for field in dataclasses.fields(config)
                            if field.name not in ("vision", "language")}}
-
-    def save_tokenizer(folder):
-        tokenizer.save(folder)
-        if "<image>" not in tokenizer.added:
-            core = read_json(folder / "tokenizer.json")
-            core["added_tokens"].append({"id": image_id, "content": "<image>", "special": True, "normalized": False,
-                                         "single_word": False, "lstrip": False, "rstrip": False})
-            write_json(folder / "tokenizer.json", core)
-
-    _write(path, tensors, files, save_tokenizer)
+    _write(path, tensors, files, tokenizer.save)
 
 
 def save_language(model, tokenizer, path):
