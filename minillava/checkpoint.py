@@ -4,12 +4,15 @@ A folder is known by what is in its files, never by its name. Each layout has on
 tensor that is missing, unexpected or of another shape is an error that names it. Files are memory-mapped and their
 tensors become the model's own: a 7B model needs the memory of its weights and no more.
 """
+import argparse
 import dataclasses
 import json
+import math
 import os
 import pickle
 import re
 import shutil
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -21,7 +24,7 @@ from torch import nn
 
 from minillava.language import LanguageConfig, LanguageModel
 from minillava.model import Llava, LlavaConfig, make_projector
-from minillava.tokenizer import Tokenizer
+from minillava.tokenizer import Tokenizer, read_json
 from minillava.vision import IMAGE_MEAN, IMAGE_STD, VisionConfig, VisionTower
 
 TOY = Path(__file__).parent / "toy"  # the shipped miniature
@@ -42,21 +45,12 @@ LLAVA_HF_5 = {"model.language_model.": "language_model.", "lm_head.": "language_
               "model.multi_modal_projector.linear_2.": "mm_projector.2."}
 BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")  # computed here, stored by old versions
 
+CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+          "image_size": 336, "patch_size": 14}  # vision_config of a llava-hf folder that leaves it out
+TOWER_SIZES = {"openai/clip-vit-large-patch14": 224, "openai/clip-vit-large-patch14-336": 336}  # mm_vision_tower
+
 
 # ---- reading files: they come from strangers ----
-
-def read_json(path):
-    """The object in a JSON file; {} where there is no such file."""
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); download it again") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} does not hold a JSON object; download it again")
-    return value
-
 
 def read_tensors(path):
     """A file of weights, or a folder with one or with shards and their index -> {name: tensor}, memory-mapped."""
@@ -118,167 +112,225 @@ def fill(module, tensors, source, device, dtype):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ValueError(f"{source} {what} {', '.join(names[:3])}{more}")
-    for name, parameter in parameters.items():
-        if name in tensors and tensors[name].shape != parameter.shape:
-            raise ValueError(f"{source}: {name} is {list(tensors[name].shape)}, "
-                             f"but the config says {list(parameter.shape)}")
+    for name, tensor in tensors.items():
+        if tensor.shape != parameters[name].shape or not tensor.is_floating_point():
+            raise ValueError(f"{source}: {name} is {tensor.dtype} {list(tensor.shape)}, "
+                             f"but the config says {list(parameters[name].shape)}")
     new = {}
     for name, parameter in parameters.items():
-        if parameter not in new:  # tied parameters stay one
+        if parameter not in new:
             new[parameter] = nn.Parameter(tensors[name].to(device, dtype))
+        elif name in tensors and not torch.equal(tensors[name].to(device, dtype), new[parameter]):
+            raise ValueError(f"{source}: the config ties {name} to another tensor, but the two differ")
         owner, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(owner), leaf, new[parameter])
     return module
 
 
-def _resolve(device, dtype, tensors):
-    """"auto": the GPU if there is one; the dtype of the file."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if dtype == "auto":
-        dtype = next(iter(tensors.values())).dtype
-    return device, getattr(torch, dtype) if isinstance(dtype, str) else dtype
-
-
 # ---- configs ----
 
-def _config(cls, data, fixed, source):
-    """Those fields of a config.json that the class has; `fixed` are the values that the code knows of others."""
-    for name, value in fixed.items():
-        if data.get(name, value) != value:
-            raise ValueError(f"{source}: {name} {data[name]!r} is not supported, only {value!r}")
-    return cls(**{field.name: data[field.name] for field in dataclasses.fields(cls) if field.name in data})
+def check(data, known, source):
+    """`known`: the values of a field for which our code computes the right thing, its default first."""
+    for name, values in known.items():
+        if data.get(name, values[0]) not in values:
+            raise ValueError(f"{source}: {name} {data[name]!r} is not supported, only {' or '.join(map(repr, values))}")
+
+
+def _fields(cls, data):
+    return {field.name: data[field.name] for field in dataclasses.fields(cls) if field.name in data}
 
 
 def vision_config(data, source):
-    return _config(VisionConfig, data, {"hidden_act": "quick_gelu", "num_channels": 3}, source)
+    check(data, {"model_type": ["clip_vision_model", "clip"], "hidden_act": ["quick_gelu"], "num_channels": [3]}, source)
+    return VisionConfig(**_fields(VisionConfig, data))
 
 
 def language_config(data, source):
-    data = dict(data)
-    rope = data.pop("rope_parameters", None) or data.pop("rope_scaling", None) or {}  # transformers 5, 4
-    data["rope_theta"] = rope.get("rope_theta", data.get("rope_theta", LanguageConfig.rope_theta))
+    rope = data.get("rope_parameters") or data.get("rope_scaling") or {}  # the words of transformers 5, and of 4
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "linear", "llama3"):
-        raise ValueError(f"{source}: rope scaling {kind!r} is not supported, only 'linear' and 'llama3'")
-    scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "type")} | {"rope_type": kind}
-    data["rope_scaling"] = scaling if kind != "default" else None
-    return _config(LanguageConfig, data, {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}, source)
+    scaling = {"default": [], "linear": ["factor"], "llama3": ["factor", "low_freq_factor", "high_freq_factor",
+                                                              "original_max_position_embeddings"]}
+    if kind not in scaling or not rope.keys() >= set(scaling[kind]):
+        raise ValueError(f"{source}: rope scaling {rope} is not supported, only 'linear' and 'llama3' with all they need")
+    data = data | {"rope_theta": rope.get("rope_theta", data.get("rope_theta", LanguageConfig.rope_theta)),
+                   "rope_scaling": {"rope_type": kind} | {name: rope[name] for name in scaling[kind]} if scaling[kind] else None}
+    check(data, {"model_type": ["llama", "llava", "llava_llama"], "hidden_act": ["silu"], "attention_bias": [False],
+                 "mlp_bias": [False]}, source)
+    return LanguageConfig(**_fields(LanguageConfig, data))
 
+
+def image_fields(path):
+    """What preprocessor_config.json decides of a LlavaConfig."""
+    data = read_json(path / "preprocessor_config.json") or read_json(path / "processor_config.json").get("image_processor", {})
+    return {"image_mean": tuple(data.get("image_mean", IMAGE_MEAN)), "image_std": tuple(data.get("image_std", IMAGE_STD)),
+            "image_aspect_ratio": "pad" if data.get("do_pad") else "square"}
+
+
+# ---- one reader per layout: folder -> (config, {name here: tensor}) ----
 
 def _folder(path):
     """(path, its config.json)"""
     path = Path(path)
     if not path.is_dir():
-        raise FileNotFoundError(f"there is no folder {path}")
+        raise FileNotFoundError(f"there is no folder {path} (from the hub: hf download NAME --local-dir FOLDER)")
+    if (path / "adapter_config.json").exists():
+        raise ValueError(f"{path} holds a LoRA adapter: merge it into its base model first")
     config = read_json(path / "config.json")
     if not config:
         raise FileNotFoundError(f"{path} has no config.json: it is not a folder of weights as they are published")
     return path, config
 
 
-def _read_vision(path):
-    path, config = _folder(path)
+def read_vision(path):
+    """openai/clip-vit-*: the whole CLIP or the image tower alone."""
+    path, data = _folder(path)
     tensors = rename(read_tensors(path), CLIP)
-    return vision_config(config.get("vision_config") or config, path / "config.json"), tensors
+    return vision_config(data.get("vision_config") or data, path / "config.json"), tensors
 
 
-def _read_language(path):
-    path, config = _folder(path)
-    return language_config(config, path / "config.json"), rename(read_tensors(path), LLAMA)
+def read_language(path):
+    """lmsys/vicuna-* and every other Llama."""
+    path, data = _folder(path)
+    config, tensors = language_config(data, path / "config.json"), rename(read_tensors(path), LLAMA)
+    return config, tensors
 
 
-def _read_preprocessor(path):
-    """The fields of LlavaConfig that preprocessor_config.json decides."""
-    data = read_json(path / "preprocessor_config.json") or read_json(path / "processor_config.json").get("image_processor", {})
-    return {"image_mean": tuple(data.get("image_mean", IMAGE_MEAN)), "image_std": tuple(data.get("image_std", IMAGE_STD))}
+def read_projector(path):
+    """mm_projector.bin, of any stage 1 -> (kind, tensors)"""
+    tensors = {}
+    for name, tensor in read_tensors(path).items():
+        before, found, after = name.rpartition("mm_projector.")
+        if not found:  # embed_tokens: rows of <im_start> and <im_end>, which the language model does not have
+            raise ValueError(f"{path} holds {name} beside the projector: it belongs to one language model only")
+        tensors["mm_projector." + after] = tensor
+    depth = sum(name.endswith(".weight") for name in tensors)
+    return "linear" if "mm_projector.weight" in tensors else f"mlp{depth}x_gelu", tensors
+
+
+def read_llava(path, data, tensors, vision=None):
+    """liuhaotian/llava-*: a Llama with `mm_` fields. Most have no tower of their own: it comes from `vision`."""
+    source, name = path / "config.json", data.get("mm_vision_tower") or "openai/clip-vit-large-patch14"
+    tensors = rename(tensors, LLAVA)
+    tower = {name[len("vision_tower."):]: tensors.pop(name) for name in list(tensors) if name.startswith("vision_tower.")}
+    if tower and vision is not None:
+        raise ValueError(f"{path} has a vision tower of its own: leave vision= away")
+    if tower:
+        D, _, P, _ = tower["embeddings.patch_embedding.weight"].shape
+        positions = len(tower["embeddings.position_embedding.weight"])
+        # Nothing in the folder says the number of heads; in every CLIP of OpenAI's they are 64 wide.
+        eye = VisionConfig(D, len(tower["encoder.layers.0.mlp.fc1.weight"]), sum(key.endswith("fc1.weight") for key in tower),
+                           D // 64, P * math.isqrt(positions - 1), P)
+        fields = image_fields(path)
+    else:
+        if vision is None and not Path(name).is_dir():
+            raise ValueError(f"{path} has no vision tower: download {name} and give its folder as vision=")
+        vision = Path(vision or name)
+        eye, tower = read_vision(vision)
+        fields = image_fields(vision)
+    if eye.image_size != TOWER_SIZES.get(name, eye.image_size):
+        raise ValueError(f"{path} was trained with {name}, but {vision} is for images of {eye.image_size} pixels")
+    check(data, {"mm_vision_select_feature": ["patch"], "image_aspect_ratio": ["square", "pad", None],
+                 "mm_resampler_type": [None]}, source)
+    fields |= {"image_aspect_ratio": data.get("image_aspect_ratio") or "square"}
+    config = LlavaConfig(eye, language_config(data, source), data.get("mm_projector_type", "linear"),
+                         data.get("mm_vision_select_layer", -2), mm_use_im_start_end=data.get("mm_use_im_start_end", False), **fields)
+    return config, tensors | {f"vision_tower.{name}": tensor for name, tensor in tower.items()}
+
+
+def read_llava_hf(path, data, tensors):
+    """llava-hf/llava-1.5-*, and what save_llava writes: with minillava.json, which says what this layout cannot."""
+    source, own = path / "config.json", read_json(path / "minillava.json")
+    tensors = rename(tensors, LLAVA_HF | LLAVA_HF_5)
+    check(data, {"projector_hidden_act": ["gelu", "linear"], "vision_feature_select_strategy": ["default"],
+                 "multimodal_projector_bias": [True]}, source)
+    fields = image_fields(path) | {"vision_feature_layer": data.get("vision_feature_layer", -2)}
+    if data.get("projector_hidden_act") == "linear":  # one matrix, then the identity: see save_llava
+        fields["projector"] = "linear"
+        bias, weight = tensors.pop("mm_projector.2.bias"), tensors.pop("mm_projector.2.weight")
+        if bias.any() or not torch.equal(weight, torch.eye(len(weight), dtype=weight.dtype)):
+            raise ValueError(f"{path}: two projector layers without an activation between them are not supported")
+        if own.get("projector") != "mlp1x_gelu":
+            tensors = rename(tensors, {"mm_projector.0.": "mm_projector."})
+    fields |= {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
+    unknown = fields.keys() - {field.name for field in dataclasses.fields(LlavaConfig)}
+    if unknown:
+        raise ValueError(f"{path / 'minillava.json'}: unknown {', '.join(sorted(unknown))}; a newer version wrote it")
+    return LlavaConfig(vision_config(data.get("vision_config") or CLIP_L, source),
+                       language_config(data.get("text_config") or {}, source), **fields), tensors
+
+
+def compose(vision, language, projector):
+    """A CLIP, a Llama and a projector, as training begins: `projector` is a file, or the kind of a new one."""
+    (eye, eye_tensors), (mouth, mouth_tensors) = read_vision(vision), read_language(language)
+    if re.fullmatch(r"linear|mlp\dx_gelu", str(projector)):
+        kind, new = projector, make_projector(projector, eye.hidden_size, mouth.hidden_size)
+        tensors = {f"mm_projector.{name}": tensor for name, tensor in new.state_dict().items()}
+    else:
+        kind, tensors = read_projector(projector)
+    tensors |= {f"vision_tower.{name}": tensor for name, tensor in eye_tensors.items()}
+    tensors |= {f"language_model.{name}": tensor for name, tensor in mouth_tensors.items()}
+    return LlavaConfig(eye, mouth, kind, **image_fields(Path(vision))), tensors
 
 
 # ---- loading ----
 
 def _build(cls, config, tensors, source, device, dtype):
-    device, dtype = _resolve(device, dtype, tensors)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto":  # that of the file; of the Llama, where there are several
+        words = [tensor.dtype for name, tensor in tensors.items() if name.endswith("embed_tokens.weight")]
+        dtype = (words or [tensor.dtype for tensor in tensors.values()])[0]
     with torch.device("meta"):
         module = cls(config)
-    return fill(module, tensors, source, device, dtype)
+    return fill(module, tensors, source, device, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
 
 
 def load_vision(path, device="auto", dtype="auto"):
-    """A CLIP folder (whole or vision only) -> VisionTower."""
-    config, tensors = _read_vision(path)
-    return _build(VisionTower, config, tensors, path, device, dtype)
+    """A CLIP folder -> VisionTower."""
+    return _build(VisionTower, *read_vision(path), path, device, dtype)
 
 
 def load_language(path, device="auto", dtype="auto"):
     """The folder of a Vicuna or any other Llama -> (LanguageModel, Tokenizer)."""
-    config, tensors = _read_language(path)
-    return _build(LanguageModel, config, tensors, path, device, dtype), Tokenizer.load(path)
+    return _build(LanguageModel, *read_language(path), path, device, dtype), Tokenizer.load(path)
 
 
 def load_llava(path=None, *, vision=None, language=None, projector=None, device="auto", dtype="auto"):
-    """-> (Llava, Tokenizer): from one folder, or composed of a CLIP, a Llama and a projector. path=None: the miniature.
+    """-> (Llava, Tokenizer). One of:
 
-    `projector` is a file (mm_projector.bin), or a kind ("linear", "mlp2x_gelu") for a new one that is yet to be trained.
-    dtype "auto" is that of the file (of the Llama, where there are several).
+        load_llava()                                       the shipped miniature
+        load_llava(FOLDER)                                 llava-hf/llava-1.5-7b-hf, or what save_llava wrote
+        load_llava(FOLDER, vision=CLIP)                    liuhaotian/llava-v1.5-7b, which has no tower of its own
+        load_llava(vision=CLIP, language=LLAMA, projector=FILE)    FILE: mm_projector.bin, or "linear" or "mlp2x_gelu": a new one
+
+    device "auto" is the GPU if there is one, dtype "auto" is that of the file. A folder without minillava.json does not
+    say its template: it is taken for vicuna_v1, LLaVA-1.5's. OSError or ValueError, in one line, if it cannot be had.
     """
-    if path is None and language is not None:
-        if vision is None or projector is None:
-            raise ValueError("a LLaVA composed with language= needs vision= and projector= too")
-        config, tensors, source = _compose(vision, language, projector)
-        tokenizer = Tokenizer.load(language)
+    if language is not None or projector is not None:
+        if path is not None or None in (vision, language, projector):
+            raise ValueError("give either one folder, or vision=, language= and projector= together")
+        return (_build(Llava, *compose(vision, language, projector), f"{vision} + {language} + {projector}", device, dtype),
+                Tokenizer.load(language))
+    path, data = _folder(path or TOY / "llava")
+    tensors = read_tensors(path)
+    if any("multi_modal_projector." in name for name in tensors):
+        if vision is not None:
+            raise ValueError(f"{path} has a vision tower of its own: leave vision= away")
+        config, tensors = read_llava_hf(path, data, tensors)
+    elif any("mm_projector." in name for name in tensors):
+        config, tensors = read_llava(path, data, tensors, vision)
     else:
-        source, _ = _folder(path or TOY / "llava")
-        config, tensors = _read_hf(source)
-        tokenizer = Tokenizer.load(source)
-    if dtype == "auto":
-        dtype = tensors["language_model.embed_tokens.weight"].dtype
-    return _build(Llava, config, tensors, source, device, dtype), tokenizer
-
-
-def _compose(vision, language, projector):
-    vision_config, vision_tensors = _read_vision(vision)
-    language_config, language_tensors = _read_language(language)
-    if isinstance(projector, str) and re.fullmatch(r"linear|mlp\dx_gelu", projector):
-        kind = projector
-        new = make_projector(kind, vision_config.hidden_size, language_config.hidden_size).state_dict()
-        projector_tensors = {f"mm_projector.{name}": tensor for name, tensor in new.items()}
-    else:
-        projector_tensors = {"mm_projector." + name.split("mm_projector.")[-1]: tensor
-                             for name, tensor in read_tensors(projector).items()}
-        depth = sum(name.endswith("weight") for name in projector_tensors)
-        kind = "linear" if "mm_projector.weight" in projector_tensors else f"mlp{depth}x_gelu"
-    config = LlavaConfig(vision_config, language_config, projector=kind, **_read_preprocessor(Path(vision)))
-    tensors = {f"vision_tower.{name}": tensor for name, tensor in vision_tensors.items()}
-    tensors |= {f"language_model.{name}": tensor for name, tensor in language_tensors.items()}
-    return config, tensors | projector_tensors, f"{vision} + {language} + {projector}"
-
-
-def _read_hf(path):
-    data = read_json(path / "config.json")
-    tensors = rename(read_tensors(path), LLAVA_HF | LLAVA_HF_5)
-    own = read_json(path / "minillava.json")
-    projector = own.get("projector", "mlp2x_gelu")
-    if data.get("projector_hidden_act", "gelu") == "linear":  # W, then the identity: see save_llava
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("mm_projector.2.")}
-        if projector == "linear":
-            tensors = rename(tensors, {"mm_projector.0.": "mm_projector."})
-    fields = {"vision_feature_layer": data.get("vision_feature_layer", -2)} | _read_preprocessor(path) | own
-    fields |= {"image_mean": tuple(fields["image_mean"]), "image_std": tuple(fields["image_std"])}
-    config = LlavaConfig(vision_config(data.get("vision_config", CLIP_L), path / "config.json"),
-                         language_config(data.get("text_config", {}), path / "config.json"), **fields)
-    return config, tensors
-
-
-CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-          "image_size": 336, "patch_size": 14}  # vision_config of a LLaVA that leaves it out
+        raise ValueError(f"{path} has no projector: it is a {data.get('model_type', 'model')}, not a LLaVA; "
+                         "give it as vision= or language=, with the other one and projector=")
+    return _build(Llava, config, tensors, path, device, dtype), Tokenizer.load(path)
 
 
 # ---- saving ----
 
-def _write(path, tensors, files, tokenizer=None):
-    """A whole folder: {name: tensor} in shards, {file name: JSON}, the tokenizer.
+def _write(path, tensors, files, save_more=lambda folder: None, change=lambda name, tensor: tensor):
+    """A whole folder: {name: tensor} in shards, {file name: JSON}, and what `save_more` puts there.
 
-    All is written under another name first and then moved: a run killed while it writes leaves the old files whole.
+    All is written under another name first and moved at the end: a run killed while it writes leaves the old files whole.
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
@@ -292,82 +344,155 @@ def _write(path, tensors, files, tokenizer=None):
     names = ["model.safetensors"]
     if len(shards) > 1:
         names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-        weight_map = {name: file for file, shard in zip(names, shards) for name in shard}
-        total = sum(tensor.nbytes for tensor in tensors.values())
-        files = files | {"model.safetensors.index.json": {"metadata": {"total_size": total}, "weight_map": weight_map}}
+        index = {"metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
+                 "weight_map": {name: file for file, shard in zip(names, shards) for name in shard}}
+        files = files | {"model.safetensors.index.json": index}
     new = Path(tempfile.mkdtemp(prefix=".new-", dir=path))
     try:
-        for name, shard in zip(names, shards):
-            save_file({key: tensor.detach().contiguous() for key, tensor in shard.items()}, new / name, {"format": "pt"})
-        for name, value in files.items():
-            (new / name).write_text(json.dumps(value, indent=2) + "\n", "utf-8")
-        if tokenizer is not None:
-            tokenizer.save(new)
-        for old in path.glob("model*.safetensors*"):  # shards of an earlier save would stand beside the new ones
-            if not (new / old.name).exists():
-                old.unlink()
-        for file in new.iterdir():
-            os.replace(file, path / file.name)
+        for file, shard in zip(names, shards):
+            save_file({name: change(name, tensor.detach()).contiguous() for name, tensor in shard.items()}, new / file, {"format": "pt"})
+        save_more(new)
+        for file, value in files.items():
+            write_json(new / file, value)
+        written = sorted(file.name for file in new.iterdir())
+        for file in written:
+            os.replace(new / file, path / file)
     finally:
         shutil.rmtree(new)
+    for old in path.glob("model*.safetensors*"):  # shards of an earlier save do not belong to these
+        if old.name not in written:
+            old.unlink()
 
 
-def _dtype_name(tensors):
-    return str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+def write_json(path, value):
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def preprocessor_json(config):
+def _describe(architecture, model_type, tensors, **fields):
+    """A config.json in the words of transformers; our own configs use them too."""
+    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    return {"architectures": [architecture], "model_type": model_type, "torch_dtype": dtype, **fields}
+
+
+def _token_ids(tokenizer):
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+
+
+def _preprocessor(config):
     """preprocessor_config.json of a LlavaConfig."""
-    size = config.vision.image_size
-    return {"image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True, "do_resize": True,
-            "size": {"shortest_edge": size}, "resample": 3, "do_center_crop": True,
-            "crop_size": {"height": size, "width": size}, "do_rescale": True, "rescale_factor": 1 / 255,
+    S, pad = config.vision.image_size, config.image_aspect_ratio == "pad"
+    return {"image_processor_type": "LlavaImageProcessor" if pad else "CLIPImageProcessor", "do_convert_rgb": True,
+            **({"do_pad": True} if pad else {}), "do_resize": True, "size": {"shortest_edge": S}, "resample": 3,
+            "do_center_crop": True, "crop_size": {"height": S, "width": S}, "do_rescale": True, "rescale_factor": 1 / 255,
             "do_normalize": True, "image_mean": list(config.image_mean), "image_std": list(config.image_std)}
 
 
 def save_llava(model, tokenizer, path):
-    """The layout of llava-hf, which transformers opens, and minillava.json with what that layout has no place for."""
-    config, tensors = model.config, {}
-    for name, tensor in model.named_parameters():
-        if name in ("mm_projector.weight", "mm_projector.bias"):
-            name = name.replace("mm_projector.", "mm_projector.0.")
-        tensors[name] = tensor
-    act = "gelu"
-    if config.projector in ("linear", "mlp1x_gelu"):  # transformers has two layers and an activation: W, none, identity
-        act, D = "linear", config.language.hidden_size
+    """The layout of llava-hf, which transformers opens, and minillava.json with what that layout has no place for.
+
+    Transformers looks up every id in the embedding, so `<image>` needs an id and a row of its own there. If the tokenizer
+    has none, it gets the next id, and both matrices a row that is the mean of the others (as a logit it is never the
+    largest).
+    """
+    config, tensors = model.config, dict(model.named_parameters())
+    image_id, D = tokenizer.add("<image>"), config.language.hidden_size
+    language = dataclasses.replace(config.language, vocab_size=max(config.language.vocab_size, image_id + 1))
+    if language != config.language:
+        for name in {"language_model.embed_tokens.weight", "language_model.lm_head.weight"} & tensors.keys():
+            mean = tensors[name].float().mean(0).to(tensors[name].dtype)
+            tensors[name] = torch.cat([tensors[name], mean.expand(language.vocab_size - len(tensors[name]), D)])
+    if config.projector == "linear":
+        tensors = rename(tensors, {"mm_projector.": "mm_projector.0."})
+    one_layer = config.projector in ("linear", "mlp1x_gelu")
+    if one_layer:  # transformers has two, with an activation between them: ours, none, the identity
         tensors["mm_projector.2.weight"] = torch.eye(D).to(tensors["mm_projector.0.weight"])
         tensors["mm_projector.2.bias"] = torch.zeros(D).to(tensors["mm_projector.0.weight"])
+    elif config.projector != "mlp2x_gelu":
+        raise ValueError(f"the layout of llava-hf has no place for a projector {config.projector}")
     tensors = rename(tensors, {here: disk for disk, here in LLAVA_HF.items()})
-    language = dataclasses.asdict(config.language) | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    part = lambda kind, part_config: {"model_type": kind, **dataclasses.asdict(part_config)}
     files = {
-        "config.json": {
-            "architectures": ["LlavaForConditionalGeneration"], "model_type": "llava",
-            "text_config": language, "vision_config": dataclasses.asdict(config.vision) | {"model_type": "clip_vision_model"},
-            "projector_hidden_act": act, "vision_feature_layer": config.vision_feature_layer,
-            "vision_feature_select_strategy": "default", "image_seq_length": config.image_tokens,
-            "tie_word_embeddings": config.language.tie_word_embeddings, "torch_dtype": _dtype_name(tensors)},
-        "preprocessor_config.json": preprocessor_json(config),
+        "config.json": _describe(
+            "LlavaForConditionalGeneration", "llava", tensors, image_token_index=image_id, image_seq_length=config.image_tokens,
+            text_config=part("llama", language) | _token_ids(tokenizer), vision_config=part("clip_vision_model", config.vision),
+            projector_hidden_act="linear" if one_layer else "gelu", vision_feature_layer=config.vision_feature_layer,
+            vision_feature_select_strategy="default", tie_word_embeddings=language.tie_word_embeddings),
+        "generation_config.json": _token_ids(tokenizer),
+        "preprocessor_config.json": _preprocessor(config) | {"processor_class": "LlavaProcessor"},
+        "processor_config.json": {
+            "processor_class": "LlavaProcessor", "image_token": "<image>", "patch_size": config.vision.patch_size,
+            "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1},  # the class token
         "minillava.json": {field.name: getattr(config, field.name) for field in dataclasses.fields(config)
                            if field.name not in ("vision", "language")}}
-    _write(path, tensors, files, tokenizer)
-
-
-def save_clip(tensors, vision, text, path, projection_dim, config=LlavaConfig()):
-    """openai/clip's layout: `tensors` under the official names (vision_model., text_model., visual_projection.weight,
-    text_projection.weight, logit_scale), `vision` a VisionConfig, `text` a dict in the words of transformers."""
-    files = {
-        "config.json": {
-            "architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": projection_dim,
-            "vision_config": dataclasses.asdict(vision) | {"model_type": "clip_vision_model", "projection_dim": projection_dim},
-            "text_config": text | {"model_type": "clip_text_model", "projection_dim": projection_dim},
-            "torch_dtype": _dtype_name(tensors)},
-        "preprocessor_config.json": preprocessor_json(dataclasses.replace(config, vision=vision))}
-    _write(path, tensors, files)
+    _write(path, tensors, files, tokenizer.save)
 
 
 def save_language(model, tokenizer, path):
     """The folder of a Llama, as Vicuna comes: config, weights, tokenizer."""
     tensors = rename(dict(model.named_parameters()), {"": "model.", "lm_head.": "lm_head."})
-    config = dataclasses.asdict(model.config) | {"architectures": ["LlamaForCausalLM"], "model_type": "llama",
-                                                 "torch_dtype": _dtype_name(tensors)}
-    _write(path, tensors, {"config.json": config}, tokenizer)
+    files = {"config.json": _describe("LlamaForCausalLM", "llama", tensors, **dataclasses.asdict(model.config), **_token_ids(tokenizer)),
+             "generation_config.json": _token_ids(tokenizer)}
+    _write(path, tensors, files, tokenizer.save)
+
+
+def save_clip(tensors, config, text_config, projection_dim, path):
+    """The layout of openai/clip. `tensors` bear the official names (vision_model.*, text_model.*, visual_projection.weight,
+    text_projection.weight, logit_scale); config: a LlavaConfig, for its vision and its image mean and std; text_config: a
+    dict in the words of transformers."""
+    both = {"projection_dim": projection_dim}
+    files = {"config.json": _describe(
+                 "CLIPModel", "clip", tensors, **both,
+                 vision_config=dataclasses.asdict(config.vision) | both | {"model_type": "clip_vision_model"},
+                 text_config=text_config | both | {"model_type": "clip_text_model"}),
+             "preprocessor_config.json": _preprocessor(config)}
+    _write(path, tensors, files)
+
+
+# ---- deltas ----
+
+def apply_delta(base, delta, out):
+    """LLaVA-v0 and v1.1 were published as the difference from LLaMA's weights: out = base + delta, as liuhaotian/llava-*.
+
+    The delta's rows beyond the base's vocabulary and its projector are absolute values. The sum is taken in the delta's
+    fp16, as the official script does.
+    """
+    (base, _), (delta, data), out = _folder(base), _folder(delta), Path(out)
+    old, new = ({name: tensor for name, tensor in read_tensors(path).items() if not name.endswith(BUFFERS)} for path in (base, delta))
+    missing = [name for name in new if name not in old and "mm_projector." not in name]
+    if missing or old.keys() - new.keys():
+        raise ValueError(f"{base} and {delta} do not belong together: only one has {(missing + sorted(old.keys() - new.keys()))[0]}")
+    for name in old:
+        rows = name in ("model.embed_tokens.weight", "lm_head.weight")
+        if old[name].shape[rows:] != new[name].shape[rows:] or len(old[name]) > len(new[name]):
+            raise ValueError(f"{base} and {delta} do not belong together: {name} is {list(old[name].shape)} and {list(new[name].shape)}")
+
+    def add(name, tensor):
+        if name not in old:
+            return tensor
+        rows = len(old[name])
+        return torch.cat([tensor[:rows] + old[name].to(tensor.dtype), tensor[rows:]])
+
+    def copy_rest(folder):
+        for file in delta.iterdir():
+            if file.suffix in (".json", ".model") and not file.name.endswith(".index.json") and file.name != "config.json":
+                shutil.copyfile(file, folder / file.name)
+
+    if "mm_hidden_size" in data or "mm_vision_tower" in data:
+        data["model_type"] = "llava"
+    _write(out, new, {"config.json": data}, copy_rest, add)
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m minillava.checkpoint", description="Weights in and out.")
+    command = parser.add_subparsers(required=True).add_parser("apply-delta", help="LLaMA + a published LLaVA delta = LLaVA")
+    for name, text in (("base", "folder of the LLaMA"), ("delta", "folder of the delta"), ("out", "folder to write")):
+        command.add_argument(f"--{name}", required=True, metavar="DIR", help=text)
+    args = parser.parse_args()
+    try:
+        apply_delta(args.base, args.delta, args.out)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
