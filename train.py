@@ -111,3 +111,37 @@ def miniature(args):
     save_llava(model.bfloat16(), tokenizer, args.out / "llava")
     trained = time.time()
     report(model.float(), tokenizer, world, heldout, args)
+
+
+def report(model, tokenizer, world, heldout, args):
+    """Held-out accuracy per type of question beside two controls, without the picture and with another scene's."""
+    questions = toy_world.heldout_questions(heldout, args.per_type, args.seed)
+    pictures = {name: load_image(world / "val" / name) for name in heldout}
+    images = [pictures[q["image"]] for q in questions]
+    names = list(pictures)
+    others = [pictures[names[(names.index(q["image"]) + 1) % len(names)]] for q in questions]
+    table = [score(model, tokenizer, questions, seen, desc) for seen, desc in (
+        (images, "held-out questions"), ([None] * len(questions), "control: no picture"), (others, "control: another picture"))]
+    print(f"\nExact match of the whole answer, {len(questions)} questions on {len(set(q['image'] for q in questions))} held-out scenes")
+    print(f"{'':12}{'answers':>10}{'no picture':>12}{'another picture':>17}")
+    for kind in table[0]:
+        print(f"{kind:12}" + "".join(f"{100 * column[kind]:>{width}.1f}" for column, width in zip(table, (10, 12, 17))))
+    means = [sum(column.values()) / len(column) for column in table]  # as many questions of each type
+    print(f"{'all':12}" + "".join(f"{100 * mean:>{width}.1f}" for mean, width in zip(means, (10, 12, 17))))
+    (args.out / "heldout.json").write_text(json.dumps(dict(zip(("answers", "no_picture", "another_picture"), table)), indent=1))
+    return table
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="folder of the run")
+    parser.add_argument("--scenes", type=int, default=5000, help="training scenes: more is longer and better")
+    parser.add_argument("--heldout", type=int, default=400, help="held-out scenes")
+    parser.add_argument("--per-type", type=int, default=110, help="held-out questions of each type")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    miniature(args)
+
+
+if __name__ == "__main__":
+    main()

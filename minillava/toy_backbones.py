@@ -29,7 +29,7 @@ from minillava.language import LanguageConfig
 from minillava.model import IGNORE_INDEX, Llava, LlavaConfig
 from minillava.optim import forward_in, make_optimizers, set_lr, take_step
 from minillava.tokenizer import Tokenizer
-from minillava.vision import IMAGE_MEAN, IMAGE_STD, Encoder, VisionConfig, VisionTower, preprocess
+from minillava.vision import Encoder, VisionConfig, VisionTower, preprocess
 
 VISION = VisionConfig(hidden_size=96, intermediate_size=384, num_hidden_layers=4, num_attention_heads=3, image_size=72,
                       patch_size=12)
@@ -50,12 +50,18 @@ def symbols(rng):
     return toy_world.captions_of(boxes, rng), boxes
 
 
-def train_tokenizer(rng):
-    """A BPE as LLaMA's (`▁` for a space, bytes for what has no piece; <unk>, <s>, </s> first), on the toy world's text."""
+def train_tokenizer(folder, rng):
+    """Writes tokenizer.json: a BPE as LLaMA's (`▁` for a space, bytes for what has no piece; <unk>, <s>, </s> first).
+
+    Pieces may span words that make one phrase, "small red circle" or "at the top-left" (superwords, Liu et al. 2025): text
+    is then a third as long, and a thing in a text is one vector with all its properties, as it is in a picture.
+    """
     core = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    core.pre_tokenizer = pre_tokenizers.Sequence([  # for training alone: no piece crosses a word or swallows a full stop
-        pre_tokenizers.Split("▁", "merged_with_next"), pre_tokenizers.Split(tokenizers.Regex(r"[^\w▁-]"), "isolated")])
+    thing = f"(▁(small|large))?▁({'|'.join(toy_world.COLORS)})▁({'|'.join(toy_world.SHAPES)})(?![a-z])"
+    fixed = [sentence.strip().replace(" ", "▁") for sentence in TEMPLATES["vicuna_v1"].system.rstrip(".").split(".")]
+    phrase = f"{thing}|▁at▁the▁[a-z-]+|{'|'.join('▁' + sentence for sentence in fixed)}|▁?[\\w-]+|[^\\w▁]|▁"
+    core.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(phrase), "isolated")
     texts = []
     for _ in range(3000):
         captions, boxes = symbols(rng)
@@ -66,14 +72,16 @@ def train_tokenizer(rng):
         texts += [f"USER: {question}\n{question} ASSISTANT: {answer}" for question, answer in pairs]
     control = ["<unk>", "<s>", "</s>"]
     core.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=704, min_frequency=20, show_progress=False, special_tokens=control + [f"<0x{i:02X}>" for i in range(256)]))
-    core.pre_tokenizer = None
+        vocab_size=1024, min_frequency=20, show_progress=False, special_tokens=control + [f"<0x{i:02X}>" for i in range(256)]))
     core.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)])
     core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    core = json.loads(core.to_str())
-    core["added_tokens"] = [token for token in core["added_tokens"] if token["content"] in control]
-    return Tokenizer(core, {"tokenizer_class": "LlamaTokenizer", "legacy": True, "unk_token": "<unk>", "bos_token": "<s>",
-                            "eos_token": "</s>", "pad_token": "<unk>", "model_max_length": 1024})
+    parsed = json.loads(core.to_str())
+    parsed["added_tokens"] = [token for token in parsed["added_tokens"] if token["content"] in control]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(parsed, ensure_ascii=False, indent=1), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(
+        {"legacy": True, "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}))
+    return Tokenizer.load(folder)
 
 
 # ------------------------------------------------------------------------------------------------------------ toy CLIP
@@ -154,11 +162,10 @@ def pretrain_clip(out, tokenizer, steps, seed, groups=5000, group=4, batch=256):
             nn.init.normal_(p, std=0.1)
         elif p.ndim == 2 and ".layers." in name:
             nn.init.normal_(p, std=0.7 * p.shape[1] ** -0.5)
-    look = SimpleNamespace(vision=VISION, image_aspect_ratio="square", image_mean=IMAGE_MEAN, image_std=IMAGE_STD)
     pixels, captions = [], []
     for _ in tqdm(range(groups), desc="toy CLIP: pictures", position=0):
         for scene in relatives(rng, group):
-            pixels.append(preprocess([toy_world.draw(scene, rng)], look)[0].bfloat16())
+            pixels.append(preprocess([toy_world.draw(scene, rng)], LlavaConfig(VISION))[0].bfloat16())
             both = toy_world.captions_of(toy_world.as_fractions(scene), rng)[:2]  # those that tell a scene from its relatives
             captions.append([torch.tensor(tokenizer.encode(text) + [tokenizer.vocab_size]) for text in both])
     pixels = torch.stack(pixels)
@@ -174,7 +181,7 @@ def pretrain_clip(out, tokenizer, steps, seed, groups=5000, group=4, batch=256):
         bar.set_postfix(loss=f"{loss.item():.3f}")
     text = TEXT | {"vocab_size": tokenizer.vocab_size + 1, "bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.vocab_size}
     tensors = {name: p.detach().bfloat16() for name, p in model.named_parameters()}
-    save_clip(tensors, VISION, text, out, projection_dim=VISION.hidden_size)
+    save_clip(tensors, LlavaConfig(VISION), text, VISION.hidden_size, out)
     tokenizer.save(out)
 
 
@@ -183,13 +190,8 @@ def pretrain_clip(out, tokenizer, steps, seed, groups=5000, group=4, batch=256):
 def in_words(captions, boxes, rng):
     """A scene told in one of four ways, each with all that there is to know."""
     things = toy_world.read(boxes)
-    form = rng.randrange(4)
-    if form < 2:
-        return captions[form] + "."
-    if form == 2:
-        return toy_world.teach("detail", captions, boxes, rng)[0][1]
-    words = [rng.sample((thing.size, thing.color, thing.shape, thing.place), 4) for thing in rng.sample(things, len(things))]
-    return ", ".join(map(" ".join, words)) + "."
+    return rng.choice((captions[0] + ".", captions[1] + ".", toy_world.teach("detail", captions, boxes, rng)[0][1],
+                       "; ".join(f"{thing.place}: {thing}" for thing in rng.sample(things, len(things))) + "."))
 
 
 def text_sample(rng, tokenizer):
@@ -198,9 +200,8 @@ def text_sample(rng, tokenizer):
     told, kind = in_words(captions, boxes, rng), rng.choices(("caption", "detail", "reasoning", "conversation", "talk"),
                                                              (15, 10, 33, 40, 2))[0]
     if kind == "caption":  # as stage 1 will show it pictures: the scene, then the caption, nothing else
-        ids, labels = render([("human", "<image>"), ("gpt", rng.choice(captions))], tokenizer, "plain", 0)
-        scene = tokenizer.segment(told)
-        ids, labels = ids[:1] + scene + ids[1:], labels[:1] + [IGNORE_INDEX] * len(scene) + labels[1:]
+        scene, caption = tokenizer.encode(told), tokenizer.segment(rng.choice(captions) + "\n")
+        ids, labels = scene + caption, [IGNORE_INDEX] * len(scene) + caption
     else:
         pairs = [toy_world.small_talk(rng)] if kind == "talk" else toy_world.teach(kind, captions, boxes, rng)
         turns = [turn for question, answer in pairs for turn in (("human", question), ("gpt", answer))]
@@ -216,7 +217,11 @@ def pretrain_vicuna(out, tokenizer, steps, seed, batch=16):
     model = Llava(LlavaConfig(VISION, language_config(tokenizer.vocab_size)))  # never shown a picture
     for name, p in model.language_model.named_parameters():
         if p.ndim == 2:
-            nn.init.normal_(p, std=0.3 if "embed" in name else 0.02 if "head" in name else 0.5 * p.shape[1] ** -0.5)
+            nn.init.normal_(p, std=0.3 if "embed" in name else 0.02 if "head" in name else 0.7 * p.shape[1] ** -0.5)
+    with torch.no_grad():  # two starts that spare it the long wait before it learns to look things up:
+        for block in model.language_model.layers:
+            block.self_attn.k_proj.weight.copy_(block.self_attn.q_proj.weight)  # like looks at like (Trockman and Kolter 2023)
+        model.language_model.embed_tokens.weight += 0.15 * torch.randn(128)  # shared by all: attention by distance alone
     model.vision_tower.requires_grad_(False)
     model.mm_projector.requires_grad_(False)
     optimizers, bar, ready = make_optimizers(model, lr=2e-3, muon_lr=0.01), tqdm(range(steps), desc="toy Vicuna", position=1), []
@@ -242,7 +247,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     spawn = torch.multiprocessing.get_context("spawn")
-    tokenizer = train_tokenizer(random.Random(args.seed))
+    tokenizer = train_tokenizer(args.out / "vicuna", random.Random(args.seed))
     work = [spawn.Process(target=alone, args=(pretrain_clip, args.out / "clip", tokenizer, args.clip_steps, args.seed)),
             spawn.Process(target=alone, args=(pretrain_vicuna, args.out / "vicuna", tokenizer, args.vicuna_steps, args.seed))]
     for process in work:

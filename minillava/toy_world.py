@@ -178,7 +178,7 @@ def _asks_size(things, rng):
 
 def _asks_total(things, rng):
     question = rng.choice(("How many shapes are there?", "How many shapes do you see?", "Count the shapes in the image."))
-    return question, f"There {'is' if len(things) == 1 else 'are'} {number_of(len(things), 'shape')} in the image."
+    return question, f"There {'is' if len(things) == 1 else 'are'} {number_of(len(things), 'shape')}."
 
 
 def _attribute(things, rng):
@@ -193,7 +193,7 @@ def _asks_count(things, rng):
     of, word, found = _attribute(things, rng)
     noun = word if of == "shape" else f"{word} shape"
     question = rng.choice((f"How many {noun}s are there?", f"How many {noun}s do you see?", f"Count the {noun}s."))
-    return question, f"There {'is' if len(found) == 1 else 'are'} {number_of(len(found), noun)} in the image."
+    return question, f"There {'is' if len(found) == 1 else 'are'} {number_of(len(found), noun)}."
 
 
 def _asks_place(things, rng):
