@@ -64,9 +64,9 @@ def render(turns, tokenizer, template, image_tokens):
     text in these templates: a question that holds " ASSISTANT: " may look like two turns to the model, but it changes
     neither the labels nor where control tokens stand.)
 
-    Ids and labels equal those of the official code on all that it trains on, <s> in a text apart. Some samples it masks
-    whole, so that they teach nothing; here
-        " ASSISTANT: ", </s> or <unk> in a text    makes no difference: what is learned is the answers
+    Ids and labels equal those of the official code on all samples that it trains on, but for typed control tokens and
+    the empty answer. Other samples it masks whole, so that they teach nothing. Here
+        " ASSISTANT: ", </s> or <unk> in a text    make no difference: what is learned is the answers
         a human turn at the end                    has no answer to learn; those before it are learned
         an empty answer                            is learned as such: the end token right after "ASSISTANT:"
     An answer before the first question is left out, as it is there (style "two"). ValueError: no answer at all, a role

@@ -4,7 +4,7 @@ Two rules hold everywhere. Text is only text: `</s>`, `<s>` or `<image>` typed b
 a control token enters the ids as an id, put there by conversation.py. And a text is encoded in segments, the stretches
 between control tokens: LLaMA begins a segment with a space that nobody wrote, the dummy prefix `▁`, or does not.
 
-`legacy` (tokenizer_config.json; true where the key is missing) says which segments have the prefix: all of them, as in
+`legacy` (in tokenizer_config.json; true for a tokenizer.model without it) says which segments have the prefix: all of them, as in
 Vicuna v0 to v1.3, or only the first one of a text, as in Vicuna v1.5.
 """
 import codecs
@@ -25,10 +25,11 @@ class Tokenizer:
     """`bos_id, eos_id, unk_id, pad_id` (unk_id and pad_id may be None), `vocab_size` (the highest id + 1), `legacy`, and
     `image_start_id, image_end_id`: the tokens around an image in LLaVA v0 and v1.1, None in all later models."""
 
-    def __init__(self, first, rest, legacy, config, model_file=None):
+    def __init__(self, first, rest, prefix, legacy, config, model_file=None):
         """first, rest: `tokenizers` pipelines for the first segment of a text and for one without the dummy prefix;
-        config: the contents of tokenizer_config.json; model_file: the tokenizer.model that save() copies."""
-        self._first, self._rest, self.legacy, self._config, self._model_file = first, rest, legacy, config, model_file
+        prefix: whether the former writes one at all; config: tokenizer_config.json; model_file: what save() copies."""
+        self._first, self._rest, self._prefix, self.legacy = first, rest, prefix, legacy
+        self._config, self._model_file = config, model_file
         first.encode_special_tokens = rest.encode_special_tokens = True  # that is: read them as text where they are typed
         self._index()
 
@@ -66,14 +67,13 @@ class Tokenizer:
         parsed = read_json(json_file)
         if not parsed and not model_file.exists():
             raise FileNotFoundError(f"{folder} holds neither tokenizer.model nor tokenizer.json; copy one of them there")
-        legacy = config.get("legacy") is not False
+        legacy = config.get("legacy")
         try:
-            parts = from_sentencepiece(model_file, legacy) if model_file.exists() else from_json(parsed, json_file)
-        except ValueError:
-            if not parsed or not model_file.exists():
+            self = cls(*from_sentencepiece(model_file, legacy is not False), config, model_file)
+        except (FileNotFoundError, ValueError):
+            if not parsed:
                 raise
-            parts, model_file = from_json(parsed, json_file), None
-        self = cls(*parts, config, model_file if model_file and model_file.exists() else None)
+            self = cls(*from_json(parsed, json_file, legacy), config)
         added = {t["id"]: t["content"] for t in parsed.get("added_tokens", [])}
         added |= {int(i): t["content"] for i, t in config.get("added_tokens_decoder", {}).items()}
         added |= {i: token for token, i in read_json(folder / "added_tokens.json").items()}
@@ -126,7 +126,7 @@ class Tokenizer:
         names = {"bos_token": self.bos_id, "eos_token": self.eos_id, "unk_token": self.unk_id, "pad_token": self.pad_id}
         config = {**self._config, **{name: self._tokens[i] for name, i in names.items() if i is not None}, "legacy": self.legacy}
         # The one class that runs tokenizer.json as it is: LlamaTokenizer of transformers 5 builds another pipeline from it.
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         text = json.dumps(config, ensure_ascii=False, indent=2)
         (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
@@ -135,13 +135,15 @@ class Streamer:
     """Ids in, text out, never half a UTF-8 character: `put` returns what has become certain, `end` the rest."""
 
     def __init__(self, tokenizer):
-        self._bytes, self._at_start = tokenizer._bytes, True
+        self._tokens, self._bytes, self._prefix = tokenizer._tokens, tokenizer._bytes, tokenizer._prefix
         self._utf8 = codecs.getincrementaldecoder("utf-8")("one_mark_per_byte")
 
     def put(self, *ids):
+        ids = [int(i) for i in ids]  # a tensor's elements would not be found
         spelled = b"".join([self._bytes.get(i, b"") for i in ids])
-        if self._at_start and spelled:  # the dummy prefix is no part of the text
-            spelled, self._at_start = spelled.removeprefix(b" "), False
+        if self._prefix and spelled:  # at the start: the dummy prefix is no part of the text
+            start = next(i for i in ids if self._bytes.get(i))
+            spelled, self._prefix = spelled[self._tokens[start].startswith(SPACE):], False
         return self._utf8.decode(spelled)
 
     def end(self):
@@ -181,8 +183,8 @@ def read_json(path):
 # ---------------------------------------------------------------------------------------------------------------------
 # tokenizer.json
 
-def from_json(parsed, path):
-    """A parsed tokenizer.json -> (first, rest, legacy): `rest` is the same pipeline without the dummy prefix."""
+def from_json(parsed, path, legacy):
+    """A parsed tokenizer.json -> (first, rest, prefix, legacy), as Tokenizer takes them; legacy=None: as the file does it."""
     try:
         first = tokenizers.Tokenizer.from_str(json.dumps({**parsed, "padding": None, "truncation": None}))
     except Exception as error:  # the package raises no narrower class
@@ -207,7 +209,7 @@ def from_json(parsed, path):
     now = json.loads(rebuild(first, first.normalizer, first.pre_tokenizer, empty=True).to_str())  # in today's spelling
     steps = {name: without_prefix(now[name]) for name in ("normalizer", "pre_tokenizer")}
     rest = tokenizers.Tokenizer.from_str(json.dumps({**now, **steps}))
-    return first, rebuild(first, rest.normalizer, rest.pre_tokenizer), all(prefixing)
+    return first, rebuild(first, rest.normalizer, rest.pre_tokenizer), bool(prefixing), all(prefixing) if legacy is None else legacy
 
 
 def rebuild(tokenizer, normalizer, pre_tokenizer, empty=False):
@@ -229,7 +231,7 @@ NORMAL, UNKNOWN, CONTROL, BYTE_PIECE = 1, 2, 3, 6  # ModelProto.SentencePiece.Ty
 
 
 def from_sentencepiece(path, legacy):
-    """A SentencePiece BPE model -> (first, rest, legacy); ids equal those of SentencePiece on every text.
+    """A SentencePiece BPE model -> (first, rest, prefix, legacy), as Tokenizer takes them; ids equal SentencePiece's.
 
     SentencePiece merges, again and again, the neighbours that together make the piece of the highest score, the
     leftmost ones first. `tokenizers` wants a ranked list of pairs instead: every way to cut a piece in two, by score.
@@ -266,7 +268,7 @@ def from_sentencepiece(path, legacy):
         # character. So one whose character cannot occur (the spaces are ▁ by now) writes it, and a second one turns it into ▁.
         first.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(" ", "first", split=False),
                                                        pre_tokenizers.Metaspace(SPACE, "never", split=False)])
-    return first, rest, legacy
+    return first, rest, dummy_prefix, legacy
 
 
 def read_sentencepiece(path):
