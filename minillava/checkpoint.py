@@ -40,7 +40,8 @@ LLAVA_HF = {"language_model.model.": "language_model.", "language_model.lm_head.
             "vision_tower.vision_model.": "vision_tower.",
             "multi_modal_projector.linear_1.": "mm_projector.0.", "multi_modal_projector.linear_2.": "mm_projector.2."}
 LLAVA_HF_5 = {"model.language_model.": "language_model.", "lm_head.": "language_model.lm_head.",  # of transformers 5
-              "model.vision_tower.": "vision_tower.", "model.vision_tower.vision_model.": "vision_tower.",
+              "vision_tower.": "vision_tower.", "model.vision_tower.": "vision_tower.",
+              "model.vision_tower.vision_model.": "vision_tower.",
               "model.multi_modal_projector.linear_1.": "mm_projector.0.",
               "model.multi_modal_projector.linear_2.": "mm_projector.2."}
 BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")  # computed here, stored by old versions
