@@ -12,13 +12,11 @@ import os
 import pickle
 import re
 import shutil
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -40,7 +38,8 @@ LLAVA_HF = {"language_model.model.": "language_model.", "language_model.lm_head.
             "vision_tower.vision_model.": "vision_tower.",
             "multi_modal_projector.linear_1.": "mm_projector.0.", "multi_modal_projector.linear_2.": "mm_projector.2."}
 LLAVA_HF_5 = {"model.language_model.": "language_model.", "lm_head.": "language_model.lm_head.",  # of transformers 5
-              "model.vision_tower.": "vision_tower.", "model.vision_tower.vision_model.": "vision_tower.",
+              "vision_tower.": "vision_tower.", "model.vision_tower.": "vision_tower.",
+              "model.vision_tower.vision_model.": "vision_tower.",
               "model.multi_modal_projector.linear_1.": "mm_projector.0.",
               "model.multi_modal_projector.linear_2.": "mm_projector.2."}
 BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")  # computed here, stored by old versions
@@ -64,12 +63,13 @@ def read_tensors(path):
             return _read_file(path / name)
         index = path / (name + ".index.json")
         if index.exists():
-            tensors = {}
-            for file in sorted(set(read_json(index).get("weight_map", {}).values())):
-                if file != os.path.basename(file):  # an index must not make us open files elsewhere
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise ValueError(f"{index} has no weight_map; download it again")
+            for file in weight_map.values():
+                if not re.fullmatch(r"[^/\\]+\.(safetensors|bin)", str(file)):  # it must not make us open files elsewhere
                     raise ValueError(f"{index} names {file!r}, which is not a file of its own folder")
-                tensors |= _read_file(path / file)
-            return tensors
+            return {tensor: value for file in sorted(set(weight_map.values())) for tensor, value in _read_file(path / file).items()}
     raise FileNotFoundError(f"{path} has neither model.safetensors nor pytorch_model.bin, nor shards with an index")
 
 
@@ -82,8 +82,9 @@ def _read_file(path):
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError:  # a pickle is a program: only one that builds tensors and nothing else is run
         raise ValueError(f"{path} holds more than weights (it wants to run code) or is damaged, and is refused") from None
-    except (SafetensorError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); download it again") from None
+    except Exception as error:  # what a broken file makes its reader stumble over is anything
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{path} is damaged ({reason:.200}); download it again") from None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise ValueError(f"{path} is not a table of named tensors")
     return tensors
@@ -191,18 +192,17 @@ def read_vision(path):
 def read_language(path):
     """lmsys/vicuna-* and every other Llama."""
     path, data = _folder(path)
-    config, tensors = language_config(data, path / "config.json"), rename(read_tensors(path), LLAMA)
-    return config, tensors
+    return language_config(data, path / "config.json"), rename(read_tensors(path), LLAMA)
 
 
 def read_projector(path):
     """mm_projector.bin, of any stage 1 -> (kind, tensors)"""
     tensors = {}
     for name, tensor in read_tensors(path).items():
-        before, found, after = name.rpartition("mm_projector.")
+        _, found, rest = name.rpartition("mm_projector.")
         if not found:  # embed_tokens: rows of <im_start> and <im_end>, which the language model does not have
             raise ValueError(f"{path} holds {name} beside the projector: it belongs to one language model only")
-        tensors["mm_projector." + after] = tensor
+        tensors["mm_projector." + rest] = tensor
     depth = sum(name.endswith(".weight") for name in tensors)
     return "linear" if "mm_projector.weight" in tensors else f"mlp{depth}x_gelu", tensors
 
@@ -214,24 +214,24 @@ def read_llava(path, data, tensors, vision=None):
     tower = {name[len("vision_tower."):]: tensors.pop(name) for name in list(tensors) if name.startswith("vision_tower.")}
     if tower and vision is not None:
         raise ValueError(f"{path} has a vision tower of its own: leave vision= away")
-    if tower:
+    if tower:  # described by its shapes alone, less the number of heads; in every CLIP of OpenAI's they are 64 wide
+        for part in ("patch_embedding.weight", "position_embedding.weight"):
+            if f"embeddings.{part}" not in tower:
+                raise ValueError(f"{path} lacks model.vision_tower.vision_tower.vision_model.embeddings.{part}")
         D, _, P, _ = tower["embeddings.patch_embedding.weight"].shape
-        positions = len(tower["embeddings.position_embedding.weight"])
-        # Nothing in the folder says the number of heads; in every CLIP of OpenAI's they are 64 wide.
-        eye = VisionConfig(D, len(tower["encoder.layers.0.mlp.fc1.weight"]), sum(key.endswith("fc1.weight") for key in tower),
-                           D // 64, P * math.isqrt(positions - 1), P)
-        fields = image_fields(path)
+        grid = math.isqrt(len(tower["embeddings.position_embedding.weight"]) - 1)
+        inner = [len(tensor) for key, tensor in tower.items() if key.endswith("fc1.weight")]
+        eye, fields = VisionConfig(D, inner[0], len(inner), D // 64, P * grid, P), image_fields(path)
     else:
         if vision is None and not Path(name).is_dir():
             raise ValueError(f"{path} has no vision tower: download {name} and give its folder as vision=")
-        vision = Path(vision or name)
-        eye, tower = read_vision(vision)
-        fields = image_fields(vision)
+        (eye, tower), fields = read_vision(vision or name), image_fields(Path(vision or name))
     if eye.image_size != TOWER_SIZES.get(name, eye.image_size):
-        raise ValueError(f"{path} was trained with {name}, but {vision} is for images of {eye.image_size} pixels")
+        raise ValueError(f"{path} was trained with {name}, but {vision or path} is for images of {eye.image_size} pixels")
     check(data, {"mm_vision_select_feature": ["patch"], "image_aspect_ratio": ["square", "pad", None],
                  "mm_resampler_type": [None]}, source)
-    fields |= {"image_aspect_ratio": data.get("image_aspect_ratio") or "square"}
+    fields |= {"image_aspect_ratio": data.get("image_aspect_ratio") or "square",
+               "template": "llava_v0" if "[PAD]" in read_json(path / "added_tokens.json") else "vicuna_v1"}  # only v0 added it
     config = LlavaConfig(eye, language_config(data, source), data.get("mm_projector_type", "linear"),
                          data.get("mm_vision_select_layer", -2), mm_use_im_start_end=data.get("mm_use_im_start_end", False), **fields)
     return config, tensors | {f"vision_tower.{name}": tensor for name, tensor in tower.items()}
@@ -246,9 +246,9 @@ def read_llava_hf(path, data, tensors):
     fields = image_fields(path) | {"vision_feature_layer": data.get("vision_feature_layer", -2)}
     if data.get("projector_hidden_act") == "linear":  # one matrix, then the identity: see save_llava
         fields["projector"] = "linear"
-        bias, weight = tensors.pop("mm_projector.2.bias"), tensors.pop("mm_projector.2.weight")
-        if bias.any() or not torch.equal(weight, torch.eye(len(weight), dtype=weight.dtype)):
-            raise ValueError(f"{path}: two projector layers without an activation between them are not supported")
+        weight, bias = (tensors.pop(f"mm_projector.2.{kind}", None) for kind in ("weight", "bias"))
+        if weight is None or bias is None or bias.any() or not torch.equal(weight, torch.eye(len(bias), dtype=weight.dtype)):
+            raise ValueError(f"{path}: projector_hidden_act is linear, but multi_modal_projector.linear_2 is not the identity")
         if own.get("projector") != "mlp1x_gelu":
             tensors = rename(tensors, {"mm_projector.0.": "mm_projector."})
     fields |= {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
@@ -304,7 +304,8 @@ def load_llava(path=None, *, vision=None, language=None, projector=None, device=
         load_llava(vision=CLIP, language=LLAMA, projector=FILE)    FILE: mm_projector.bin, or "linear" or "mlp2x_gelu": a new one
 
     device "auto" is the GPU if there is one, dtype "auto" is that of the file. A folder without minillava.json does not
-    say its template: it is taken for vicuna_v1, LLaVA-1.5's. OSError or ValueError, in one line, if it cannot be had.
+    say its template: it is taken for vicuna_v1, that of v1.1 to v1.5, unless its tokenizer is one of v0. OSError or
+    ValueError, in one line, if it cannot be had.
     """
     if language is not None or projector is not None:
         if path is not None or None in (vision, language, projector):
@@ -347,6 +348,8 @@ def _write(path, tensors, files, save_more=lambda folder: None, change=lambda na
         index = {"metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
                  "weight_map": {name: file for file, shard in zip(names, shards) for name in shard}}
         files = files | {"model.safetensors.index.json": index}
+    for killed in path.glob(".new-*"):
+        shutil.rmtree(killed)
     new = Path(tempfile.mkdtemp(prefix=".new-", dir=path))
     try:
         for file, shard in zip(names, shards):
@@ -491,7 +494,7 @@ def main():
     try:
         apply_delta(args.base, args.delta, args.out)
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        parser.exit(2, f"error: {error}\n")
 
 
 if __name__ == "__main__":

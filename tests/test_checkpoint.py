@@ -1,0 +1,453 @@
+"""Every official layout in, one out; what is wrong with a file is said in one line."""
+import json
+import os
+import pickle
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from minillava import checkpoint
+from minillava.checkpoint import load_language, load_llava, load_vision, save_clip, save_language, save_llava
+from minillava.language import LanguageConfig
+from minillava.model import IMAGE_TOKEN, Llava, LlavaConfig
+from minillava.tokenizer import Tokenizer
+from minillava.vision import IMAGE_MEAN, VisionConfig, VisionTower, load_image
+
+FIXTURES = Path(__file__).parent / "fixtures"
+PARTS = {"vision": FIXTURES / "clip", "language": FIXTURES / "vicuna", "projector": FIXTURES / "mm_projector.bin"}
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A fixture folder that a test may spoil."""
+    return lambda name: Path(shutil.copytree(FIXTURES / name, tmp_path / name))
+
+
+def edit_json(path, **fields):
+    value = json.loads(path.read_text()) | fields
+    path.write_text(json.dumps({name: field for name, field in value.items() if field is not ...}))
+
+
+def edit_tensors(path, change):
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def message(kind, function, *args, **named):
+    """The one line that a person sees."""
+    with pytest.raises(kind) as caught:
+        function(*args, **named)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    return str(caught.value)
+
+
+def same(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# ---- what the files say ----
+
+def test_left_out_fields_have_the_defaults_of_transformers(copy):
+    defaults = json.loads((FIXTURES / "defaults.json").read_text())
+    assert LanguageConfig(**defaults["llama"]) == LanguageConfig() == checkpoint.language_config({}, "")
+    assert VisionConfig(**defaults["clip"]) == VisionConfig() == checkpoint.vision_config({}, "")
+    assert defaults["llava_vision"] == checkpoint.CLIP_L | {"layer_norm_eps": VisionConfig.layer_norm_eps}
+    assert defaults["llava_vision_feature_layer"] == LlavaConfig.vision_feature_layer
+
+
+def test_config_of_a_llava_1_5_on_the_hub():
+    """llava-hf/llava-1.5-7b-hf, which leaves out nearly everything about its language model."""
+    text = {"_name_or_path": "lmsys/vicuna-7b-v1.5", "architectures": ["LlamaForCausalLM"], "max_position_embeddings": 4096,
+            "model_type": "llama", "rms_norm_eps": 1e-05, "torch_dtype": "float16", "vocab_size": 32064}
+    config = checkpoint.language_config(text, "config.json")
+    assert config == LanguageConfig(vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
+                                    num_attention_heads=32, max_position_embeddings=4096, rms_norm_eps=1e-5)
+    assert (config.head_dim, config.num_key_value_heads, config.rope_theta, config.tie_word_embeddings) == (128, 32, 10000.0, False)
+
+
+@pytest.mark.parametrize("fields", [{"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}},
+                                    {"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 4.0}}])
+def test_rope_in_the_words_of_transformers_4_and_5(fields):
+    config = checkpoint.language_config(fields, "")
+    assert (config.rope_theta, config.rope_scaling) == (5e5, {"rope_type": "linear", "factor": 4.0})
+
+
+@pytest.mark.parametrize("fields, said", [
+    ({"model_type": "mistral"}, "model_type 'mistral' is not supported"), ({"attention_bias": True}, "attention_bias True"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"), ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, "llama3")])
+def test_what_would_compute_something_else_is_refused(copy, fields, said):
+    folder = copy("vicuna")
+    edit_json(folder / "config.json", **fields)
+    assert said in message(ValueError, load_language, folder)
+
+
+def test_fields_of_a_llava(copy):
+    llava, hf = copy("llava"), copy("llava_hf")
+    config = load_llava(llava, vision=FIXTURES / "clip")[0].config
+    assert (config.projector, config.vision_feature_layer, config.image_aspect_ratio) == ("mlp2x_gelu", -2, "pad")
+    edit_json(llava / "config.json", mm_vision_select_layer=-1, image_aspect_ratio=..., mm_use_im_start_end=True)
+    config = load_llava(llava, vision=FIXTURES / "clip")[0].config
+    assert (config.vision_feature_layer, config.image_aspect_ratio, config.mm_use_im_start_end) == (-1, "square", True)
+    edit_json(llava / "config.json", image_aspect_ratio="anyres")
+    assert "image_aspect_ratio 'anyres'" in message(ValueError, load_llava, llava, vision=FIXTURES / "clip")
+
+    assert load_llava(hf)[0].config.image_aspect_ratio == "square"
+    edit_json(hf / "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5], do_pad=True)
+    config = load_llava(hf)[0].config
+    assert (config.image_aspect_ratio, config.image_mean) == ("pad", (0.5, 0.5, 0.5))
+    (hf / "preprocessor_config.json").unlink()
+    (hf / "processor_config.json").write_text(json.dumps({"image_processor": {"image_std": [0.5, 0.5, 0.5]}}))
+    assert load_llava(hf)[0].config.image_std == (0.5, 0.5, 0.5)
+    edit_json(hf / "config.json", vision_feature_select_strategy="full")
+    assert "vision_feature_select_strategy 'full'" in message(ValueError, load_llava, hf)
+
+
+def test_dtype_and_sharing_of_memory():
+    model, _ = load_llava(FIXTURES / "llava_hf")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in load_llava(FIXTURES / "llava", vision=FIXTURES / "clip")[0].parameters()} == {torch.float16}
+    assert {p.dtype for p in load_llava(FIXTURES / "llava_hf", dtype="float32")[0].parameters()} == {torch.float32}
+    model, _ = load_language(FIXTURES / "llama_tied")
+    assert model.lm_head.weight is model.embed_tokens.weight
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["llava_hf", "llava"])
+def test_training_does_not_write_to_the_files(copy, name):
+    folder = copy(name)
+    load = lambda: load_llava(folder, vision=FIXTURES / "clip" if name == "llava" else None, device="cpu")[0]
+    model = load()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert same(load(), load_llava(FIXTURES / name, vision=FIXTURES / "clip" if name == "llava" else None, device="cpu")[0])
+
+
+# ---- layouts ----
+
+def test_composed_equals_the_whole():
+    whole, composed = load_llava(FIXTURES / "llava", vision=FIXTURES / "clip")[0], load_llava(**PARTS, dtype="float16")[0]
+    assert same(whole, composed)
+
+
+def test_bin_equals_safetensors(copy):
+    clip = copy("clip")
+    torch.save(load_file(clip / "model.safetensors"), clip / "pytorch_model.bin")
+    (clip / "model.safetensors").unlink()
+    assert same(load_vision(clip), load_vision(FIXTURES / "clip"))
+    torch.save(torch.load(clip / "pytorch_model.bin"), clip / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    assert same(load_vision(clip), load_vision(FIXTURES / "clip"))  # the format before torch 1.6
+
+
+@pytest.mark.parametrize("prefix", ["", "vision_model."])
+def test_vision_alone(copy, prefix):
+    """A CLIPVisionModel, as transformers 5 and 4 write it."""
+    clip = copy("clip")
+    tensors = {name.replace("vision_model.", prefix): tensor for name, tensor in load_file(clip / "model.safetensors").items()
+               if name.startswith("vision_model.")}
+    save_file(tensors | {f"{prefix}embeddings.position_ids": torch.arange(10)[None]}, clip / "model.safetensors")
+    config = json.loads((clip / "config.json").read_text())
+    (clip / "config.json").write_text(json.dumps(config["vision_config"]))
+    assert same(load_vision(clip), load_vision(FIXTURES / "clip"))
+
+
+@pytest.mark.parametrize("kind, names", [("linear", [""]), ("mlp1x_gelu", ["0."]), ("mlp2x_gelu", ["0.", "2."]),
+                                         ("mlp3x_gelu", ["0.", "2.", "4."])])
+def test_projectors(tmp_path, kind, names):
+    tensors = {}
+    for name in names:
+        tensors |= {f"model.mm_projector.{name}weight": torch.randn(32, 32), f"model.mm_projector.{name}bias": torch.randn(32)}
+    torch.save(tensors, tmp_path / "mm_projector.bin")
+    model = load_llava(**PARTS | {"projector": tmp_path / "mm_projector.bin"}, dtype="float32")[0]
+    assert model.config.projector == kind
+    loaded = {f"model.mm_projector.{name}": tensor for name, tensor in model.mm_projector.state_dict().items()}
+    assert loaded.keys() == tensors.keys() and all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+
+    new = load_llava(**PARTS | {"projector": kind})[0]  # the same kind, yet to be trained
+    assert [p.shape for p in new.mm_projector.parameters()] == [p.shape for p in model.mm_projector.parameters()]
+
+
+def test_projector_of_another_language_model(tmp_path):
+    torch.save({"model.mm_projector.weight": torch.randn(48, 32), "model.mm_projector.bias": torch.randn(48)}, tmp_path / "a.bin")
+    assert "mm_projector.weight is torch.float32 [48, 32]" in message(ValueError, load_llava, **PARTS | {"projector": tmp_path / "a.bin"})
+    torch.save({"model.mm_projector.weight": torch.randn(32, 32), "model.embed_tokens.weight": torch.randn(2, 32)}, tmp_path / "b.bin")
+    assert "model.embed_tokens.weight" in message(ValueError, load_llava, **PARTS | {"projector": tmp_path / "b.bin"})
+
+
+def test_llava_with_its_own_tower(copy):
+    """As in v1.6 and merged LoRAs; nothing there describes the tower but its shapes."""
+    llava = copy("llava")
+    tower = VisionTower(VisionConfig(128, 96, 2, 2, 24, 8)).half()
+    tensors = {f"model.vision_tower.vision_tower.vision_model.{name}": tensor for name, tensor in tower.state_dict().items()}
+    tensors |= {"model.mm_projector.weight": torch.randn(32, 128), "model.mm_projector.bias": torch.randn(32)}
+    language = load_file(FIXTURES / "vicuna" / "model.safetensors")
+    save_file(tensors | language, llava / "model.safetensors")
+    edit_json(llava / "config.json", mm_projector_type=...)  # linear
+    model = load_llava(llava, dtype="float16")[0]
+    assert model.config.vision == tower.config and model.config.projector == "linear"
+    assert torch.equal(model.vision_tower.encoder.layers[1].mlp.fc2.weight, tower.encoder.layers[1].mlp.fc2.weight)
+    assert "leave vision= away" in message(ValueError, load_llava, llava, vision=FIXTURES / "clip")
+
+
+def test_which_tower(copy):
+    llava = copy("llava")
+    assert "download openai/tiny" in message(ValueError, load_llava, llava)
+    edit_json(llava / "config.json", mm_vision_tower="openai/clip-vit-large-patch14-336")
+    assert "for images of 24 pixels" in message(ValueError, load_llava, llava, vision=FIXTURES / "clip")
+    edit_json(llava / "config.json", mm_vision_tower=str(FIXTURES / "clip"))
+    assert same(load_llava(llava)[0], load_llava(FIXTURES / "llava", vision=FIXTURES / "clip")[0])
+
+
+@pytest.mark.parametrize("added", [["<im_patch>", "<im_start>", "<im_end>"], ["[PAD]", "<im_patch>", "<im_start>", "<im_end>"]])
+def test_delta(tmp_path, copy, added, monkeypatch, capsys):
+    """The vocabularies 32003 and 32004: three or four tokens more than the base has."""
+    delta, extra = copy("vicuna"), len(added)
+    base = load_file(FIXTURES / "vicuna" / "model.safetensors")
+    whole = {name: (tensor.half() + 0.5 if tensor.ndim == 2 else tensor.half()) for name, tensor in base.items()}
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        whole[name] = torch.cat([whole[name], torch.randn(extra, 32).half()])
+    difference = {name: tensor.clone() for name, tensor in whole.items()}
+    for name, tensor in base.items():
+        difference[name][: len(tensor)] -= tensor.half()
+    projector = {"model.mm_projector.weight": torch.randn(32, 32).half(), "model.mm_projector.bias": torch.randn(32).half()}
+    save_file(difference | projector, delta / "model.safetensors")
+    edit_json(delta / "config.json", vocab_size=40 + extra, mm_vision_tower=str(FIXTURES / "clip"), mm_use_im_start_end=True,
+              model_type="llama")
+    (delta / "added_tokens.json").write_text(json.dumps({token: 40 + i for i, token in enumerate(added)}))
+
+    command = ["checkpoint", "apply-delta", "--base", str(FIXTURES / "vicuna"), "--delta", str(delta), "--out"]
+    monkeypatch.setattr(sys, "argv", [*command, str(tmp_path / "out")])
+    checkpoint.main()
+    model, tokenizer = load_llava(tmp_path / "out")
+    for name, tensor in model.language_model.state_dict().items():
+        name = name if name.startswith("lm_head") else f"model.{name}"
+        expected = difference[name].clone()
+        expected[: len(base[name])] += base[name].half()
+        assert torch.equal(tensor, expected)
+    assert torch.equal(model.mm_projector.weight, projector["model.mm_projector.weight"])
+    assert model.config.template == ("llava_v0" if "[PAD]" in added else "vicuna_v1") and model.config.mm_use_im_start_end
+    assert (tokenizer.image_start_id, tokenizer.image_end_id) == (40 + extra - 2, 40 + extra - 1)
+
+    edit_tensors(delta / "model.safetensors", lambda tensors: tensors.update({"model.new.weight": torch.zeros(1)}))
+    monkeypatch.setattr(sys, "argv", [*command, str(tmp_path / "out2")])
+    with pytest.raises(SystemExit, match="2"):
+        checkpoint.main()
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and "model.new.weight" in said
+    assert not (tmp_path / "out2").exists()
+
+
+# ---- strictness ----
+
+HEAD = "language_model.lm_head.weight"
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda tensors: tensors.pop(HEAD), "lacks language_model.lm_head.weight"),
+    (lambda tensors: tensors.update(image_newline=torch.zeros(32)), "unexpected image_newline"),
+    (lambda tensors: tensors.update({HEAD: torch.zeros(47, 32)}), "language_model.lm_head.weight is torch.float32 [47, 32]"),
+    (lambda tensors: tensors.update({HEAD: torch.zeros(48, 32, dtype=torch.int8)}), "language_model.lm_head.weight is torch.int8"),
+    (lambda tensors: tensors.update({"lm_head.weight": tensors[HEAD].clone()}), "lm_head.weight is there twice")])
+def test_strict(copy, change, said):
+    folder = copy("llava_hf")
+    tensors = {}
+    for shard in folder.glob("*.safetensors"):
+        tensors |= load_file(shard)
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    assert said in message(ValueError, load_llava, folder)
+
+
+def test_tied_head_that_differs(copy):
+    folder = copy("llama_grouped")
+    edit_json(folder / "config.json", tie_word_embeddings=True)
+    assert "ties lm_head.weight" in message(ValueError, load_language, folder)
+    edit_tensors(folder / "model.safetensors", lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}))
+    load_language(folder)
+
+
+def test_wrong_folders(tmp_path, copy):
+    assert "hf download" in message(FileNotFoundError, load_llava, "llava-hf/llava-1.5-7b-hf")
+    assert "config.json" in message(FileNotFoundError, load_llava, tmp_path)
+    assert "no projector" in message(ValueError, load_llava, FIXTURES / "vicuna")
+    assert "language=" in message(ValueError, load_llava, vision=FIXTURES / "clip", language=FIXTURES / "vicuna")
+    assert "model_type 'llama'" in message(ValueError, load_vision, FIXTURES / "vicuna")
+    folder = copy("vicuna")
+    (folder / "model.safetensors").unlink()
+    assert "neither model.safetensors nor pytorch_model.bin" in message(FileNotFoundError, load_language, folder)
+    (folder / "adapter_config.json").write_text("{}")
+    assert "LoRA" in message(ValueError, load_language, folder)
+
+
+# ---- files from strangers ----
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("evil",)
+
+
+def test_a_pickle_that_wants_to_run_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for new in (True, False):
+        torch.save({"model.mm_projector.weight": torch.zeros(1), "x": Evil()}, "new.bin", _use_new_zipfile_serialization=new)
+        assert "run code" in message(ValueError, load_llava, **PARTS | {"projector": "new.bin"})
+    Path("plain.bin").write_bytes(pickle.dumps(Evil(), protocol=2))
+    message(ValueError, load_llava, **PARTS | {"projector": "plain.bin"})
+    assert not Path("evil").exists()
+    torch.save({"a": {"b": torch.zeros(1)}}, "nested.bin")
+    assert "not a table" in message(ValueError, load_llava, **PARTS | {"projector": "nested.bin"})
+
+
+@pytest.mark.parametrize("file", ["../vicuna/model.safetensors", "/etc/passwd", "a/b.safetensors", "..", 7])
+def test_an_index_that_points_outside(copy, file):
+    folder = copy("llava_hf")
+    edit_json(folder / "model.safetensors.index.json", weight_map={"x": file})
+    assert "not a file of its own folder" in message(ValueError, load_llava, folder)
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda data: data[: len(data) // 2], lambda data: data[:5], lambda data: b"", lambda data: b"<html>not found</html>",
+    lambda data: b"\xff" * 7 + b"\x7f" + data[8:]])  # a safetensors header of 2^63 bytes
+def test_damaged_files(copy, spoil):
+    for name, load in (("vicuna/model.safetensors", load_language),
+                       ("llava/pytorch_model-00002-of-00002.bin", lambda folder: load_llava(folder, vision=FIXTURES / "clip"))):
+        folder = copy(name.split("/")[0])
+        path = folder / Path(name).name
+        path.write_bytes(spoil(path.read_bytes()))
+        assert Path(name).name in message(ValueError, load, folder)
+
+
+def test_missing_shard_and_bad_json(copy):
+    folder = copy("llava_hf")
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    assert "model-00002-of-00003.safetensors is missing" in message(FileNotFoundError, load_llava, folder)
+    (folder / "config.json").write_text("{")
+    assert "config.json" in message(ValueError, load_llava, folder)
+
+
+def test_images_that_cannot_be_had(tmp_path, monkeypatch):
+    assert "no image" in message(FileNotFoundError, load_image, tmp_path / "none.png")
+    assert "cannot be opened" in message(OSError, load_image, tmp_path)
+    (tmp_path / "text.png").write_text("hello")
+    assert "is not an image" in message(ValueError, load_image, tmp_path / "text.png")
+    for name in ("a.png", "a.jpg", "a.gif", "a.webp", "a.bmp"):
+        Image.effect_noise((64, 64), 50).save(tmp_path / name)
+        load_image(tmp_path / name)
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-700])
+        assert "is damaged" in message(ValueError, load_image, tmp_path / name)
+    Image.new("L", (2000, 2000)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert "more than 2,000 pixels" in message(ValueError, load_image, tmp_path / "bomb.png")
+
+
+# ---- saving ----
+
+def tiny(projector="mlp2x_gelu", **language):
+    torch.manual_seed(0)
+    fields = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return Llava(LlavaConfig(
+        VisionConfig(24, 32, 2, 2, 16, 8), LanguageConfig(**fields | language), projector, -1, "pad", (0.5, 0.4, 0.3), (0.1, 0.2, 0.3),
+        template="plain", mm_use_im_start_end=True))
+
+
+@pytest.fixture
+def tokenizer():
+    return Tokenizer.load(FIXTURES / "vicuna")
+
+
+IDS = torch.tensor([[1, 5, IMAGE_TOKEN, IMAGE_TOKEN, IMAGE_TOKEN, IMAGE_TOKEN, 9, 7]])
+
+
+@pytest.mark.parametrize("make", [
+    lambda: tiny(), lambda: tiny("linear"), lambda: tiny("mlp1x_gelu"), lambda: tiny(tie_word_embeddings=True, num_key_value_heads=2),
+    lambda: tiny(head_dim=8, rope_theta=500.0, rope_scaling={"rope_type": "linear", "factor": 2.0}), lambda: tiny().bfloat16()])
+def test_saved_and_loaded(tmp_path, tokenizer, make):
+    model = make()
+    save_llava(model, tokenizer, tmp_path)
+    loaded, loaded_tokenizer = load_llava(tmp_path, device="cpu")
+    image_row = {"language": replace(model.config.language, vocab_size=41)}
+    assert loaded.config == replace(model.config, **image_row)
+    pixels = torch.randn(1, 3, 16, 16)
+    logits, expected = loaded(IDS, pixels), model(IDS, pixels)
+    assert torch.equal(logits[..., :40], expected)
+    assert (logits[..., 40] <= expected.max(-1).values).all()  # <image> is never the answer
+    assert loaded_tokenizer.encode("what <image> is it?") == tokenizer.encode("what <image> is it?")
+
+    save_llava(loaded, loaded_tokenizer, tmp_path / "again")
+    again, _ = load_llava(tmp_path / "again", device="cpu")
+    assert same(again, loaded) and again.config == loaded.config
+
+
+def test_saved_names_and_fields_are_those_of_the_hub(tmp_path):
+    """tests/check_transformers.py opens the folder in transformers itself."""
+    model, tokenizer = load_llava(FIXTURES / "llava_hf")
+    save_llava(model, tokenizer, tmp_path)
+    hub, ours = {}, load_file(tmp_path / "model.safetensors")
+    for shard in (FIXTURES / "llava_hf").glob("*.safetensors"):
+        hub |= load_file(shard)
+    assert ours.keys() == hub.keys() and all(torch.equal(ours[name], hub[name]) for name in hub)
+    saved, config = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path, FIXTURES / "llava_hf"))
+    for name in ("architectures", "model_type", "image_token_index", "projector_hidden_act", "vision_feature_layer",
+                 "vision_feature_select_strategy", "torch_dtype", "tie_word_embeddings"):
+        assert saved[name] == config[name]
+    assert saved["text_config"].items() >= config["text_config"].items()
+    assert json.loads((tmp_path / "preprocessor_config.json").read_text())["image_mean"] == list(IMAGE_MEAN)
+
+
+def test_shards(tmp_path, tokenizer, monkeypatch):
+    model = tiny()
+    save_llava(model, tokenizer, tmp_path)
+    one = sorted(file.name for file in tmp_path.iterdir())
+    monkeypatch.setattr(checkpoint, "MAX_SHARD", 10_000)
+    save_llava(model, tokenizer, tmp_path)
+    files = [file for file in tmp_path.iterdir() if file.suffix == ".safetensors"]
+    sizes = [[tensor.nbytes for tensor in load_file(file).values()] for file in files]
+    assert len(files) > 2 and all(sum(shard) <= 10_000 or len(shard) == 1 for shard in sizes)
+    sharded, _ = load_llava(tmp_path, device="cpu")
+    monkeypatch.undo()
+    save_llava(sharded, tokenizer, tmp_path)  # over the files it is mapped from
+    assert sorted(file.name for file in tmp_path.iterdir()) == one
+    assert same(load_llava(tmp_path, device="cpu")[0], sharded)
+
+
+def test_a_save_that_fails_leaves_the_old_one(tmp_path, tokenizer, monkeypatch):
+    model = tiny()
+    save_llava(model, tokenizer, tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def full(*args):
+        raise OSError("no space left on device")
+    monkeypatch.setattr(tokenizer, "save", full)
+    with pytest.raises(OSError, match="no space"):
+        save_llava(tiny(hidden_size=32), tokenizer, tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_save_refuses_what_transformers_cannot_hold(tmp_path, tokenizer):
+    assert "mlp3x_gelu" in message(ValueError, save_llava, tiny("mlp3x_gelu"), tokenizer, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_file_of_a_newer_version(tmp_path, tokenizer):
+    save_llava(tiny(), tokenizer, tmp_path)
+    edit_json(tmp_path / "minillava.json", resampler="perceiver")
+    assert "unknown resampler" in message(ValueError, load_llava, tmp_path)
+
+
+def test_backbones_saved_and_composed(tmp_path, tokenizer):
+    model = tiny(tie_word_embeddings=True)
+    tower = {f"vision_model.{name}": tensor for name, tensor in model.vision_tower.state_dict().items()}
+    save_clip(tower | {"logit_scale": torch.zeros(())}, model.config, {"hidden_size": 8}, 8, tmp_path / "clip")
+    save_language(model.language_model, tokenizer, tmp_path / "vicuna")
+    assert same(load_vision(tmp_path / "clip", device="cpu"), model.vision_tower)
+    assert same(load_language(tmp_path / "vicuna", device="cpu")[0], model.language_model)
+    composed, _ = load_llava(vision=tmp_path / "clip", language=tmp_path / "vicuna", projector="linear")
+    assert composed.config.image_mean == (0.5, 0.4, 0.3)
