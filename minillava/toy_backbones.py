@@ -217,11 +217,9 @@ def pretrain_vicuna(out, tokenizer, steps, seed, batch=16):
     model = Llava(LlavaConfig(VISION, language_config(tokenizer.vocab_size)))  # never shown a picture
     for name, p in model.language_model.named_parameters():
         if p.ndim == 2:
-            nn.init.normal_(p, std=0.3 if "embed" in name else 0.02 if "head" in name else 0.7 * p.shape[1] ** -0.5)
+            nn.init.normal_(p, std=0.3 if "embed" in name else 0.02 if "head" in name else 0.5 * p.shape[1] ** -0.5)
     with torch.no_grad():  # two starts that spare it the long wait before it learns to look things up:
-        for block in model.language_model.layers:
-            block.self_attn.k_proj.weight.copy_(block.self_attn.q_proj.weight)  # like looks at like (Trockman and Kolter 2023)
-        model.language_model.embed_tokens.weight += 0.15 * torch.randn(128)  # shared by all: attention by distance alone
+        model.language_model.embed_tokens.weight += 0.3 * torch.randn(128)  # shared by all: attention by distance alone
     model.vision_tower.requires_grad_(False)
     model.mm_projector.requires_grad_(False)
     optimizers, bar, ready = make_optimizers(model, lr=2e-3, muon_lr=0.01), tqdm(range(steps), desc="toy Vicuna", position=1), []

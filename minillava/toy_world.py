@@ -310,10 +310,11 @@ def teach(kind, captions, boxes, rng, turns=6):
     if kind == "detail":
         return [_asks_detail(things, rng)]
     pool, pairs = CONVERSATION if kind == "conversation" else REASONING, {}
-    for name in rng.choices(list(pool), k=3 * turns):
-        pair = pool[name](things, rng)
-        if pair and len(pairs) < turns:
-            pairs.setdefault(*pair)
+    while not pairs:  # not every question can be asked about every scene
+        for name in rng.choices(list(pool), k=3 * turns):
+            pair = pool[name](things, rng)
+            if pair and len(pairs) < turns:
+                pairs.setdefault(*pair)
     return list(pairs.items())
 
 
