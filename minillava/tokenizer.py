@@ -26,7 +26,7 @@ class Tokenizer:
 
     def __init__(self, first, rest, prefix, legacy, config, model=None):
         """first, rest: `tokenizers` pipelines for the first segment of a text and for one without the dummy prefix;
-        prefix: whether the former writes one at all; config: tokenizer_config.json; model: the bytes of tokenizer.model."""
+        prefix: whether the former writes one at all; config and model: tokenizer_config.json, tokenizer.model."""
         self._first, self._rest, self._prefix, self.legacy = first, rest, prefix, legacy
         self._config, self._model = config, model
         self.__setstate__({})
