@@ -30,9 +30,10 @@ def helpful(person):
             f"The assistant gives helpful, detailed, and polite answers to the {person}'s questions.")
 
 
-SEES = ("A chat between a curious user and an artificial intelligence assistant. The assistant is able to understand the "
-        "visual content that the user provides, and assist the user with a variety of tasks using natural language."
-        "The visual content will be provided with the following format: <Image>visual content</Image>.")  # sic: "language.The"
+SEES = ("A chat between a curious user and an artificial intelligence assistant. "
+        "The assistant is able to understand the visual content that the user provides, "
+        "and assist the user with a variety of tasks using natural language."  # sic: no space follows
+        "The visual content will be provided with the following format: <Image>visual content</Image>.")
 TAGS = ("<Image>", "</Image>")
 
 TEMPLATES = {
@@ -89,9 +90,9 @@ def render(turns, tokenizer, template, image_tokens):
         run = [piece for piece, _ in run]
         if is_text:
             new = tokenizer.segment("".join(run), first)
-            first = first and not new
+            first = False
         else:
-            new = [i for control in run for i in ([IMAGE_TOKEN] * image_tokens if control == IMAGE_TOKEN else [control])]
+            new = [i for control in run for i in [control] * (image_tokens if control == IMAGE_TOKEN else 1)]
             first = tokenizer.legacy or run[-1] == IMAGE_TOKEN  # officially, text after an image is tokenised by itself
         ids += new
         labels += new if learn and not prompt else [IGNORE_INDEX] * len(new)
@@ -104,14 +105,15 @@ def checked(turns, style, image_tokens):
         if role not in ("human", "gpt"):
             raise ValueError(f"turn {n} is from {role!r}; a turn is from 'human' or 'gpt'")
         if not isinstance(text, str) and (text is not None or role != "gpt" or n < len(turns)):
-            raise ValueError(f"turn {n}, from {role}, is {text!r}, not a string; only a last gpt turn may be None, to be answered")
+            raise ValueError(f"turn {n}, from {role}, is {text!r}, not text; only a last gpt turn may be None")
     if style == "two" and turns and turns[0][0] == "gpt":
         turns = turns[1:]
     roles = [role for role, _ in turns]
     if "gpt" not in roles:
-        raise ValueError("the conversation has no answer to learn; give it one, or end it with ('gpt', None) to ask for one")
-    if style == "two" and any(a == b for a, b in zip(roles, roles[1:])):
-        raise ValueError(f"human and gpt must take turns, but here they speak as {' '.join(roles)}")
+        raise ValueError("the conversation has no answer to learn; add one, or end with ('gpt', None) to ask for one")
+    twice = next((a for a, b in zip(roles, roles[1:]) if a == b), None)
+    if style == "two" and twice:
+        raise ValueError(f"human and gpt must take turns, but {twice} speaks twice in a row; join such turns into one")
     if style == "plain" and not (roles == ["human", "gpt"] and IMAGE in turns[0][1] and image_tokens):
         raise ValueError("template plain takes an image and its caption: one human turn with <image>, one gpt turn")
     return turns
@@ -135,7 +137,7 @@ def two(turns, t, tokenizer, image_tokens):
 
 
 def single(turns, t, tokenizer, image_tokens):
-    """One separator, ###, written in one way for training, where every ### is learned, and in another for a prompt: sic."""
+    """One separator, ###. Training text, all its ### learned, has spaces and newlines that a prompt has not: sic."""
     prompt = turns[-1][1] is None
     space, newline = ("", "") if prompt else (" ", "\n")
     yield t.system + 2 * newline, False
@@ -162,7 +164,7 @@ def plain(turns, t, tokenizer, image_tokens):
 
 
 def message(text, t, tokenizer, image_tokens):
-    """A human text, its image first. Where the tokenizer knows <im_start> and <im_end> (v0, v1.1), they enclose the image."""
+    """A human text, its image first, within <im_start> and <im_end> where the tokenizer has them (v0, v1.1)."""
     if image_tokens and IMAGE in text:
         before, after = t.image
         question = text.replace(IMAGE, "").strip()
@@ -179,8 +181,9 @@ def message(text, t, tokenizer, image_tokens):
 def show(ids, labels, tokenizer):
     """A rendered sample for a terminal: green is learned, grey is not, and an image is [image x576]."""
     shown = []
-    for (image, learn), run in groupby(zip(ids, labels), key=lambda pair: (pair[0] == IMAGE_TOKEN, pair[1] != IGNORE_INDEX)):
-        run = [i for i, _ in run]
+    kinds = [(i == IMAGE_TOKEN, label != IGNORE_INDEX) for i, label in zip(ids, labels)]
+    for (image, learn), run in groupby(zip(kinds, ids), key=lambda pair: pair[0]):
+        run = [i for _, i in run]
         text = f"[image x{len(run)}]" if image else tokenizer.spell(run).replace("\n", "↵\n")
         shown.append(f"\033[{36 if image else 32 if learn else 90}m{text}\033[0m")
     return "".join(shown)

@@ -1,6 +1,6 @@
-"""Writes tests/fixtures/tokenizer: a tiny SentencePiece model with LLaMA's settings, and what SentencePiece makes of texts.
+"""Writes tests/fixtures/tokenizer: a tiny SentencePiece model with LLaMA's settings, and SentencePiece's ids of texts.
 
-Run in any environment with the package sentencepiece (0.2.3 made what is committed), which the project itself does not need:
+Run in any environment with the package sentencepiece (0.2.3 made what is committed), which the project does not need:
     python tests/make_tokenizer_fixture.py
 """
 import json
@@ -25,17 +25,19 @@ Der Hund schläft. Où est le café? La niña come piñas. Привет, мир!
 abab abaab aba ababa baba aabb aaaa bbbb abababab aabaab
 """.strip().splitlines()
 
-LITERALS = ["</s>", "<s>", "<unk>", "<image>", "<0x0A>", "▁", "▁▁", "\n", "\t", "\r\n", "  ", "     ", "###", "\0", "\u3000",
-            "\u200b", "👩‍👩‍👧‍👦", "🇬🇧", "👍🏽", "🤖", "猫", "é", "e\u0301", "ﬁ", "שלום", "ไทย", "𝔘", "ab", "aba", "ba", "a", "b", "00"]
+LITERALS = ["</s>", "<s>", "<unk>", "<image>", "<0x0A>", "▁", "▁▁", "\n", "\t", "\r\n", "  ", "     ", "###", "\0",
+            "\u3000", "\u200b", "👩‍👩‍👧‍👦", "🇬🇧", "👍🏽", "🤖", "猫", "é", "e\u0301", "ﬁ", "שלום", "ไทย", "𝔘", "ab",
+            "aba", "ba", "a", "b", "00"]
 
 
 def train():
-    settings = dict(vocab_size=560, model_type="bpe", byte_fallback=True, normalization_rule_name="identity", minloglevel=2,
-                    remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, split_digits=True, hard_vocab_limit=False,
-                    character_coverage=0.98, unk_id=0, bos_id=1, eos_id=2, pad_id=-1)
+    settings = dict(vocab_size=560, model_type="bpe", byte_fallback=True, normalization_rule_name="identity",
+                    remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, split_digits=True,
+                    hard_vocab_limit=False, character_coverage=0.98, unk_id=0, bos_id=1, eos_id=2, pad_id=-1,
+                    model_prefix=str(OUT / "tokenizer"), minloglevel=2)
     # spaces in runs, so that pieces of several ▁ are learned
     text = SENTENCES * 4 + [" " * n + "x" for n in range(2, 20)] * 12
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(text), model_prefix=str(OUT / "tokenizer"), **settings)
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(text), **settings)
     (OUT / "tokenizer.vocab").unlink()
     # LLaMA's runs of spaces all have the score -1e9: the same here, written over the score in the file
     path = OUT / "tokenizer.model"
@@ -52,11 +54,13 @@ def train():
 
 def texts(rng):
     words = " ".join(SENTENCES).split(" ")
-    for text in ["", " ", "  ", "a", " a", "  a", "x  hello", "x   hello", *LITERALS, *(" " * n + "a" for n in (4, 15, 16, 17, 20, 37))]:
-        yield text
+    yield from ["", " ", "  ", "a", " a", "  a", "x  hello", "x   hello", *LITERALS]
+    yield from (" " * n + "a" for n in (4, 15, 16, 17, 20, 37))
     for _ in range(250):
-        parts = [rng.choice(rng.choice((words, LITERALS))) + rng.choice(("", " ", " ", "  ", "\n")) for _ in range(rng.randrange(1, 9))]
-        yield rng.choice(("", "", " ", "   ")) + "".join(parts)
+        text = rng.choice(("", "", " ", "   "))
+        for _ in range(rng.randrange(1, 9)):
+            text += rng.choice(rng.choice((words, LITERALS))) + rng.choice(("", " ", " ", "  ", "\n"))
+        yield text
     for _ in range(60):
         yield "".join(rng.choice("ab") for _ in range(rng.randrange(1, 30)))
 
@@ -70,10 +74,13 @@ def main():
     assert len(newline) == 2
     size = model.vocab_size()
     spelled = [i for i in range(size) if not model.is_control(i) and not model.is_unknown(i)]
-    random_ids = [[rng.choice(spelled) if rng.random() < 0.6 else rng.randrange(3, 259) for _ in range(rng.randrange(1, 12))] for _ in range(200)]
+    bytes_ = range(3, 259)
+    random_ids = [[rng.choice(rng.choice((spelled, bytes_))) for _ in range(rng.randrange(1, 12))] for _ in range(200)]
     cases = list(texts(rng))
-    json.dump({"vocab_size": size, "texts": cases, "ids": [model.encode(t) for t in cases], "ids_without_prefix": [model.encode("\n" + t)[2:] for t in cases],
-               "random_ids": random_ids, "decoded": [model.decode(ids) for ids in random_ids]}, open(OUT / "sentencepiece.json", "w"))
+    expected = {"vocab_size": size, "texts": cases, "ids": [model.encode(text) for text in cases],
+                "ids_without_prefix": [model.encode("\n" + text)[2:] for text in cases],
+                "random_ids": random_ids, "decoded": [model.decode(ids) for ids in random_ids]}
+    (OUT / "sentencepiece.json").write_text(json.dumps(expected))
     print(f"{size} pieces, {runs} of them runs of spaces; {len(cases)} texts")
 
 
