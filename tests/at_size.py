@@ -1,0 +1,112 @@
+"""At full size, which no test has the time for: is memory what it should be, and the big tower exact?
+
+    python tests/at_size.py write FOLDER [--scale 7b|1b]   a random LLaVA-1.5 in bf16, in llava-hf's layout (7b: 14.1 GB)
+    python tests/at_size.py answer FOLDER [--tokens 8]     loads it, answers about a picture; peak memory against the weights
+    python tests/at_size.py tower                          a random ViT-L/14-336 against transformers at layer -2, fp32;
+                                                           needs an environment with transformers in it
+"""
+import argparse
+import json
+import re
+import resource
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from minillava import checkpoint  # noqa: E402
+from minillava.language import LanguageConfig  # noqa: E402
+from minillava.model import Llava, LlavaConfig  # noqa: E402
+from minillava.vision import VisionConfig, VisionTower  # noqa: E402
+
+VISION = VisionConfig(**checkpoint.CLIP_L)
+SCALES = {"7b": LanguageConfig(vocab_size=32064, max_position_embeddings=4096, rms_norm_eps=1e-5),
+          "1b": LanguageConfig(vocab_size=32064, hidden_size=2048, intermediate_size=5504, num_hidden_layers=16,
+                               num_attention_heads=16, max_position_embeddings=4096, rms_norm_eps=1e-5)}
+
+
+def write(folder, scale):
+    """Shard by shard, so that writing needs little memory."""
+    folder = Path(folder)
+    folder.mkdir(parents=True)
+    config = LlavaConfig(VISION, SCALES[scale])
+    with torch.device("meta"):
+        empty = dict(Llava(config).named_parameters())
+    names = checkpoint.rename({name: name for name in empty}, {here: disk for disk, here in checkpoint.LLAVA_HF.items()})
+    weight_map, shard, size = {}, {}, 0
+    for disk, name in names.items():
+        shape = empty[name].shape
+        norm = bool(re.search(r"norm\d?\.weight", disk))
+        shard[disk] = torch.ones(shape).bfloat16() if norm else torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02)
+        size += shard[disk].nbytes
+        if size > 2 * 10**9 or disk == list(names)[-1]:
+            file = f"model-{len(set(weight_map.values())) + 1:05}.safetensors"
+            save_file(shard, folder / file, {"format": "pt"})
+            weight_map |= dict.fromkeys(shard, file)
+            shard, size = {}, 0
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    fields = {name: value for name, value in vars(config.language).items()}
+    (folder / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": fields}))
+    shutil.copyfile(ROOT / "tests" / "fixtures" / "vicuna" / "tokenizer.json", folder / "tokenizer.json")
+
+
+def answer(folder, tokens):
+    """Peak resident memory is of the whole process: Python and torch themselves are measured before, and named apart."""
+    def resident():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    import minillava.generate  # noqa: F401  all that is imported, before the first measurement
+    before, start = resident(), time.time()
+    model, tokenizer = checkpoint.load_llava(folder, device="cpu")
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    print(f"weights {weights / 1e9:.2f} GB; loaded in {time.time() - start:.1f} s")
+    start, N = time.time(), model.config.image_tokens
+    from minillava.generate import new_cache, next_logits
+    ids = torch.tensor([[tokenizer.bos_id, *[-200] * N, *tokenizer.segment("what is it?")]])
+    with torch.inference_mode():
+        cache = new_cache(model, 1, ids.shape[1] + tokens)
+        logits = next_logits(model, ids, torch.randn(1, 3, 336, 336), cache)
+        print(f"first token after {time.time() - start:.1f} s")
+        for _ in range(tokens - 1):
+            logits = next_logits(model, logits.argmax(-1)[:, None], None, cache)
+    assert logits.isfinite().all()
+    print(f"{tokens} tokens after {time.time() - start:.1f} s")
+    print(f"peak resident {resident() / 1e9:.2f} GB, of it {before / 1e9:.2f} GB before loading: "
+          f"{resident() / weights:.3f} x the weights in all, {(resident() - before) / weights:.3f} x without")
+
+
+def tower():
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+    torch.manual_seed(0)
+    theirs = CLIPVisionModel(CLIPVisionConfig(**checkpoint.CLIP_L)).eval()
+    for parameter in theirs.parameters():  # the initial weights are so small that a wrong layer would hardly show
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    with torch.device("meta"):
+        ours = VisionTower(VISION)
+    checkpoint.fill(ours, checkpoint.rename(theirs.state_dict(), checkpoint.CLIP), "transformers", "cpu", torch.float32)
+    pixels = torch.randn(1, 3, 336, 336)
+    with torch.inference_mode():
+        expected = theirs(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+        difference = (ours(pixels, -2) - expected).abs().max() / expected.abs().max()
+    print(f"ViT-L/14-336 at layer -2: relative difference {difference:.1e}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["write", "answer", "tower"])
+    parser.add_argument("folder", nargs="?")
+    parser.add_argument("--scale", choices=SCALES, default="7b")
+    parser.add_argument("--tokens", type=int, default=8)
+    args = parser.parse_args()
+    if args.what == "tower":
+        tower()
+    elif args.what == "write":
+        write(args.folder, args.scale)
+    else:
+        answer(args.folder, args.tokens)
