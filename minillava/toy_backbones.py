@@ -194,14 +194,34 @@ def in_words(captions, boxes, rng):
                        "; ".join(f"{thing.place}: {thing}" for thing in rng.sample(things, len(things))) + "."))
 
 
-def text_sample(rng, tokenizer):
-    """-> {"input_ids", "labels"}: a chat about a scene told in words, or such a telling continued with a caption."""
+def cards(boxes, rng, count=10):
+    """Flash cards about a scene, [(front, back)]: its facts at their tersest, many in few words."""
+    things, found = toy_world.read(boxes), []
+    for _ in range(count):
+        thing = rng.choice(things)
+        name, short = toy_world.name_of(thing, things), f"{thing.color} {thing.shape}"
+        found.append(rng.choice(
+            [(f"at the {thing.place}", str(thing))]
+            + [(name, f"at the {thing.place}")] * 2 * bool(name) + [(short, thing.size)] * (name == short)
+            + [(thing.shape, thing.color)] * (sum(other.shape == thing.shape for other in things) == 1)
+            + [(thing.color, thing.shape)] * (sum(other.color == thing.color for other in things) == 1)))
+    return found
+
+
+def text_sample(rng, tokenizer, shares):
+    """-> {"input_ids", "labels"}. A scene told in words, and a chat, flash cards or a caption about it.
+
+    shares: of cards, caption, detail, reasoning, conversation, small talk.
+    """
     captions, boxes = symbols(rng)
-    told, kind = in_words(captions, boxes, rng), rng.choices(("caption", "detail", "reasoning", "conversation", "talk"),
-                                                             (15, 10, 33, 40, 2))[0]
-    if kind == "caption":  # as stage 1 will show it pictures: the scene, then the caption, nothing else
-        scene, caption = tokenizer.encode(told), tokenizer.segment(rng.choice(captions) + "\n")
-        ids, labels = scene + caption, [IGNORE_INDEX] * len(scene) + caption
+    told = in_words(captions, boxes, rng)
+    kind = rng.choices(("cards", "caption", "detail", "reasoning", "conversation", "talk"), shares)[0]
+    if kind in ("cards", "caption"):  # as stage 1 will show it pictures: the scene, then what there is to say, nothing else
+        ids = tokenizer.encode(told)
+        labels = [IGNORE_INDEX] * len(ids)
+        for front, back in cards(boxes, rng) if kind == "cards" else [("", rng.choice(captions) + "\n")]:
+            front, back = tokenizer.segment(front), tokenizer.segment(back)
+            ids, labels = ids + front + back, labels + [IGNORE_INDEX] * len(front) + back
     else:
         pairs = [toy_world.small_talk(rng)] if kind == "talk" else toy_world.teach(kind, captions, boxes, rng)
         turns = [turn for question, answer in pairs for turn in (("human", question), ("gpt", answer))]
@@ -226,7 +246,8 @@ def pretrain_vicuna(out, tokenizer, steps, seed, batch=16):
     for step in bar:
         set_lr(optimizers, step, steps)
         if not ready:  # batches of like length: less padding
-            samples = sorted((text_sample(rng, tokenizer) for _ in range(8 * batch)), key=lambda s: len(s["input_ids"]))
+            shares = (70, 10, 2, 8, 9, 1) if step < steps / 3 else (15, 15, 10, 28, 30, 2)
+            samples = sorted((text_sample(rng, tokenizer, shares) for _ in range(8 * batch)), key=lambda s: len(s["input_ids"]))
             ready = [collate(samples[i : i + batch]) for i in range(0, len(samples), batch)]
             rng.shuffle(ready)
         input_ids, labels, _ = ready.pop()
