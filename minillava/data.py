@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from minillava.conversation import IGNORE_INDEX, TEMPLATES, render
+from minillava.conversation import IGNORE_INDEX, render
 from minillava.vision import load_image, preprocess
 
 
@@ -20,7 +20,7 @@ class LlavaData(torch.utils.data.Dataset):
         """path: the JSON file; images: the folder its "image" entries are relative to; config: a LlavaConfig."""
         self.samples = json.loads(Path(path).read_text(encoding="utf-8"))
         self.images, self.tokenizer, self.config = Path(images), tokenizer, config
-        self.template = TEMPLATES[template or config.template]
+        self.template = template or config.template
 
     def __len__(self):
         return len(self.samples)

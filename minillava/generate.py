@@ -4,7 +4,7 @@ Sampling as in the official demo: greedy at temperature 0, else the smallest set
 """
 import torch
 
-from minillava.conversation import IMAGE_TOKEN, TEMPLATES, render
+from minillava.conversation import IMAGE_TOKEN, TEMPLATES, human_turn, render
 from minillava.language import KVCache
 from minillava.vision import preprocess
 
@@ -31,15 +31,13 @@ def new_cache(model, batch, max_length, start=None):
 
 @torch.inference_mode()
 def generate(model, tokenizer, prompts, images, max_new_tokens=512, temperature=0.0, top_p=1.0):
-    """One question per row, each with its image (None: text alone) -> list of answers.
+    """One question per row, each with its image (None: text alone) -> list of answers, without their stop.
 
     Rows are padded on the left, so that all write their next token at the same place of the cache.
     """
-    template, device = TEMPLATES[model.config.template], model.device
-    rows = []
-    for prompt, image in zip(prompts, images, strict=True):
-        turns = [("human", f"<image>\n{prompt}" if image is not None else prompt), ("gpt", None)]
-        rows.append(render(turns, tokenizer, template, model.config.image_tokens)[0])
+    template, device = model.config.template, model.device
+    rows = [render([human_turn(prompt, image is not None), ("gpt", None)], tokenizer, template, model.config.image_tokens)[0]
+            for prompt, image in zip(prompts, images, strict=True)]
     longest = max(map(len, rows))
     input_ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
     start = torch.tensor([longest - len(row) for row in rows], device=device)
@@ -47,29 +45,85 @@ def generate(model, tokenizer, prompts, images, max_new_tokens=512, temperature=
     shown = [image for image in images if image is not None]
     pixels = preprocess(shown, model.config).to(device) if shown else None
 
-    answers, running = [[] for _ in rows], set(range(len(rows)))
-    ids = sample(next_logits(model, input_ids, pixels, cache), temperature, top_p)
-    for _ in range(max_new_tokens):
-        for i, token in enumerate(ids.tolist()):
-            if i in running:
-                answers[i].append(token)
-                if token == tokenizer.eos_id or template.stop in tokenizer.decode(answers[i][-8:]):
-                    running.discard(i)
-        if not running or cache.length == longest + max_new_tokens - 1:
+    answers = [Answer(tokenizer, template) for _ in rows]
+    for step in range(max_new_tokens):
+        logits = next_logits(model, input_ids, pixels, cache)
+        input_ids, pixels = sample(logits, temperature, top_p)[:, None], None
+        for answer, token in zip(answers, input_ids.flatten().tolist()):
+            answer.put(token)
+        if all(answer.done for answer in answers):
             break
-        ids = sample(next_logits(model, ids[:, None], None, cache), temperature, top_p)
-    return [tokenizer.decode(answer).split(template.stop)[0].strip() for answer in answers]
+    return [(answer.text + answer.end()).strip() for answer in answers]
+
+
+class Answer:
+    """Collects one answer's ids into text, until the end token or the template's stop string."""
+
+    def __init__(self, tokenizer, template):
+        self.stop, self.end_id, self.streamer = TEMPLATES[template].stop, tokenizer.eos_id, tokenizer.streamer()
+        self.text, self.held, self.done = "", "", False
+
+    def put(self, token):
+        """Returns the text that has become certain: what may be the beginning of the stop string is held back."""
+        if self.done:
+            return ""
+        if token == self.end_id:
+            self.done = True
+            return self.end()
+        self.held += self.streamer.put(token)
+        certain, self.held = self.held, ""
+        if self.stop and self.stop in certain:
+            certain, self.done = certain.split(self.stop)[0], True
+        elif self.stop:
+            overlap = max(n for n in range(len(self.stop)) if certain.endswith(self.stop[:n]))
+            certain, self.held = certain[: len(certain) - overlap], certain[len(certain) - overlap :]
+        self.text += certain
+        return certain
+
+    def end(self):
+        """What was held back when the answer ended without its stop string."""
+        rest, self.held = self.held + self.streamer.end(), ""
+        self.text += rest
+        return rest
 
 
 class Memory:
-    """The keys and values of one conversation, and the ids they stand for: neither the image nor earlier turns run twice."""
+    """The keys and values of one conversation and the ids they stand for: neither the image nor earlier turns run twice."""
 
     def __init__(self, model):
-        self.cache, self.ids = new_cache(model, 1, model.config.language.max_position_embeddings), []
+        self.length = model.config.language.max_position_embeddings
+        self.cache, self.ids = new_cache(model, 1, self.length), []
 
-    def forget_from(self, ids):
-        """Keeps what `ids` begins with (all but its last id at most) and returns the rest of it."""
-        same = next((i for i, (a, b) in enumerate(zip(self.ids, ids)) if a != b), min(len(self.ids), len(ids)))
-        self.cache.length = same = min(same, len(ids) - 1)
-        self.ids = list(ids[:same])
+    def rest_of(self, ids):
+        """Forgets what `ids` does not begin with; returns what of `ids` is still to be run, one id at least."""
+        same = next((i for i, (old, new) in enumerate(zip(self.ids, ids)) if old != new), min(len(self.ids), len(ids)))
+        self.cache.length = same = min(same, self.cache.length, len(ids) - 1)
+        self.ids = ids
         return ids[same:]
+
+
+@torch.inference_mode()
+def stream(model, tokenizer, turns, image=None, max_new_tokens=512, temperature=0.0, top_p=1.0, memory=None):
+    """Yields the answer to `turns`, which end with a human turn, piece by piece. `image` is that of the conversation (or None).
+
+    A `memory` that is passed in again with the next turn makes that turn cost only its new tokens; it belongs to one
+    image. ValueError if the conversation no longer fits into the context.
+    """
+    template, memory = model.config.template, memory or Memory(model)
+    ids, _ = render([*turns, ("gpt", None)], tokenizer, template, model.config.image_tokens if image is not None else 0)
+    room = memory.length - len(ids)
+    if room < 1:
+        raise ValueError(f"the conversation has {len(ids)} tokens, but the model's context ends at {memory.length}; start anew")
+    new = memory.rest_of(ids)
+    pixels = preprocess([image], model.config).to(model.device) if IMAGE_TOKEN in new else None
+    input_ids, answer = torch.tensor([new], device=model.device), Answer(tokenizer, template)
+    for _ in range(min(max_new_tokens, room)):
+        logits = next_logits(model, input_ids, pixels, memory.cache)
+        input_ids, pixels = sample(logits, temperature, top_p)[:, None], None
+        if piece := answer.put(input_ids.item()):
+            yield piece
+        if answer.done:
+            return
+        memory.ids = memory.ids + [input_ids.item()]
+    if piece := answer.end():
+        yield piece

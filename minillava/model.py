@@ -57,6 +57,10 @@ class Llava(nn.Module):
         self.mm_projector = make_projector(config.projector, config.vision.hidden_size, config.language.hidden_size)
         self.language_model = LanguageModel(config.language)
 
+    @property
+    def device(self):
+        return self.language_model.embed_tokens.weight.device
+
     def freeze_for(self, stage):
         """Stage 1 trains the projector alone, stage 2 the language model too; CLIP stays as it is (section 4.2)."""
         self.vision_tower.requires_grad_(False)

@@ -33,6 +33,12 @@ def set_lr(optimizers, step, steps, warmup=0.03):
             group["lr"] = scale * group["peak_lr"]
 
 
+def take_step(optimizers):
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 def forward_in(dtype, model, *args, **kwargs):
     """model(...) computed in `dtype` while parameters, gradients and optimiser stay fp32: one cast per weight and step."""
     weights = {name: p.to(dtype) for name, p in model.named_parameters()}

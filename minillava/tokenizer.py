@@ -4,13 +4,12 @@ Two rules hold everywhere. Text is only text: `</s>`, `<s>` or `<image>` typed b
 a control token enters the ids as an id, put there by conversation.py. And a text is encoded in segments, the stretches
 between control tokens: LLaMA begins a segment with a space that nobody wrote, the dummy prefix `▁`, or does not.
 
-`legacy` (tokenizer_config.json; true where the key is missing) says which segments have the prefix: all of them, as in
-Vicuna v0 to v1.3, or only the first one of a text, as in Vicuna v1.5.
+`legacy` (in tokenizer_config.json; true for a tokenizer.model without it) says which segments have the prefix: all of
+them, as in Vicuna v0 to v1.3, or only the first one of a text, as in Vicuna v1.5.
 """
 import codecs
 import json
 import re
-import shutil
 import struct
 from pathlib import Path
 
@@ -22,15 +21,21 @@ BYTE = re.compile("<0x([0-9A-F]{2})>")  # a piece that is one byte of a characte
 
 
 class Tokenizer:
-    """`bos_id, eos_id, unk_id, pad_id` (unk_id and pad_id may be None), `vocab_size` (the highest id + 1), `legacy`, and
+    """`bos_id, eos_id, unk_id, pad_id` (the last two may be None), `vocab_size` (the highest id + 1), `legacy`, and
     `image_start_id, image_end_id`: the tokens around an image in LLaVA v0 and v1.1, None in all later models."""
 
-    def __init__(self, first, rest, legacy, config, model_file=None):
+    def __init__(self, first, rest, prefix, legacy, config, model=None):
         """first, rest: `tokenizers` pipelines for the first segment of a text and for one without the dummy prefix;
-        config: the contents of tokenizer_config.json; model_file: the tokenizer.model that save() copies."""
-        self._first, self._rest, self.legacy, self._config, self._model_file = first, rest, legacy, config, model_file
-        first.encode_special_tokens = rest.encode_special_tokens = True  # that is: read them as text where they are typed
+        prefix: whether the former writes one at all; config and model: tokenizer_config.json, tokenizer.model."""
+        self._first, self._rest, self._prefix, self.legacy = first, rest, prefix, legacy
+        self._config, self._model = config, model
+        self.__setstate__({})
         self._index()
+
+    def __setstate__(self, state):
+        """Pickling, as for a data loader's worker, would lose the switch that makes typed control tokens text."""
+        self.__dict__.update(state)
+        self._first.encode_special_tokens = self._rest.encode_special_tokens = True
 
     def _index(self):
         """What is looked up by token or by id."""
@@ -48,7 +53,7 @@ class Tokenizer:
         self.bos_id, self.eos_id, self.unk_id = ids["bos"], ids["eos"], ids["unk"]
         self.pad_id = self.unk_id if ids["pad"] is None else ids["pad"]
         if self.bos_id is None or self.eos_id is None:
-            raise ValueError("the tokenizer has no <s> or no </s>: name its bos_token and eos_token in tokenizer_config.json")
+            raise ValueError("the tokenizer has no <s> or </s>; name bos_token and eos_token in tokenizer_config.json")
         self.image_start_id, self.image_end_id = self._ids.get("<im_start>"), self._ids.get("<im_end>")
 
     @classmethod
@@ -65,21 +70,20 @@ class Tokenizer:
         config = read_json(folder / "tokenizer_config.json")
         parsed = read_json(json_file)
         if not parsed and not model_file.exists():
-            raise FileNotFoundError(f"{folder} holds neither tokenizer.model nor tokenizer.json; copy one of them there")
-        legacy = config.get("legacy") is not False
+            raise FileNotFoundError(f"{folder} holds neither tokenizer.model nor tokenizer.json; copy one there")
+        legacy = config.get("legacy")
         try:
-            parts = from_sentencepiece(model_file, legacy) if model_file.exists() else from_json(parsed, json_file)
-        except ValueError:
-            if not parsed or not model_file.exists():
+            self = cls(*from_sentencepiece(model_file, legacy is not False), config, model_file.read_bytes())
+        except (FileNotFoundError, ValueError):
+            if not parsed:
                 raise
-            parts, model_file = from_json(parsed, json_file), None
-        self = cls(*parts, config, model_file if model_file and model_file.exists() else None)
+            self = cls(*from_json(parsed, json_file, legacy), config)
         added = {t["id"]: t["content"] for t in parsed.get("added_tokens", [])}
         added |= {int(i): t["content"] for i, t in config.get("added_tokens_decoder", {}).items()}
         added |= {i: token for token, i in read_json(folder / "added_tokens.json").items()}
         for i, token in sorted(added.items()):
             if self.add(token) != i:
-                raise ValueError(f"{folder}: the added token {token!r} should have id {i}, but comes to {self._ids[token]}")
+                raise ValueError(f"{folder}: added token {token!r} should have id {i}, but {self._ids[token]} is next")
         return self
 
     def add(self, token):
@@ -104,7 +108,7 @@ class Tokenizer:
             raise ValueError(f"{text!r:.80} is not a string of Unicode characters (half a surrogate pair?)") from None
 
     def decode(self, ids):
-        """A list of ids -> the text they spell. Control tokens, image tokens and ids beyond the vocabulary spell nothing."""
+        """A list of ids -> the text they spell; control and image tokens and unknown ids spell nothing."""
         stream = self.streamer()
         return stream.put(*ids) + stream.end()
 
@@ -112,21 +116,23 @@ class Tokenizer:
         """A Streamer for ids that come in one by one."""
         return Streamer(self)
 
-    def token(self, i):
-        """The vocabulary entry of an id, as `▁cat`, `<0x0A>` or `</s>`."""
-        return self._tokens[i]
+    def spell(self, ids):
+        """As decode(), but nothing is hidden: control tokens by their names, other ids as <id>, the dummy prefix."""
+        spelled = [self._bytes.get(i) or self._tokens.get(i, f"<{i}>").encode() for i in ids]
+        return b"".join(spelled).decode("utf-8", "one_mark_per_byte")
 
     def save(self, folder):
-        """Writes tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer opens, and the tokenizer.model."""
+        """Writes tokenizer.json and tokenizer_config.json, for transformers' AutoTokenizer too, and tokenizer.model."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._first.save(str(folder / "tokenizer.json"))
-        if self._model_file and self._model_file.resolve() != (folder / "tokenizer.model").resolve():
-            shutil.copyfile(self._model_file, folder / "tokenizer.model")
+        if self._model:
+            (folder / "tokenizer.model").write_bytes(self._model)
         names = {"bos_token": self.bos_id, "eos_token": self.eos_id, "unk_token": self.unk_id, "pad_token": self.pad_id}
-        config = {**self._config, **{name: self._tokens[i] for name, i in names.items() if i is not None}, "legacy": self.legacy}
-        # The one class that runs tokenizer.json as it is: LlamaTokenizer of transformers 5 builds another pipeline from it.
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        config = self._config | {name: self._tokens[i] for name, i in names.items() if i is not None}
+        # This class runs tokenizer.json as it is; LlamaTokenizer of transformers 5 would build another pipeline.
+        config |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        config["legacy"] = self.legacy
         text = json.dumps(config, ensure_ascii=False, indent=2)
         (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
@@ -135,13 +141,15 @@ class Streamer:
     """Ids in, text out, never half a UTF-8 character: `put` returns what has become certain, `end` the rest."""
 
     def __init__(self, tokenizer):
-        self._bytes, self._at_start = tokenizer._bytes, True
+        self._tokens, self._bytes, self._prefix = tokenizer._tokens, tokenizer._bytes, tokenizer._prefix
         self._utf8 = codecs.getincrementaldecoder("utf-8")("one_mark_per_byte")
 
     def put(self, *ids):
+        ids = [int(i) for i in ids]  # a tensor's elements would not be found
         spelled = b"".join([self._bytes.get(i, b"") for i in ids])
-        if self._at_start and spelled:  # the dummy prefix is no part of the text
-            spelled, self._at_start = spelled.removeprefix(b" "), False
+        if self._prefix and spelled:  # at the start: the dummy prefix is no part of the text
+            start = next(i for i in ids if self._bytes.get(i))
+            spelled, self._prefix = spelled[self._tokens[start].startswith(SPACE):], False
         return self._utf8.decode(spelled)
 
     def end(self):
@@ -158,7 +166,7 @@ def spell_piece(piece):
 
 
 def byte_level_speller():
-    """GPT-2's and Llama 3's vocabularies write each byte as one printable character: the 188 that print stand for themselves."""
+    """The vocabularies of GPT-2 and Llama 3 write a byte as a printable character: for 188 of them, their own."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     other = [byte for byte in range(256) if byte not in printable]
     alphabet = {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(other)}
@@ -181,8 +189,8 @@ def read_json(path):
 # ---------------------------------------------------------------------------------------------------------------------
 # tokenizer.json
 
-def from_json(parsed, path):
-    """A parsed tokenizer.json -> (first, rest, legacy): `rest` is the same pipeline without the dummy prefix."""
+def from_json(parsed, path, legacy):
+    """A parsed tokenizer.json -> (first, rest, prefix, legacy), as Tokenizer takes them; legacy None: the file's."""
     try:
         first = tokenizers.Tokenizer.from_str(json.dumps({**parsed, "padding": None, "truncation": None}))
     except Exception as error:  # the package raises no narrower class
@@ -207,7 +215,8 @@ def from_json(parsed, path):
     now = json.loads(rebuild(first, first.normalizer, first.pre_tokenizer, empty=True).to_str())  # in today's spelling
     steps = {name: without_prefix(now[name]) for name in ("normalizer", "pre_tokenizer")}
     rest = tokenizers.Tokenizer.from_str(json.dumps({**now, **steps}))
-    return first, rebuild(first, rest.normalizer, rest.pre_tokenizer), all(prefixing)
+    rest = rebuild(first, rest.normalizer, rest.pre_tokenizer)
+    return first, rest, bool(prefixing), all(prefixing) if legacy is None else legacy
 
 
 def rebuild(tokenizer, normalizer, pre_tokenizer, empty=False):
@@ -229,7 +238,7 @@ NORMAL, UNKNOWN, CONTROL, BYTE_PIECE = 1, 2, 3, 6  # ModelProto.SentencePiece.Ty
 
 
 def from_sentencepiece(path, legacy):
-    """A SentencePiece BPE model -> (first, rest, legacy); ids equal those of SentencePiece on every text.
+    """A SentencePiece BPE model -> (first, rest, prefix, legacy), as Tokenizer takes them; ids equal SentencePiece's.
 
     SentencePiece merges, again and again, the neighbours that together make the piece of the highest score, the
     leftmost ones first. `tokenizers` wants a ranked list of pairs instead: every way to cut a piece in two, by score.
@@ -263,14 +272,14 @@ def from_sentencepiece(path, legacy):
         first.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces])
     elif dummy_prefix:
         # Metaspace alone knows which segment is the first, but puts no prefix before a text that begins with its own
-        # character. So one whose character cannot occur (the spaces are ▁ by now) writes it, and a second one turns it into ▁.
+        # character. So one whose character cannot occur (spaces are ▁ by now) writes it, and a second turns it into ▁.
         first.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(" ", "first", split=False),
                                                        pre_tokenizers.Metaspace(SPACE, "never", split=False)])
-    return first, rest, legacy
+    return first, rest, dummy_prefix, legacy
 
 
 def read_sentencepiece(path):
-    """-> ([(piece, score, kind)] by id, byte_fallback, dummy_prefix); ValueError for what is not an exactly known BPE."""
+    """-> ([(piece, score, kind)] by id, byte_fallback, dummy_prefix); ValueError for what cannot be matched exactly."""
     try:
         model = fields(path.read_bytes())
         pieces = []
@@ -282,10 +291,10 @@ def read_sentencepiece(path):
     except (KeyError, IndexError, ValueError, struct.error, AttributeError, TypeError):
         raise ValueError(f"{path} is not a whole SentencePiece model; download it again") from None
     if trainer.get(3, [1])[-1] != 2:
-        raise ValueError(f"{path} is not a BPE model as LLaMA's is; give the folder a tokenizer.json instead")
+        raise ValueError(f"{path} is not a BPE model as LLaMA's is; add a tokenizer.json to the folder")
     odd = {kind for _, _, kind in pieces} - {NORMAL, UNKNOWN, CONTROL, BYTE_PIECE}
     if odd or normalizer.get(2, [b""])[-1] or normalizer.get(4, [1])[-1] or trainer.get(24, [0])[-1]:
-        raise ValueError(f"{path} rewrites its text or has symbols of its own, unlike LLaMA's; give the folder a tokenizer.json")
+        raise ValueError(f"{path} rewrites text or has symbols of its own; add a tokenizer.json to the folder")
     return pieces, bool(trainer.get(35, [0])[-1]), bool(normalizer.get(3, [1])[-1])
 
 
@@ -302,6 +311,8 @@ def fields(message):
             shift += 7
             if byte < 128:
                 return value
+            if shift > 63:
+                raise ValueError("a number of more than 64 bits")
 
     while at < len(message):
         key = varint()

@@ -1,31 +1,40 @@
 """What LLaVA takes ready-made, made here in miniature: a CLIP and a Vicuna for the toy world.
 
-    python -m minillava.toy_backbones --out runs/backbones      # both, about 25 minutes on 2 cores
+    python -m minillava.toy_backbones --out runs/backbones      # both at once, about 28 minutes on 2 cores
 
 The toy CLIP learns by contrast between pictures and captions (Radford et al. 2021, figure 3) and never sees a question.
 The toy Vicuna learns from text alone: it reads a scene in words and answers questions about it, so that it can already
-look up, count and compare when LLaVA gives it eyes. Both are saved in the official layouts.
+look up, count and compare when LLaVA gives it eyes. Neither sees a held-out scene. Both are saved in the official layouts.
 """
 import argparse
+import json
 import random
-from dataclasses import dataclass
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
+import tokenizers
 import torch
 import torch.nn.functional as F
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from minillava import toy_world
-from minillava.language import LanguageConfig, LanguageModel
-from minillava.model import IGNORE_INDEX, LlavaConfig
-from minillava.optim import forward_in, make_optimizers, set_lr
+from minillava.checkpoint import save_clip, save_language
+from minillava.conversation import TEMPLATES, render
+from minillava.data import collate
+from minillava.language import LanguageConfig
+from minillava.model import IGNORE_INDEX, Llava, LlavaConfig
+from minillava.optim import forward_in, make_optimizers, set_lr, take_step
+from minillava.tokenizer import Tokenizer
 from minillava.vision import Encoder, VisionConfig, VisionTower, preprocess
 
 VISION = VisionConfig(hidden_size=96, intermediate_size=384, num_hidden_layers=4, num_attention_heads=3, image_size=72,
                       patch_size=12)
-TEXT = dict(hidden_size=96, intermediate_size=384, num_hidden_layers=3, num_attention_heads=3, max_position_embeddings=96)
+TEXT = dict(hidden_size=96, intermediate_size=384, num_hidden_layers=3, num_attention_heads=3, layer_norm_eps=1e-5,
+            max_position_embeddings=80, hidden_act="quick_gelu")
 
 
 def language_config(vocab_size):
@@ -33,4 +42,225 @@ def language_config(vocab_size):
                           num_attention_heads=4, max_position_embeddings=1024, rms_norm_eps=1e-5)
 
 
+# ----------------------------------------------------------------------------------------------------------- tokenizer
+
+def symbols(rng):
+    """A new training scene -> its captions and boxes."""
+    boxes = toy_world.as_fractions(toy_world.make_scene(rng, "train"))
+    return toy_world.captions_of(boxes, rng), boxes
+
+
+def train_tokenizer(folder, rng):
+    """Writes tokenizer.json: a BPE as LLaMA's (`▁` for a space, bytes for what has no piece; <unk>, <s>, </s> first).
+
+    Pieces may span words that make one phrase, "small red circle" or "at the top-left" (superwords, Liu et al. 2025): text
+    is then a third as long, and a thing in a text is one vector with all its properties, as it is in a picture.
+    """
+    core = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    thing = f"(▁(small|large))?▁({'|'.join(toy_world.COLORS)})▁({'|'.join(toy_world.SHAPES)})(?![a-z])"
+    fixed = [sentence.strip().replace(" ", "▁") for sentence in TEMPLATES["vicuna_v1"].system.rstrip(".").split(".")]
+    phrase = f"{thing}|▁at▁the▁[a-z-]+|{'|'.join('▁' + sentence for sentence in fixed)}|▁?[\\w-]+|[^\\w▁]|▁"
+    core.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(phrase), "isolated")
+    texts = []
+    for _ in range(3000):
+        captions, boxes = symbols(rng)
+        pairs = [toy_world.small_talk(rng)]
+        for kind in ("brief", "conversation", "detail", "reasoning"):
+            pairs += toy_world.teach(kind, captions, boxes, rng)
+        texts += captions + [TEMPLATES["vicuna_v1"].system]
+        texts += [f"USER: {question}\n{question} ASSISTANT: {answer}" for question, answer in pairs]
+    control = ["<unk>", "<s>", "</s>"]
+    core.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=1024, min_frequency=20, show_progress=False, special_tokens=control + [f"<0x{i:02X}>" for i in range(256)]))
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)])
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    parsed = json.loads(core.to_str())
+    parsed["added_tokens"] = [token for token in parsed["added_tokens"] if token["content"] in control]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(parsed, ensure_ascii=False, indent=1), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(
+        {"legacy": True, "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}))
+    return Tokenizer.load(folder)
+
+
 # ------------------------------------------------------------------------------------------------------------ toy CLIP
+
+class TextTower(nn.Module):
+    """CLIP's text transformer: causal, its sentence is what stands at the end token (the highest id, as in CLIP)."""
+
+    def __init__(self, vocab_size):
+        super().__init__()
+        D = TEXT["hidden_size"]
+        self.embeddings = nn.Module()
+        self.embeddings.token_embedding = nn.Embedding(vocab_size, D)
+        self.embeddings.position_embedding = nn.Embedding(TEXT["max_position_embeddings"], D)
+        self.encoder = Encoder(SimpleNamespace(**TEXT))
+        self.final_layer_norm = nn.LayerNorm(D)
+        self.end = vocab_size - 1
+
+    def forward(self, ids):
+        """[B,T], padded with the end token -> [B,D]."""
+        x = self.embeddings.token_embedding(ids) + self.embeddings.position_embedding.weight[: ids.shape[1]]
+        for block in self.encoder.layers:
+            x = block(x, is_causal=True)
+        ends = (ids == self.end).int().argmax(1)  # the first one
+        return self.final_layer_norm(x[torch.arange(len(x)), ends])
+
+
+class Clip(nn.Module):
+    def __init__(self, vocab_size):
+        super().__init__()
+        D = VISION.hidden_size
+        self.vision_model, self.text_model = VisionTower(VISION), TextTower(vocab_size)
+        self.visual_projection, self.text_projection = nn.Linear(D, D, bias=False), nn.Linear(D, D, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(2.6592))  # ln(1 / 0.07)
+
+    def forward(self, pixels, ids):
+        """B pictures and B captions -> cosine of each with each, scaled, [B,B] in fp32."""
+        first = self.vision_model.hidden_state(pixels, -1)[:, 0]  # the class token
+        images = self.visual_projection(self.vision_model.post_layernorm(first)).float()
+        texts = self.text_projection(self.text_model(ids)).float()
+        return self.logit_scale.float().exp().clamp(max=100) * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
+
+
+def relatives(rng, count):
+    """A scene and others that differ from one of them in a single thing: the contrast is then worth learning from."""
+    scenes = [toy_world.make_scene(rng, "train")]
+    while len(scenes) < count:
+        scene = list(rng.choice(scenes))
+        i, change = rng.randrange(len(scene)), rng.choice(("color", "shape", "size", "place", "swap", "drop"))
+        name, box = scene[i]
+        places = [toy_world.place_of(other) for _, other in scene]
+        if change == "color":
+            name = f"{rng.choice(list(toy_world.COLORS))} {name.split()[1]}"
+        elif change == "shape":
+            name = f"{name.split()[0]} {rng.choice(toy_world.SHAPES)}"
+        elif change == "size":
+            box = toy_world.make_box(places[i], rng)
+        elif change == "place":
+            box = toy_world.make_box(rng.choice([place for place in range(9) if place not in places]), rng)
+        elif change == "swap":
+            j = rng.randrange(len(scene))
+            name, scene[j] = scene[j][0], (name, scene[j][1])
+        scene[i] = (name, box)
+        if change == "drop" and len(scene) > 1:
+            del scene[i]
+        if toy_world.split_of([name for name, _ in scene]) == "train":
+            scenes.append(scene)
+    return scenes
+
+
+def pretrain_clip(out, tokenizer, steps, seed, groups=5000, group=4, batch=256):
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    model = Clip(tokenizer.vocab_size + 1)
+    for name, p in model.named_parameters():
+        if "token_embedding" in name:
+            nn.init.normal_(p, std=0.3)
+        elif "position_embedding" in name:
+            nn.init.normal_(p, std=0.1)
+        elif p.ndim == 2 and ".layers." in name:
+            nn.init.normal_(p, std=0.7 * p.shape[1] ** -0.5)
+    pixels, captions = [], []
+    for _ in tqdm(range(groups), desc="toy CLIP: pictures", position=0):
+        for scene in relatives(rng, group):
+            pixels.append(preprocess([toy_world.draw(scene, rng)], LlavaConfig(VISION))[0].bfloat16())
+            both = toy_world.captions_of(toy_world.as_fractions(scene), rng)[:2]  # those that tell a scene from its relatives
+            captions.append([torch.tensor(tokenizer.encode(text) + [tokenizer.vocab_size]) for text in both])
+    pixels = torch.stack(pixels)
+    optimizers, bar = make_optimizers(model, lr=1e-3, muon_lr=0.02), tqdm(range(steps), desc="toy CLIP", position=0)
+    for step in bar:
+        set_lr(optimizers, step, steps)
+        chosen = [group * g + k for g in rng.choices(range(groups), k=batch // group) for k in range(group)]
+        ids = pad_sequence([rng.choice(captions[i]) for i in chosen], batch_first=True, padding_value=tokenizer.vocab_size)
+        logits, pairs = forward_in(torch.bfloat16, model, pixels[chosen], ids), torch.arange(batch)
+        loss = (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
+        loss.backward()
+        take_step(optimizers)
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+    text = TEXT | {"vocab_size": tokenizer.vocab_size + 1, "bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.vocab_size}
+    tensors = {name: p.detach().bfloat16() for name, p in model.named_parameters()}
+    save_clip(tensors, LlavaConfig(VISION), text, VISION.hidden_size, out)
+    tokenizer.save(out)
+
+
+# ---------------------------------------------------------------------------------------------------------- toy Vicuna
+
+def in_words(captions, boxes, rng):
+    """A scene told in one of four ways, each with all that there is to know."""
+    things = toy_world.read(boxes)
+    return rng.choice((captions[0] + ".", captions[1] + ".", toy_world.teach("detail", captions, boxes, rng)[0][1],
+                       "; ".join(f"{thing.place}: {thing}" for thing in rng.sample(things, len(things))) + "."))
+
+
+def text_sample(rng, tokenizer):
+    """-> {"input_ids", "labels"}: a chat about a scene told in words, or such a telling continued with a caption."""
+    captions, boxes = symbols(rng)
+    told, kind = in_words(captions, boxes, rng), rng.choices(("caption", "detail", "reasoning", "conversation", "talk"),
+                                                             (15, 10, 33, 40, 2))[0]
+    if kind == "caption":  # as stage 1 will show it pictures: the scene, then the caption, nothing else
+        scene, caption = tokenizer.encode(told), tokenizer.segment(rng.choice(captions) + "\n")
+        ids, labels = scene + caption, [IGNORE_INDEX] * len(scene) + caption
+    else:
+        pairs = [toy_world.small_talk(rng)] if kind == "talk" else toy_world.teach(kind, captions, boxes, rng)
+        turns = [turn for question, answer in pairs for turn in (("human", question), ("gpt", answer))]
+        if kind != "talk":
+            turns[0] = "human", f"{told}\n{turns[0][1]}"
+        ids, labels = render(turns, tokenizer, "vicuna_v1", 0)
+    return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels), "pixels": torch.empty(0)}
+
+
+def pretrain_vicuna(out, tokenizer, steps, seed, batch=16):
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    model = Llava(LlavaConfig(VISION, language_config(tokenizer.vocab_size)))  # never shown a picture
+    for name, p in model.language_model.named_parameters():
+        if p.ndim == 2:
+            nn.init.normal_(p, std=0.3 if "embed" in name else 0.02 if "head" in name else 0.5 * p.shape[1] ** -0.5)
+    with torch.no_grad():  # two starts that spare it the long wait before it learns to look things up:
+        model.language_model.embed_tokens.weight += 0.3 * torch.randn(128)  # shared by all: attention by distance alone
+    model.vision_tower.requires_grad_(False)
+    model.mm_projector.requires_grad_(False)
+    optimizers, bar, ready = make_optimizers(model, lr=2e-3, muon_lr=0.01), tqdm(range(steps), desc="toy Vicuna", position=1), []
+    for step in bar:
+        set_lr(optimizers, step, steps)
+        if not ready:  # batches of like length: less padding
+            samples = sorted((text_sample(rng, tokenizer) for _ in range(8 * batch)), key=lambda s: len(s["input_ids"]))
+            ready = [collate(samples[i : i + batch]) for i in range(0, len(samples), batch)]
+            rng.shuffle(ready)
+        input_ids, labels, _ = ready.pop()
+        loss = forward_in(torch.bfloat16, model, input_ids, labels=labels)
+        loss.backward()
+        take_step(optimizers)
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+    save_language(model.language_model.bfloat16(), tokenizer, out)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="a folder for clip/ and vicuna/")
+    parser.add_argument("--clip-steps", type=int, default=3200)
+    parser.add_argument("--vicuna-steps", type=int, default=4800)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    spawn = torch.multiprocessing.get_context("spawn")
+    tokenizer = train_tokenizer(args.out / "vicuna", random.Random(args.seed))
+    work = [spawn.Process(target=alone, args=(pretrain_clip, args.out / "clip", tokenizer, args.clip_steps, args.seed)),
+            spawn.Process(target=alone, args=(pretrain_vicuna, args.out / "vicuna", tokenizer, args.vicuna_steps, args.seed))]
+    for process in work:
+        process.start()
+    for process in work:
+        process.join()
+    if any(process.exitcode for process in work):
+        sys.exit("error: a pretraining failed, see above")
+
+
+def alone(train, *args):
+    """One core for each of the two: matrices this small gain little from a second one."""
+    torch.set_num_threads(1)
+    train(*args)
+
+
+if __name__ == "__main__":
+    main()

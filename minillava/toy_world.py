@@ -47,13 +47,19 @@ def make_scene(rng, split):
         places = rng.sample(range(9), rng.choice((1, 2, 3, 3, 4, 4, 4, 5, 5, 5)))
         names = [f"{rng.choice(colors)} {rng.choice(shapes)}" for _ in places]
         if split_of(names) == split:
-            return [(name, _box(place, rng)) for name, place in zip(names, places)]
+            return [(name, make_box(place, rng)) for name, place in zip(names, places)]
 
 
-def _box(place, rng):
+def make_box(place, rng):
+    """A box of either size somewhere inside a cell, 0 to 8 in reading order."""
     width, cell = rng.randint(*SIZES[rng.choice(list(SIZES))]), SIDE // 3
     x, y = (cell * k + rng.randint(1, cell - width - 1) for k in (place % 3, place // 3))
     return [x, y, x + width, y + width]
+
+
+def place_of(box):
+    """The cell, 0 to 8, that the middle of a box in pixels lies in."""
+    return 3 * int((box[1] + box[3]) / 2 * 3 / SIDE) + int((box[0] + box[2]) / 2 * 3 / SIDE)
 
 
 def draw(scene, rng):
@@ -172,7 +178,7 @@ def _asks_size(things, rng):
 
 def _asks_total(things, rng):
     question = rng.choice(("How many shapes are there?", "How many shapes do you see?", "Count the shapes in the image."))
-    return question, f"There {'is' if len(things) == 1 else 'are'} {number_of(len(things), 'shape')} in the image."
+    return question, f"There {'is' if len(things) == 1 else 'are'} {number_of(len(things), 'shape')}."
 
 
 def _attribute(things, rng):
@@ -187,7 +193,7 @@ def _asks_count(things, rng):
     of, word, found = _attribute(things, rng)
     noun = word if of == "shape" else f"{word} shape"
     question = rng.choice((f"How many {noun}s are there?", f"How many {noun}s do you see?", f"Count the {noun}s."))
-    return question, f"There {'is' if len(found) == 1 else 'are'} {number_of(len(found), noun)} in the image."
+    return question, f"There {'is' if len(found) == 1 else 'are'} {number_of(len(found), noun)}."
 
 
 def _asks_place(things, rng):
@@ -295,15 +301,114 @@ QUESTIONS = {**CONVERSATION, "detail": _asks_detail, **REASONING}
 def teach(kind, captions, boxes, rng, turns=6):
     """The template teacher: symbols of one picture -> [(question, answer)] of a kind, as GPT-4 would be asked for.
 
-    kind: "conversation", "detail" or "reasoning"; captions: list of str; boxes: [(category, [x1, y1, x2, y2])], corners as
-    fractions of the picture. Answers are whole sentences that follow from the boxes alone.
+    kind: "brief", "conversation", "detail" or "reasoning"; captions: list of str; boxes: [(category, [x1, y1, x2, y2])],
+    corners as fractions of the picture. Answers are whole sentences that follow from captions and boxes alone.
     """
+    if kind == "brief":
+        return [(rng.choice(BRIEF), rng.choice(captions))]
     things = read(boxes)
     if kind == "detail":
         return [_asks_detail(things, rng)]
     pool, pairs = CONVERSATION if kind == "conversation" else REASONING, {}
-    for name in rng.choices(list(pool), k=3 * turns):
-        pair = pool[name](things, rng)
-        if pair and len(pairs) < turns:
-            pairs.setdefault(*pair)
+    while not pairs:  # not every question can be asked about every scene
+        for name in rng.choices(list(pool), k=3 * turns):
+            pair = pool[name](things, rng)
+            if pair and len(pairs) < turns:
+                pairs.setdefault(*pair)
     return list(pairs.items())
+
+
+def small_talk(rng):
+    """A question and an answer that need no picture; text alone, as the ShareGPT part of LLaVA-1.5's mix."""
+    low, high = sorted(rng.choices(range(1, 6), k=2))
+    one, other = NUMBERS[low], NUMBERS[high]
+    difference = "zero" if low == high else NUMBERS[high - low]
+    return rng.choice([
+        (rng.choice(("Hello!", "Hi!", "Hi there!")), "Hello! Ask me about the shapes in the image."),
+        (rng.choice(("Who are you?", "What are you?")), "I am a toy LLaVA, a very small language and vision assistant."),
+        (rng.choice(("What can you do?", "Can you help me?")),
+         "I can tell you about the shapes in an image, count them and compare them."),
+        (rng.choice(("Thank you!", "Thanks!")), "You are welcome."),
+        (rng.choice(("Goodbye!", "Bye!")), "Goodbye!"),
+        ("What is a circle?", "A circle is a round shape."), ("What is a star?", "A star is a shape with five points."),
+        ("What is a square?", "A square is a shape with four corners."),
+        ("What is a triangle?", "A triangle is a shape with three corners."),
+        (f"What is {other} minus {one}?", f"The answer is {difference}."),
+        (f"Which is more, {one} or {other}?", f"The answer is {other}." if low < high else "Both are the same.")])
+
+
+# ------------------------------------------------------------------------------------------------ a world on the disk
+
+def make_world(folder, split, scenes, seed):
+    """Draws pictures to folder/split/ and writes captions_split.json and instances_split.json, as COCO does."""
+    folder, rng = Path(folder), random.Random(f"{seed} {split}")
+    (folder / split).mkdir(parents=True, exist_ok=True)
+    images, captions, instances = [], [], []
+    for image_id in range(1, scenes + 1):
+        scene = make_scene(rng, split)
+        images.append({"id": image_id, "file_name": f"{image_id:012}.png", "width": SIDE, "height": SIDE})
+        draw(scene, rng).save(folder / split / images[-1]["file_name"], compress_level=1)
+        for caption in captions_of(as_fractions(scene), rng):
+            captions.append({"id": len(captions) + 1, "image_id": image_id, "caption": caption})
+        for name, (x1, y1, x2, y2) in scene:
+            category = next(c["id"] for c in CATEGORIES if c["name"] == name)
+            instances.append({"id": len(instances) + 1, "image_id": image_id, "category_id": category, "iscrowd": 0,
+                              "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)})
+    for name, content in (("captions", {"images": images, "annotations": captions}),
+                          ("instances", {"images": images, "annotations": instances, "categories": CATEGORIES})):
+        (folder / f"{name}_{split}.json").write_text(json.dumps(content))
+
+
+def as_fractions(scene):
+    return [(name, [round(v / SIDE, 3) for v in box]) for name, box in scene]
+
+
+def read_world(folder, split):
+    """COCO's two files -> {file name: (captions, boxes)}, all that the teacher gets to see."""
+    captions, instances = (json.loads((Path(folder) / f"{name}_{split}.json").read_text()) for name in ("captions", "instances"))
+    images = {image["id"]: image for image in instances["images"]}
+    categories = {category["id"]: category["name"] for category in instances["categories"]}
+    symbols = {i: ([], []) for i in images}
+    for note in captions["annotations"]:
+        symbols[note["image_id"]][0].append(note["caption"])
+    for note in instances["annotations"]:
+        (x, y, w, h), image = note["bbox"], images[note["image_id"]]
+        box = [x / image["width"], y / image["height"], (x + w) / image["width"], (y + h) / image["height"]]
+        symbols[note["image_id"]][1].append((categories[note["category_id"]], [round(v, 3) for v in box]))
+    return {images[i]["file_name"]: pair for i, pair in symbols.items()}
+
+
+def llava_json(symbols, kinds, seed, teacher=teach):
+    """{file name: (captions, boxes)} -> LLaVA-JSON samples, one per picture and kind; `kinds` maps a kind to its share.
+
+    As in LLaVA's files, <image> stands before or after the first question at random.
+    """
+    rng, samples = random.Random(seed), []
+    for name, (captions, boxes) in symbols.items():
+        for kind, share in kinds.items():
+            if rng.random() >= share:
+                continue
+            pairs = [small_talk(rng)] if kind == "text" else teacher(kind, captions, boxes, rng)
+            turns = [{"from": role, "value": text} for pair in pairs for role, text in zip(("human", "gpt"), pair)]
+            sample = {"id": f"{Path(name).stem}_{kind}", "image": name, "conversations": turns}
+            if kind == "text":
+                del sample["image"]
+            else:
+                turns[0]["value"] = rng.choice(("<image>\n{}", "{}\n<image>")).format(turns[0]["value"])
+            samples.append(sample)
+    return samples
+
+
+def heldout_questions(symbols, per_type, seed):
+    """-> [{"type", "image", "question", "answer"}], `per_type` of each type, each from another picture than the last."""
+    rng, names = random.Random(seed), list(symbols)
+    questions = []
+    for kind, ask in QUESTIONS.items():
+        found = 0
+        while found < per_type:
+            name = names[len(questions) % len(names)] if rng.random() < 0.5 else rng.choice(names)
+            pair = ask(read(symbols[name][1]), rng)
+            if pair:
+                questions.append({"type": kind, "image": name, "question": pair[0], "answer": pair[1]})
+                found += 1
+    return questions

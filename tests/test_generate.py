@@ -1,0 +1,90 @@
+"""A cache, a batch and a later turn change what an answer costs, never the answer."""
+import pytest
+import torch
+from PIL import Image
+
+from minillava.checkpoint import load_llava
+from minillava.generate import Answer, Memory, generate, new_cache, next_logits, sample, stream
+from minillava.model import IMAGE_TOKEN
+
+
+def pictures(count):
+    torch.manual_seed(3)
+    return [Image.fromarray(torch.randint(0, 256, (72, 72, 3), dtype=torch.uint8).numpy()) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return load_llava(device="cpu", dtype=torch.float32)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 500])
+def test_cached_equals_uncached_at_every_position_in_a_batch_of_unequal_length(toy, chunk):
+    model, _ = toy
+    N, V = model.config.image_tokens, model.config.language.vocab_size
+    torch.manual_seed(0)
+    rows = [torch.randint(3, V, (length,)) for length in (20, 3, 11)]
+    rows = [torch.cat([row[:2], torch.full((N,), IMAGE_TOKEN), row[2:]]) for row in rows]
+    pixels, longest = torch.randn(3, 3, 72, 72), max(map(len, rows))
+    start = torch.tensor([longest - len(row) for row in rows])
+    padded = torch.stack([torch.cat([torch.zeros(int(pad), dtype=torch.int64), row]) for pad, row in zip(start, rows)])
+    cache = new_cache(model, 3, longest, start)
+    with torch.inference_mode():
+        embeddings = model.embed(padded, pixels)
+        hidden = torch.cat([model.language_model(embeddings[:, i : i + chunk], cache) for i in range(0, longest, chunk)], 1)
+        for row, pad, states, picture in zip(rows, start, model.language_model.lm_head(hidden), pixels):
+            alone = model(row[None], picture[None])[0]
+            assert (states[pad:] - alone).norm() <= 1e-5 * alone.norm()
+
+
+def test_a_batch_answers_as_one_by_one(toy):
+    prompts = ["How many shapes are there?", "Hello!", "Describe the image in detail."]
+    images = [pictures(2)[0], None, pictures(2)[1]]
+    single = [generate(*toy, [prompt], [image], max_new_tokens=24)[0] for prompt, image in zip(prompts, images)]
+    assert generate(*toy, prompts, images, max_new_tokens=24) == single
+
+
+def test_a_later_turn_runs_only_its_new_tokens_and_answers_as_if_all_were_run(toy, monkeypatch):
+    model, tokenizer = toy
+    (image,), memory, turns, run = pictures(1), Memory(model), [], []
+    monkeypatch.setattr(model.language_model.layers[0], "forward", counting(model.language_model.layers[0].forward, run))
+    for question in ("<image>\nHow many shapes are there?", "Where is the red circle?", "What shape is at the center?"):
+        turns.append(("human", question))
+        fresh = "".join(stream(model, tokenizer, turns, image, max_new_tokens=30))
+        run.clear()
+        answer = "".join(stream(model, tokenizer, turns, image, max_new_tokens=30, memory=memory))
+        assert answer == fresh
+        turns.append(("gpt", answer))
+    assert run[0] < 25  # the end of turn two and the question: neither the image nor the system text
+    other = [("human", "<image>\nIs there a star?")]  # a conversation that goes another way from the first word
+    assert list(stream(model, tokenizer, other, image, 30, memory=memory)) == list(stream(model, tokenizer, other, image, 30))
+
+
+def counting(forward, run):
+    def counted(x, *args):
+        run.append(x.shape[1])
+        return forward(x, *args)
+    return counted
+
+
+def test_a_full_context_is_an_error_before_it_is_a_wrong_answer(toy):
+    model, tokenizer = toy
+    with pytest.raises(ValueError, match="context ends at"):
+        list(stream(model, tokenizer, [("human", "How many? " * 600)]))
+
+
+def test_top_p_keeps_the_smallest_set_that_holds_p():
+    torch.manual_seed(0)
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(500, -1)
+    assert set(sample(logits, 1.0, top_p=0.7).tolist()) == {0, 1}
+    assert set(sample(logits, 1.0, top_p=1.0).tolist()) == {0, 1, 2, 3}
+    assert set(sample(logits, 1.0, top_p=1e-9).tolist()) == {0} == set(sample(logits).tolist())
+
+
+def test_an_answer_stops_at_the_templates_stop_and_never_shows_a_part_of_it(toy):
+    _, tokenizer = toy
+    for text, expected in (("a b\n### Human: c", "a b\n"), ("a ## b", "a ## b"), ("a ##", "a ##")):
+        answer = Answer(tokenizer, "llava_v0")
+        shown = "".join(answer.put(i) for i in tokenizer.segment(text))
+        assert not answer.done or "#" not in shown
+        assert shown + answer.end() == answer.text == expected

@@ -1,0 +1,147 @@
+"""Two-stage training of LLaVA (section 4.2): first the projector alone, then projector and language model.
+
+    python train.py                      # the whole miniature: toy world, stage 1, stage 2, held-out scores
+    python train.py --out runs/long --scenes 60000
+    python chat.py --model runs/toy/llava
+"""
+import argparse
+import json
+import random
+import sys
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from minillava import toy_world
+from minillava.checkpoint import TOY, load_llava, save_llava
+from minillava.data import LlavaData, collate, grouped_order
+from minillava.generate import generate
+from minillava.optim import forward_in, make_optimizers, set_lr, take_step
+from minillava.vision import load_image
+
+RECIPES = {
+    "toy-pretrain": dict(stage=1, template="plain", lr=2e-3, muon_lr=None, batch=32, epochs=1),
+    "toy-finetune": dict(stage=2, template="vicuna_v1", lr=1e-3, muon_lr=0.007, batch=16, epochs=1),
+}
+
+
+def train(model, data, recipe, seed, log):
+    """One stage. Appends {"step", "loss", "lr"} to the open file `log` and returns the losses."""
+    model.freeze_for(recipe["stage"])
+    generator = torch.Generator().manual_seed(seed)
+    order = [i for _ in range(recipe["epochs"]) for i in grouped_order(data.lengths(), recipe["batch"], 1, generator)]
+    batches = DataLoader(data, batch_size=recipe["batch"], sampler=order, collate_fn=collate)
+    optimizers, losses = make_optimizers(model, recipe["lr"], recipe["muon_lr"]), []
+    bar = tqdm(batches, desc=f"stage {recipe['stage']}")
+    for step, (input_ids, labels, pixels) in enumerate(bar):
+        set_lr(optimizers, step, len(batches))
+        loss = forward_in(torch.bfloat16, model, input_ids, pixels, labels=labels)
+        loss.backward()
+        take_step(optimizers)
+        losses.append(loss.item())
+        bar.set_postfix(loss=f"{losses[-1]:.3f}")
+        log.write(json.dumps({"stage": recipe["stage"], "step": step, "loss": losses[-1]}) + "\n")
+    return losses
+
+
+def score(model, tokenizer, questions, images, desc, batch=128):
+    """-> {type: share of questions whose whole answer is exactly right}; images: one PIL image or None per question."""
+    right = {}
+    order = sorted(range(len(questions)), key=lambda i: (len(questions[i]["answer"]), i))  # rows that end together
+    for start in tqdm(range(0, len(order), batch), desc=desc):
+        rows = order[start : start + batch]
+        answers = generate(model, tokenizer, [questions[i]["question"] for i in rows], [images[i] for i in rows], max_new_tokens=96)
+        for i, answer in zip(rows, answers):
+            right.setdefault(questions[i]["type"], []).append(answer == questions[i]["answer"])
+    return {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items())}
+
+
+def draw_loss(stages, path):
+    """loss.png: the loss of each stage, smoothed, on a common scale; [(name, losses)] drawn side by side with PIL."""
+    W, H, M = 720, 360, 46
+    image = Image.new("RGB", (W, H), "white")
+    pen = ImageDraw.Draw(image)
+    curves = []
+    for name, losses in stages:
+        smooth, mean = [], losses[0]
+        for loss in losses:
+            mean = 0.95 * mean + 0.05 * loss
+            smooth.append(mean)
+        curves.append((name, smooth))
+    top, steps = max(max(curve) for _, curve in curves), sum(len(curve) for _, curve in curves)
+    for k in range(5):
+        y = M + (H - 2 * M) * k / 4
+        pen.line((M, y, W - M, y), "#dddddd")
+        pen.text((6, y - 6), f"{top * (1 - k / 4):.2f}", "black")
+    start = 0
+    for (name, curve), color in zip(curves, ("#1f77b4", "#d62728")):
+        points = [(M + (W - 2 * M) * (start + i) / steps, M + (H - 2 * M) * (1 - loss / top)) for i, loss in enumerate(curve)]
+        pen.line(points, color, width=2)
+        pen.text((points[0][0], 20), f"{name}: {curve[-1]:.3f} after {len(curve)} steps", color)
+        start += len(curve)
+    pen.text((W // 2 - 40, H - 24), f"{steps} steps", "black")
+    image.save(path)
+
+
+def miniature(args):
+    """The whole of LLaVA at the size of a laptop, from the two shipped backbones."""
+    began, world = time.time(), args.out / "world"
+    print(f"The toy world: {args.scenes} scenes to learn from, {args.heldout} held out, in {world}")
+    toy_world.make_world(world, "train", args.scenes, args.seed)
+    toy_world.make_world(world, "val", args.heldout, args.seed)
+    symbols, heldout = toy_world.read_world(world, "train"), toy_world.read_world(world, "val")
+    for name, kinds in (("pretrain", {"brief": 0.5}),
+                        ("finetune", {"conversation": 1.0, "detail": 0.4, "reasoning": 1.0, "text": 0.05})):
+        samples = toy_world.llava_json(symbols, kinds, args.seed)
+        (world / f"{name}.json").write_text(json.dumps(samples))
+
+    torch.manual_seed(args.seed)
+    model, tokenizer = load_llava(vision=TOY / "clip", language=TOY / "vicuna", projector="mlp2x_gelu", dtype=torch.float32)
+    stages = []
+    with open(args.out / "metrics.jsonl", "w") as log:
+        for name in ("pretrain", "finetune"):
+            recipe = RECIPES[f"toy-{name}"]
+            data = LlavaData(world / f"{name}.json", world / "train", tokenizer, model.config, recipe["template"])
+            stages.append((f"stage {recipe['stage']}", train(model, data, recipe, args.seed, log)))
+    draw_loss(stages, args.out / "loss.png")
+    save_llava(model.bfloat16(), tokenizer, args.out / "llava")
+    trained = time.time()
+    report(model.float(), tokenizer, world, heldout, args)
+
+
+def report(model, tokenizer, world, heldout, args):
+    """Held-out accuracy per type of question beside two controls, without the picture and with another scene's."""
+    questions = toy_world.heldout_questions(heldout, args.per_type, args.seed)
+    pictures = {name: load_image(world / "val" / name) for name in heldout}
+    images = [pictures[q["image"]] for q in questions]
+    names = list(pictures)
+    others = [pictures[names[(names.index(q["image"]) + 1) % len(names)]] for q in questions]
+    table = [score(model, tokenizer, questions, seen, desc) for seen, desc in (
+        (images, "held-out questions"), ([None] * len(questions), "control: no picture"), (others, "control: another picture"))]
+    print(f"\nExact match of the whole answer, {len(questions)} questions on {len(set(q['image'] for q in questions))} held-out scenes")
+    print(f"{'':12}{'answers':>10}{'no picture':>12}{'another picture':>17}")
+    for kind in table[0]:
+        print(f"{kind:12}" + "".join(f"{100 * column[kind]:>{width}.1f}" for column, width in zip(table, (10, 12, 17))))
+    means = [sum(column.values()) / len(column) for column in table]  # as many questions of each type
+    print(f"{'all':12}" + "".join(f"{100 * mean:>{width}.1f}" for mean, width in zip(means, (10, 12, 17))))
+    (args.out / "heldout.json").write_text(json.dumps(dict(zip(("answers", "no_picture", "another_picture"), table)), indent=1))
+    return table
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="folder of the run")
+    parser.add_argument("--scenes", type=int, default=5000, help="training scenes: more is longer and better")
+    parser.add_argument("--heldout", type=int, default=400, help="held-out scenes")
+    parser.add_argument("--per-type", type=int, default=110, help="held-out questions of each type")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    miniature(args)
+
+
+if __name__ == "__main__":
+    main()
