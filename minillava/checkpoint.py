@@ -67,9 +67,12 @@ def read_tensors(path):
             if not isinstance(weight_map, dict):
                 raise ValueError(f"{index} has no weight_map; download it again")
             for file in weight_map.values():
-                if not re.fullmatch(r"[^/\\]+\.(safetensors|bin)", str(file)):  # it must not make us open files elsewhere
+                if not re.fullmatch(r"[^/\\]+\.(safetensors|bin)", str(file)):  # no way to files elsewhere
                     raise ValueError(f"{index} names {file!r}, which is not a file of its own folder")
-            return {tensor: value for file in sorted(set(weight_map.values())) for tensor, value in _read_file(path / file).items()}
+            tensors = {}
+            for file in sorted(set(weight_map.values())):
+                tensors |= _read_file(path / file)
+            return tensors
     raise FileNotFoundError(f"{path} has neither model.safetensors nor pytorch_model.bin, nor shards with an index")
 
 
@@ -81,7 +84,7 @@ def _read_file(path):
             return load_file(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError:  # a pickle is a program: only one that builds tensors and nothing else is run
-        raise ValueError(f"{path} holds more than weights (it wants to run code) or is damaged, and is refused") from None
+        raise ValueError(f"{path} wants to run code, or is damaged: it is refused") from None
     except Exception as error:  # what a broken file makes its reader stumble over is anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{path} is damaged ({reason:.200}); download it again") from None
@@ -142,28 +145,32 @@ def _fields(cls, data):
 
 
 def vision_config(data, source):
-    check(data, {"model_type": ["clip_vision_model", "clip"], "hidden_act": ["quick_gelu"], "num_channels": [3]}, source)
+    check(data, {"model_type": ["clip_vision_model", "clip"], "hidden_act": ["quick_gelu"], "num_channels": [3]},
+          source)
     return VisionConfig(**_fields(VisionConfig, data))
 
 
 def language_config(data, source):
     rope = data.get("rope_parameters") or data.get("rope_scaling") or {}  # the words of transformers 5, and of 4
     kind = rope.get("rope_type", rope.get("type", "default"))
-    scaling = {"default": [], "linear": ["factor"], "llama3": ["factor", "low_freq_factor", "high_freq_factor",
-                                                              "original_max_position_embeddings"]}
-    if kind not in scaling or not rope.keys() >= set(scaling[kind]):
-        raise ValueError(f"{source}: rope scaling {rope} is not supported, only 'linear' and 'llama3' with all they need")
-    data = data | {"rope_theta": rope.get("rope_theta", data.get("rope_theta", LanguageConfig.rope_theta)),
-                   "rope_scaling": {"rope_type": kind} | {name: rope[name] for name in scaling[kind]} if scaling[kind] else None}
+    needs = {"default": [], "linear": ["factor"],
+             "llama3": ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]}
+    if kind not in needs or not rope.keys() >= set(needs[kind]):
+        raise ValueError(f"{source}: rope scaling {rope} is not supported, only whole 'linear' and 'llama3'")
     check(data, {"model_type": ["llama", "llava", "llava_llama"], "hidden_act": ["silu"], "attention_bias": [False],
                  "mlp_bias": [False]}, source)
-    return LanguageConfig(**_fields(LanguageConfig, data))
+    theta = rope.get("rope_theta", data.get("rope_theta", LanguageConfig.rope_theta))
+    scaling = {"rope_type": kind} | {name: rope[name] for name in needs[kind]} if kind != "default" else None
+    return LanguageConfig(**_fields(LanguageConfig, data) | {"rope_theta": theta, "rope_scaling": scaling})
 
 
 def image_fields(path):
     """What preprocessor_config.json decides of a LlavaConfig."""
-    data = read_json(path / "preprocessor_config.json") or read_json(path / "processor_config.json").get("image_processor", {})
-    return {"image_mean": tuple(data.get("image_mean", IMAGE_MEAN)), "image_std": tuple(data.get("image_std", IMAGE_STD)),
+    data = read_json(path / "preprocessor_config.json")
+    if not data:  # of transformers 5
+        data = read_json(path / "processor_config.json").get("image_processor", {})
+    return {"image_mean": tuple(data.get("image_mean", IMAGE_MEAN)),
+            "image_std": tuple(data.get("image_std", IMAGE_STD)),
             "image_aspect_ratio": "pad" if data.get("do_pad") else "square"}
 
 
@@ -211,7 +218,8 @@ def read_llava(path, data, tensors, vision=None):
     """liuhaotian/llava-*: a Llama with `mm_` fields. Most have no tower of their own: it comes from `vision`."""
     source, name = path / "config.json", data.get("mm_vision_tower") or "openai/clip-vit-large-patch14"
     tensors = rename(tensors, LLAVA)
-    tower = {name[len("vision_tower."):]: tensors.pop(name) for name in list(tensors) if name.startswith("vision_tower.")}
+    own = [key for key in tensors if key.startswith("vision_tower.")]
+    tower = {key.removeprefix("vision_tower."): tensors.pop(key) for key in own}
     if tower and vision is not None:
         raise ValueError(f"{path} has a vision tower of its own: leave vision= away")
     if tower:  # described by its shapes alone, less the number of heads; in every CLIP of OpenAI's they are 64 wide
@@ -227,13 +235,16 @@ def read_llava(path, data, tensors, vision=None):
             raise ValueError(f"{path} has no vision tower: download {name} and give its folder as vision=")
         (eye, tower), fields = read_vision(vision or name), image_fields(Path(vision or name))
     if eye.image_size != TOWER_SIZES.get(name, eye.image_size):
-        raise ValueError(f"{path} was trained with {name}, but {vision or path} is for images of {eye.image_size} pixels")
+        raise ValueError(f"{path} was trained with {name}, but this tower is for images of {eye.image_size} pixels")
     check(data, {"mm_vision_select_feature": ["patch"], "image_aspect_ratio": ["square", "pad", None],
                  "mm_resampler_type": [None]}, source)
-    fields |= {"image_aspect_ratio": data.get("image_aspect_ratio") or "square",
-               "template": "llava_v0" if "[PAD]" in read_json(path / "added_tokens.json") else "vicuna_v1"}  # only v0 added it
-    config = LlavaConfig(eye, language_config(data, source), data.get("mm_projector_type", "linear"),
-                         data.get("mm_vision_select_layer", -2), mm_use_im_start_end=data.get("mm_use_im_start_end", False), **fields)
+    v0 = "[PAD]" in read_json(path / "added_tokens.json")  # the only version that added it
+    fields |= {"projector": data.get("mm_projector_type", "linear"),
+               "vision_feature_layer": data.get("mm_vision_select_layer", -2),
+               "image_aspect_ratio": data.get("image_aspect_ratio") or "square",
+               "mm_use_im_start_end": data.get("mm_use_im_start_end", False),
+               "template": "llava_v0" if v0 else "vicuna_v1"}
+    config = LlavaConfig(eye, language_config(data, source), **fields)
     return config, tensors | {f"vision_tower.{name}": tensor for name, tensor in tower.items()}
 
 
@@ -247,8 +258,8 @@ def read_llava_hf(path, data, tensors):
     if data.get("projector_hidden_act") == "linear":  # one matrix, then the identity: see save_llava
         fields["projector"] = "linear"
         weight, bias = (tensors.pop(f"mm_projector.2.{kind}", None) for kind in ("weight", "bias"))
-        if weight is None or bias is None or bias.any() or not torch.equal(weight, torch.eye(len(bias), dtype=weight.dtype)):
-            raise ValueError(f"{path}: projector_hidden_act is linear, but multi_modal_projector.linear_2 is not the identity")
+        if weight is None or bias is None or bias.any() or not torch.equal(weight, torch.eye(len(bias)).to(weight)):
+            raise ValueError(f"{path}: after a linear projector_hidden_act, linear_2 must be the identity")
         if own.get("projector") != "mlp1x_gelu":
             tensors = rename(tensors, {"mm_projector.0.": "mm_projector."})
     fields |= {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
@@ -298,10 +309,11 @@ def load_language(path, device="auto", dtype="auto"):
 def load_llava(path=None, *, vision=None, language=None, projector=None, device="auto", dtype="auto"):
     """-> (Llava, Tokenizer). One of:
 
-        load_llava()                                       the shipped miniature
-        load_llava(FOLDER)                                 llava-hf/llava-1.5-7b-hf, or what save_llava wrote
-        load_llava(FOLDER, vision=CLIP)                    liuhaotian/llava-v1.5-7b, which has no tower of its own
-        load_llava(vision=CLIP, language=LLAMA, projector=FILE)    FILE: mm_projector.bin, or "linear" or "mlp2x_gelu": a new one
+        load_llava()                               the shipped miniature
+        load_llava(FOLDER)                         llava-hf/llava-1.5-7b-hf, or what save_llava wrote
+        load_llava(FOLDER, vision=CLIP)            liuhaotian/llava-v1.5-7b, which has no tower of its own
+        load_llava(vision=CLIP, language=LLAMA, projector=FILE)
+                                                   FILE: mm_projector.bin, or "linear" or "mlp2x_gelu" for a new one
 
     device "auto" is the GPU if there is one, dtype "auto" is that of the file. A folder without minillava.json does not
     say its template: it is taken for vicuna_v1, that of v1.1 to v1.5, unless its tokenizer is one of v0. OSError or
@@ -310,8 +322,9 @@ def load_llava(path=None, *, vision=None, language=None, projector=None, device=
     if language is not None or projector is not None:
         if path is not None or None in (vision, language, projector):
             raise ValueError("give either one folder, or vision=, language= and projector= together")
-        return (_build(Llava, *compose(vision, language, projector), f"{vision} + {language} + {projector}", device, dtype),
-                Tokenizer.load(language))
+        config, tensors = compose(vision, language, projector)
+        source = f"{vision} + {language} + {projector}"
+        return _build(Llava, config, tensors, source, device, dtype), Tokenizer.load(language)
     path, data = _folder(path or TOY / "llava")
     tensors = read_tensors(path)
     if any("multi_modal_projector." in name for name in tensors):
@@ -331,7 +344,7 @@ def load_llava(path=None, *, vision=None, language=None, projector=None, device=
 def _write(path, tensors, files, save_more=lambda folder: None, change=lambda name, tensor: tensor):
     """A whole folder: {name: tensor} in shards, {file name: JSON}, and what `save_more` puts there.
 
-    All is written under another name first and moved at the end: a run killed while it writes leaves the old files whole.
+    All is written elsewhere first and moved at the end: a run killed while it writes leaves the old files whole.
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
@@ -353,10 +366,13 @@ def _write(path, tensors, files, save_more=lambda folder: None, change=lambda na
     new = Path(tempfile.mkdtemp(prefix=".new-", dir=path))
     try:
         for file, shard in zip(names, shards):
-            save_file({name: change(name, tensor.detach()).contiguous() for name, tensor in shard.items()}, new / file, {"format": "pt"})
+            shard = {name: change(name, tensor.detach()).contiguous() for name, tensor in shard.items()}
+            save_file(shard, new / file, {"format": "pt"})
         save_more(new)
         for file, value in files.items():
-            write_json(new / file, value)
+            (new / file).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        for file in names:  # safetensors lets only its owner read a file
+            shutil.copymode(new / "config.json", new / file)
         written = sorted(file.name for file in new.iterdir())
         for file in written:
             os.replace(new / file, path / file)
@@ -365,10 +381,6 @@ def _write(path, tensors, files, save_more=lambda folder: None, change=lambda na
     for old in path.glob("model*.safetensors*"):  # shards of an earlier save do not belong to these
         if old.name not in written:
             old.unlink()
-
-
-def write_json(path, value):
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _describe(architecture, model_type, tensors, **fields):
@@ -386,16 +398,17 @@ def _preprocessor(config):
     S, pad = config.vision.image_size, config.image_aspect_ratio == "pad"
     return {"image_processor_type": "LlavaImageProcessor" if pad else "CLIPImageProcessor", "do_convert_rgb": True,
             **({"do_pad": True} if pad else {}), "do_resize": True, "size": {"shortest_edge": S}, "resample": 3,
-            "do_center_crop": True, "crop_size": {"height": S, "width": S}, "do_rescale": True, "rescale_factor": 1 / 255,
+            "do_center_crop": True, "crop_size": {"height": S, "width": S},
+            "do_rescale": True, "rescale_factor": 1 / 255,
             "do_normalize": True, "image_mean": list(config.image_mean), "image_std": list(config.image_std)}
 
 
 def save_llava(model, tokenizer, path):
     """The layout of llava-hf, which transformers opens, and minillava.json with what that layout has no place for.
 
-    Transformers looks up every id in the embedding, so `<image>` needs an id and a row of its own there. If the tokenizer
-    has none, it gets the next id, and both matrices a row that is the mean of the others (as a logit it is never the
-    largest).
+    Transformers looks up every id in the embedding, so `<image>` needs an id and a row of its own there. If the
+    tokenizer has none, it gets the next id, and both matrices a row that is the mean of the others (as a logit it is
+    never the largest).
     """
     config, tensors = model.config, dict(model.named_parameters())
     image_id, D = tokenizer.add("<image>"), config.language.hidden_size
@@ -416,10 +429,12 @@ def save_llava(model, tokenizer, path):
     part = lambda kind, part_config: {"model_type": kind, **dataclasses.asdict(part_config)}
     files = {
         "config.json": _describe(
-            "LlavaForConditionalGeneration", "llava", tensors, image_token_index=image_id, image_seq_length=config.image_tokens,
-            text_config=part("llama", language) | _token_ids(tokenizer), vision_config=part("clip_vision_model", config.vision),
-            projector_hidden_act="linear" if one_layer else "gelu", vision_feature_layer=config.vision_feature_layer,
-            vision_feature_select_strategy="default", tie_word_embeddings=language.tie_word_embeddings),
+            "LlavaForConditionalGeneration", "llava", tensors,
+            text_config=part("llama", language) | _token_ids(tokenizer),
+            vision_config=part("clip_vision_model", config.vision), vision_feature_layer=config.vision_feature_layer,
+            vision_feature_select_strategy="default", projector_hidden_act="linear" if one_layer else "gelu",
+            image_token_index=image_id, image_seq_length=config.image_tokens,
+            tie_word_embeddings=language.tie_word_embeddings),
         "generation_config.json": _token_ids(tokenizer),
         "preprocessor_config.json": _preprocessor(config) | {"processor_class": "LlavaProcessor"},
         "processor_config.json": {
@@ -433,15 +448,19 @@ def save_llava(model, tokenizer, path):
 def save_language(model, tokenizer, path):
     """The folder of a Llama, as Vicuna comes: config, weights, tokenizer."""
     tensors = rename(dict(model.named_parameters()), {"": "model.", "lm_head.": "lm_head."})
-    files = {"config.json": _describe("LlamaForCausalLM", "llama", tensors, **dataclasses.asdict(model.config), **_token_ids(tokenizer)),
+    fields = dataclasses.asdict(model.config) | _token_ids(tokenizer)
+    files = {"config.json": _describe("LlamaForCausalLM", "llama", tensors, **fields),
              "generation_config.json": _token_ids(tokenizer)}
     _write(path, tensors, files, tokenizer.save)
 
 
 def save_clip(tensors, config, text_config, projection_dim, path):
-    """The layout of openai/clip. `tensors` bear the official names (vision_model.*, text_model.*, visual_projection.weight,
-    text_projection.weight, logit_scale); config: a LlavaConfig, for its vision and its image mean and std; text_config: a
-    dict in the words of transformers."""
+    """The layout of openai/clip.
+
+    tensors: by the official names (vision_model.*, text_model.*, visual_projection.weight, text_projection.weight,
+    logit_scale); config: a LlavaConfig, for its `vision` and image mean and std; text_config: a dict in the words of
+    transformers.
+    """
     both = {"projection_dim": projection_dim}
     files = {"config.json": _describe(
                  "CLIPModel", "clip", tensors, **both,
@@ -454,20 +473,20 @@ def save_clip(tensors, config, text_config, projection_dim, path):
 # ---- deltas ----
 
 def apply_delta(base, delta, out):
-    """LLaVA-v0 and v1.1 were published as the difference from LLaMA's weights: out = base + delta, as liuhaotian/llava-*.
+    """LLaVA-v0 and v1.1 were published as the difference from LLaMA's weights: out = base + delta, in layout LLAVA.
 
     The delta's rows beyond the base's vocabulary and its projector are absolute values. The sum is taken in the delta's
     fp16, as the official script does.
     """
-    (base, _), (delta, data), out = _folder(base), _folder(delta), Path(out)
-    old, new = ({name: tensor for name, tensor in read_tensors(path).items() if not name.endswith(BUFFERS)} for path in (base, delta))
-    missing = [name for name in new if name not in old and "mm_projector." not in name]
-    if missing or old.keys() - new.keys():
-        raise ValueError(f"{base} and {delta} do not belong together: only one has {(missing + sorted(old.keys() - new.keys()))[0]}")
+    (base, _), (delta, data) = _folder(base), _folder(delta)
+    old, new = rename(read_tensors(base), {}), rename(read_tensors(delta), {})  # less the buffers
+    for name in sorted(old.keys() ^ new.keys()):
+        if name in old or "mm_projector." not in name:
+            raise ValueError(f"{name} is only in one of {base} and {delta}: they do not belong together")
     for name in old:
         rows = name in ("model.embed_tokens.weight", "lm_head.weight")
         if old[name].shape[rows:] != new[name].shape[rows:] or len(old[name]) > len(new[name]):
-            raise ValueError(f"{base} and {delta} do not belong together: {name} is {list(old[name].shape)} and {list(new[name].shape)}")
+            raise ValueError(f"{name} is {list(old[name].shape)} in {base}, but {list(new[name].shape)} in {delta}")
 
     def add(name, tensor):
         if name not in old:
@@ -477,7 +496,7 @@ def apply_delta(base, delta, out):
 
     def copy_rest(folder):
         for file in delta.iterdir():
-            if file.suffix in (".json", ".model") and not file.name.endswith(".index.json") and file.name != "config.json":
+            if file.suffix in (".json", ".model") and not file.name.endswith("index.json"):
                 shutil.copyfile(file, folder / file.name)
 
     if "mm_hidden_size" in data or "mm_vision_tower" in data:
@@ -487,7 +506,8 @@ def apply_delta(base, delta, out):
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m minillava.checkpoint", description="Weights in and out.")
-    command = parser.add_subparsers(required=True).add_parser("apply-delta", help="LLaMA + a published LLaVA delta = LLaVA")
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("apply-delta", help="LLaMA + a published LLaVA delta = LLaVA")
     for name, text in (("base", "folder of the LLaMA"), ("delta", "folder of the delta"), ("out", "folder to write")):
         command.add_argument(f"--{name}", required=True, metavar="DIR", help=text)
     args = parser.parse_args()

@@ -48,13 +48,13 @@ def load_image(path):
     except Image.UnidentifiedImageError:
         raise ValueError(f"{path} is not an image, or of a kind that Pillow does not know") from None
     except Image.DecompressionBombError:
-        raise ValueError(f"the image {path} has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller") from None
+        raise ValueError(f"the image {path} has over {2 * Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller") from None
     except Exception as error:  # each of Pillow's decoders has its own way to say that a file is broken
         raise ValueError(f"the image {path} is damaged: {error}") from None
 
 
 def to_rgb(image):
-    """Any PIL image -> RGB, as a person sees it: turned as its EXIF says, what is transparent white, 16 bits scaled to 8.
+    """Any PIL image -> RGB, as a person sees it: turned as its EXIF says, on white where transparent, 16 bits as 8.
 
     The official code calls convert("RGB") alone, which lays the image on its side, shows the colour hidden under what
     is transparent (mostly black) and makes nearly all of a 16-bit picture white.
@@ -70,7 +70,7 @@ def to_rgb(image):
 
 
 def preprocess(images, config):
-    """PIL images -> float32 [B,3,S,S], as CLIPImageProcessor does it; S and the aspect handling come from a LlavaConfig."""
+    """PIL images -> float32 [B,3,S,S], as CLIPImageProcessor does it; S, aspect, mean and std are a LlavaConfig's."""
     return torch.stack([_preprocess_one(to_rgb(image), config) for image in images])
 
 

@@ -1,13 +1,12 @@
 """At full size, which no test has the time for: is memory what it should be, and the big tower exact?
 
-    python tests/at_size.py write FOLDER [--scale 7b|1b]   a random LLaVA-1.5 in bf16, in llava-hf's layout (7b: 14.1 GB)
-    python tests/at_size.py answer FOLDER [--tokens 8]     loads it, answers about a picture; peak memory against the weights
-    python tests/at_size.py tower                          a random ViT-L/14-336 against transformers at layer -2, fp32;
-                                                           needs an environment with transformers in it
+    python tests/at_size.py write FOLDER [--scale 7b|1b]  a random LLaVA-1.5 in bf16, llava-hf's layout (7b: 14.1 GB)
+    python tests/at_size.py answer FOLDER [--tokens 8]    loads it, answers about a picture; peak memory against weights
+    python tests/at_size.py tower                         a random ViT-L/14-336 against transformers, layer -2, fp32:
+                                                          needs an environment with transformers in it
 """
 import argparse
 import json
-import re
 import resource
 import shutil
 import sys
@@ -38,12 +37,12 @@ def write(folder, scale):
     config = LlavaConfig(VISION, SCALES[scale])
     with torch.device("meta"):
         empty = dict(Llava(config).named_parameters())
-    names = checkpoint.rename({name: name for name in empty}, {here: disk for disk, here in checkpoint.LLAVA_HF.items()})
+    table = {here: disk for disk, here in checkpoint.LLAVA_HF.items()}
+    names = checkpoint.rename({name: name for name in empty}, table)
     weight_map, shard, size = {}, {}, 0
     for disk, name in names.items():
         shape = empty[name].shape
-        norm = bool(re.search(r"norm\d?\.weight", disk))
-        shard[disk] = torch.ones(shape).bfloat16() if norm else torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02)
+        shard[disk] = torch.empty(shape, dtype=torch.bfloat16).normal_(1 if "norm" in disk else 0, 0.02)
         size += shard[disk].nbytes
         if size > 2 * 10**9 or disk == list(names)[-1]:
             file = f"model-{len(set(weight_map.values())) + 1:05}.safetensors"
@@ -57,7 +56,7 @@ def write(folder, scale):
 
 
 def answer(folder, tokens):
-    """Peak resident memory is of the whole process: Python and torch themselves are measured before, and named apart."""
+    """Peak resident memory is that of the process: Python and torch themselves are measured before and named apart."""
     def resident():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 

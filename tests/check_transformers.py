@@ -1,9 +1,9 @@
 """What minillava saves, opened by transformers: no missing and no unexpected key, the same logits, ids and pixels.
 
-The tests do not need transformers, so pytest does not collect this. Run it in an environment with transformers (4.37 and
-5.23 were tried), torch, tokenizers, safetensors, pillow and tqdm:
+The tests do not need transformers, so pytest does not collect this. Run it in an environment with transformers (4.37
+and 5.23 were tried), torch, tokenizers, safetensors, pillow and tqdm:
 
-    /tmp/ref/bin/python tests/check_transformers.py [FOLDER ...]    folders of save_llava; without any, tiny ones are made
+    /tmp/ref/bin/python tests/check_transformers.py [FOLDER ...]    folders of save_llava; without any: tiny ones
 """
 import sys
 import tempfile
@@ -16,7 +16,8 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from minillava.checkpoint import load_language, load_llava, load_vision, save_clip, save_language, save_llava  # noqa: E402
+from minillava.checkpoint import load_language, load_llava, load_vision  # noqa: E402
+from minillava.checkpoint import save_clip, save_language, save_llava  # noqa: E402
 from minillava.language import LanguageConfig  # noqa: E402
 from minillava.model import IMAGE_TOKEN, Llava, LlavaConfig  # noqa: E402
 from minillava.tokenizer import Tokenizer  # noqa: E402
@@ -55,7 +56,8 @@ def check_llava(folder):
     pixels = preprocess([image, image.rotate(90)], model.config)
     words = torch.randint(3, tokenizer.vocab_size - 1, (2, 12))
     ids = torch.cat([words[:, :5], torch.full((2, N), IMAGE_TOKEN), words[:, 5:]], 1)
-    their_ids = torch.cat([words[:, :5], torch.full((2, 1 if OLD else N), image_id), words[:, 5:]], 1)  # 4.37 widens it itself
+    slots = torch.full((2, 1 if OLD else N), image_id)  # 4.37 makes one id wide itself
+    their_ids = torch.cat([words[:, :5], slots, words[:, 5:]], 1)
     logits = theirs(input_ids=their_ids, pixel_values=pixels, attention_mask=torch.ones_like(their_ids)).logits
     compare("  logits", model(ids, pixels), logits)
     if OLD:
@@ -76,10 +78,11 @@ def check_parts(path, model, tokenizer):
     ours, tokenizer = load_language(path / "vicuna", device="cpu")
     ids = torch.tensor([tokenizer.encode("what is it?")])
     compare("  logits", ours.lm_head(ours(ours.embed_tokens(ids))), theirs(input_ids=ids).logits)
-    report("  ids", transformers.AutoTokenizer.from_pretrained(path / "vicuna")("what is it?")["input_ids"] == ids[0].tolist())
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(path / "vicuna")
+    report("  ids", their_tokenizer("what is it?")["input_ids"] == ids[0].tolist())
 
-    text = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-            "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": 2}
+    text = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": 2}
     clip = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config={}, projection_dim=8))
     tensors = {name: tensor for name, tensor in clip.state_dict().items()
                if not name.startswith(("vision_model.", "visual_projection")) and not name.endswith("position_ids")}

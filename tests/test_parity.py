@@ -45,7 +45,8 @@ LAYOUTS = {
     "llava_hf_mixed": ([FIXTURES / "llava_hf_mixed"], {}),  # what transformers 5 saves
     "llava_hf_5": ([FIXTURES / "llava_hf_5"], {}),          # its names in memory
     "llava": ([FIXTURES / "llava"], {"vision": FIXTURES / "clip"}),
-    "composed": ([], {"vision": FIXTURES / "clip", "language": FIXTURES / "vicuna", "projector": FIXTURES / "mm_projector.bin"}),
+    "composed": ([], {"vision": FIXTURES / "clip", "language": FIXTURES / "vicuna",
+                      "projector": FIXTURES / "mm_projector.bin"}),
 }
 
 
