@@ -77,11 +77,11 @@ class Llava(nn.Module):
         """[B,T] ids, images in the order in which they appear -> [B,T,D] embeddings."""
         embeddings = self.language_model.embed_tokens(input_ids.clamp(min=0))
         slots = input_ids == IMAGE_TOKEN
-        if pixels is not None and len(pixels):
-            features = self.encode_images(pixels).flatten(0, 1)  # [images*N,D]
-            embeddings[slots] = features.to(embeddings.dtype)  # a shape error here: <image> and images do not match in number
-        elif slots.any():
-            raise ValueError("the ids hold image tokens, but there is no image")
+        images, places = 0 if pixels is None else len(pixels), int(slots.sum())
+        if places != images * self.config.image_tokens:
+            raise ValueError(f"{images or 'no'} image{'s' * (images != 1)} for {places} image tokens of {self.config.image_tokens} each")
+        if images:
+            embeddings[slots] = self.encode_images(pixels).flatten(0, 1).to(embeddings.dtype)  # [images*N,D]
         return embeddings
 
     def forward(self, input_ids, pixels=None, labels=None, supervised=None):

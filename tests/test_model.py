@@ -1,0 +1,84 @@
+"""What the loss sees, what the stages train, where the features go."""
+import pytest
+import torch
+
+from minillava.language import LanguageConfig
+from minillava.model import IGNORE_INDEX, IMAGE_TOKEN, Llava, LlavaConfig
+from minillava.optim import forward_in, make_optimizers, take_step
+from minillava.vision import VisionConfig, attention
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Llava(LlavaConfig(VisionConfig(32, 64, 3, 2, 28, 14), LanguageConfig(50, 32, 48, 2, 4, 2, max_position_embeddings=64)))
+
+
+def batch(lengths=(9, 7)):
+    """Two rows, each with an image of 4 tokens at its second place; the last two tokens of each are supervised."""
+    torch.manual_seed(1)
+    input_ids, labels = torch.zeros(2, max(lengths), dtype=torch.int64), torch.full((2, max(lengths)), IGNORE_INDEX)
+    for row, length in enumerate(lengths):
+        input_ids[row, :length] = torch.randint(3, 50, (length,))
+        input_ids[row, 1:5] = IMAGE_TOKEN
+        labels[row, length - 2 : length] = input_ids[row, length - 2 : length]
+    return input_ids, torch.randn(2, 3, 28, 28), labels
+
+
+def test_the_loss_is_the_mean_over_supervised_tokens_however_the_batch_is_cut(model):
+    input_ids, pixels, labels = batch()
+    labels[1, 5] = IGNORE_INDEX  # two supervised tokens in the first row, one in the second: a mean of means would differ
+    whole = model(input_ids, pixels, labels=labels)
+    parts = sum(model(input_ids[i : i + 1], pixels[i : i + 1], labels=labels[i : i + 1], supervised=3) for i in range(2))
+    torch.testing.assert_close(parts, whole)
+    log_probs = model(input_ids, pixels).log_softmax(-1)
+    expected = -sum(log_probs[b, t - 1, labels[b, t]] for b, t in (labels != IGNORE_INDEX).nonzero().tolist()) / 3
+    torch.testing.assert_close(whole, expected)
+
+
+def test_a_batch_with_nothing_to_learn_has_loss_zero_and_a_gradient(model):
+    input_ids, pixels, labels = batch()
+    loss = model(input_ids, pixels, labels=torch.full_like(labels, IGNORE_INDEX))
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_padding_changes_nothing(model):
+    input_ids, pixels, labels = batch()
+    alone = model(input_ids[1:, :7], pixels[1:])
+    torch.testing.assert_close(model(input_ids, pixels)[1:, :7], alone)
+
+
+@pytest.mark.parametrize("stage, trained", [(1, ("mm_projector.",)), (2, ("mm_projector.", "language_model."))])
+def test_a_stage_changes_what_it_trains_and_nothing_else(model, stage, trained):
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    model.freeze_for(stage)
+    input_ids, pixels, labels = batch()
+    optimizers = make_optimizers(model, 1e-2, muon_lr=1e-2 if stage == 2 else None)
+    forward_in(torch.bfloat16, model, input_ids, pixels, labels=labels).backward()
+    take_step(optimizers)
+    for name, p in model.named_parameters():
+        assert torch.equal(p, before[name]) != name.startswith(trained), name
+        assert p.dtype == torch.float32
+
+
+def test_each_image_goes_where_its_tokens_are(model):
+    input_ids, pixels, _ = batch()
+    features = model.encode_images(pixels)
+    embeddings = model.embed(input_ids, pixels)
+    assert torch.equal(embeddings[:, 1:5], features)
+    assert torch.equal(embeddings[0, 5:], model.language_model.embed_tokens(input_ids[0, 5:]))
+    with pytest.raises(ValueError, match="no images for 8"):
+        model.embed(input_ids)
+    with pytest.raises(ValueError, match="1 image for 8"):
+        model.embed(input_ids, pixels[:1])
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_the_short_path_of_attention_is_attention(is_causal, heads):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 4, 7, 8), torch.randn(2, heads, 7, 8), torch.randn(2, heads, 7, 8)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=is_causal, enable_gqa=True)
+    torch.testing.assert_close(attention(q, k, v, is_causal=is_causal), expected)
