@@ -6,7 +6,6 @@
 """
 import argparse
 import random
-import sys
 from pathlib import Path
 
 from PIL import Image
@@ -25,11 +24,11 @@ HELP = """/image FILE   look at another picture, and start anew
 
 
 def show(image, columns=36):
-    """The picture in the terminal: two pixels to a character, the upper one as colour of the half block, the lower behind it."""
+    """The picture in the terminal, two pixels to a character: a half block in the upper's colour on the lower's."""
     rows = max(2, round(columns * image.height / image.width)) // 2 * 2
     pixels = image.convert("RGB").resize((columns, rows), Image.Resampling.BOX).load()
     for y in range(0, rows, 2):
-        cells = ("\033[38;2;{};{};{};48;2;{};{};{}m▀".format(*pixels[x, y], *pixels[x, y + 1]) for x in range(columns))
+        cells = ["\033[38;2;{};{};{};48;2;{};{};{}m▀".format(*pixels[x, y], *pixels[x, y + 1]) for x in range(columns)]
         print("".join(cells) + "\033[0m")
 
 
@@ -66,7 +65,8 @@ def chat(model, tokenizer, image, args):
             return
         try:
             if command in ("/image", "/new", "/clear"):
-                image = load_image(rest.strip()) if command == "/image" else draw_scene() if command == "/new" else image
+                if command != "/clear":
+                    image = load_image(rest.strip()) if command == "/image" else draw_scene()
                 turns, memory = [], Memory(model)
             elif command == "/help":
                 print(HELP)
@@ -91,11 +91,13 @@ def main():
     parser.add_argument("--image", type=Path, help="the picture (default: a freshly drawn toy scene)")
     parser.add_argument("--prompt", help="one question: print the answer alone and leave")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: always the most likely word")
-    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--top-p", type=float, default=1.0, help="sample among the likeliest words of this probability")
     parser.add_argument("--max-new-tokens", type=int, default=512)
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ...")
     args = parser.parse_args()
     try:
+        if args.temperature < 0 or not 0 < args.top_p <= 1 or args.max_new_tokens < 1:
+            raise ValueError("--temperature is 0 or more, --top-p above 0 and at most 1, --max-new-tokens at least 1")
         image = load_image(args.image) if args.image else draw_scene()
         model, tokenizer = load_llava(args.model, device=args.device)
         if args.prompt is not None:
@@ -103,12 +105,7 @@ def main():
         else:
             chat(model, tokenizer, image, args)
     except (OSError, ValueError) as error:
-        sys.exit(error_line(error))
-
-
-def error_line(error):
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+        parser.exit(2, f"error: {error}\n")
 
 
 if __name__ == "__main__":

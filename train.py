@@ -7,7 +7,6 @@
 import argparse
 import json
 import random
-import sys
 import time
 from pathlib import Path
 
@@ -18,8 +17,9 @@ from tqdm import tqdm
 
 from minillava import toy_world
 from minillava.checkpoint import TOY, load_llava, save_llava
+from minillava.conversation import human_turn
 from minillava.data import LlavaData, collate, grouped_order
-from minillava.generate import generate
+from minillava.generate import generate, stream
 from minillava.optim import forward_in, make_optimizers, set_lr, take_step
 from minillava.vision import load_image
 
@@ -51,17 +51,18 @@ def train(model, data, recipe, seed, log):
 def score(model, tokenizer, questions, images, desc, batch=128):
     """-> {type: share of questions whose whole answer is exactly right}; images: one PIL image or None per question."""
     right = {}
-    order = sorted(range(len(questions)), key=lambda i: (len(questions[i]["answer"]), i))  # rows that end together
+    order = sorted(range(len(questions)), key=lambda i: len(questions[i]["answer"]))  # rows of a batch end together
     for start in tqdm(range(0, len(order), batch), desc=desc):
         rows = order[start : start + batch]
-        answers = generate(model, tokenizer, [questions[i]["question"] for i in rows], [images[i] for i in rows], max_new_tokens=96)
+        prompts = [questions[i]["question"] for i in rows]
+        answers = generate(model, tokenizer, prompts, [images[i] for i in rows], max_new_tokens=96)
         for i, answer in zip(rows, answers):
             right.setdefault(questions[i]["type"], []).append(answer == questions[i]["answer"])
     return {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items())}
 
 
 def draw_loss(stages, path):
-    """loss.png: the loss of each stage, smoothed, on a common scale; [(name, losses)] drawn side by side with PIL."""
+    """loss.png: the smoothed loss of each stage, one after the other on a common scale; stages: [(name, losses)]."""
     W, H, M = 720, 360, 46
     image = Image.new("RGB", (W, H), "white")
     pen = ImageDraw.Draw(image)
@@ -79,7 +80,7 @@ def draw_loss(stages, path):
         pen.text((6, y - 6), f"{top * (1 - k / 4):.2f}", "black")
     start = 0
     for (name, curve), color in zip(curves, ("#1f77b4", "#d62728")):
-        points = [(M + (W - 2 * M) * (start + i) / steps, M + (H - 2 * M) * (1 - loss / top)) for i, loss in enumerate(curve)]
+        points = [(M + (W - 2 * M) * (start + i) / steps, M + (H - 2 * M) * (1 - y / top)) for i, y in enumerate(curve)]
         pen.line(points, color, width=2)
         pen.text((points[0][0], 20), f"{name}: {curve[-1]:.3f} after {len(curve)} steps", color)
         start += len(curve)
@@ -90,17 +91,17 @@ def draw_loss(stages, path):
 def miniature(args):
     """The whole of LLaVA at the size of a laptop, from the two shipped backbones."""
     began, world = time.time(), args.out / "world"
-    print(f"The toy world: {args.scenes} scenes to learn from, {args.heldout} held out, in {world}")
-    toy_world.make_world(world, "train", args.scenes, args.seed)
-    toy_world.make_world(world, "val", args.heldout, args.seed)
-    symbols, heldout = toy_world.read_world(world, "train"), toy_world.read_world(world, "val")
+    print(f"Drawing the toy world: {args.scenes} scenes to learn from and {args.heldout} held out, in {world}")
+    for split, scenes in (("train", args.scenes), ("val", args.heldout)):
+        toy_world.make_world(world, split, scenes, args.seed)
+    symbols = toy_world.read_world(world, "train")
     for name, kinds in (("pretrain", {"brief": 0.5}),
                         ("finetune", {"conversation": 1.0, "detail": 0.4, "reasoning": 1.0, "text": 0.05})):
-        samples = toy_world.llava_json(symbols, kinds, args.seed)
-        (world / f"{name}.json").write_text(json.dumps(samples))
+        (world / f"{name}.json").write_text(json.dumps(toy_world.llava_json(symbols, kinds, args.seed)))
 
     torch.manual_seed(args.seed)
-    model, tokenizer = load_llava(vision=TOY / "clip", language=TOY / "vicuna", projector="mlp2x_gelu", dtype=torch.float32)
+    model, tokenizer = load_llava(vision=TOY / "clip", language=TOY / "vicuna", projector="mlp2x_gelu", device="cpu",
+                                  dtype=torch.float32)
     stages = []
     with open(args.out / "metrics.jsonl", "w") as log:
         for name in ("pretrain", "finetune"):
@@ -108,39 +109,59 @@ def miniature(args):
             data = LlavaData(world / f"{name}.json", world / "train", tokenizer, model.config, recipe["template"])
             stages.append((f"stage {recipe['stage']}", train(model, data, recipe, args.seed, log)))
     draw_loss(stages, args.out / "loss.png")
-    save_llava(model.bfloat16(), tokenizer, args.out / "llava")
-    trained = time.time()
-    report(model.float(), tokenizer, world, heldout, args)
+    model = model.bfloat16()
+    save_llava(model, tokenizer, args.out / "llava")
+    report(model.float(), tokenizer, world, args)
+    print(f"\nAll in {(time.time() - began) / 60:.1f} minutes. The losses are in {args.out / 'loss.png'}. Talk with it:\n"
+          f"    python chat.py --model {args.out / 'llava'}")
 
 
-def report(model, tokenizer, world, heldout, args):
-    """Held-out accuracy per type of question beside two controls, without the picture and with another scene's."""
+def report(model, tokenizer, world, args):
+    """Held-out accuracy per type of question beside two controls, no picture and another scene's; then a sample chat."""
+    heldout = toy_world.read_world(world, "val")
     questions = toy_world.heldout_questions(heldout, args.per_type, args.seed)
     pictures = {name: load_image(world / "val" / name) for name in heldout}
-    images = [pictures[q["image"]] for q in questions]
     names = list(pictures)
-    others = [pictures[names[(names.index(q["image"]) + 1) % len(names)]] for q in questions]
-    table = [score(model, tokenizer, questions, seen, desc) for seen, desc in (
-        (images, "held-out questions"), ([None] * len(questions), "control: no picture"), (others, "control: another picture"))]
-    print(f"\nExact match of the whole answer, {len(questions)} questions on {len(set(q['image'] for q in questions))} held-out scenes")
-    print(f"{'':12}{'answers':>10}{'no picture':>12}{'another picture':>17}")
-    for kind in table[0]:
-        print(f"{kind:12}" + "".join(f"{100 * column[kind]:>{width}.1f}" for column, width in zip(table, (10, 12, 17))))
-    means = [sum(column.values()) / len(column) for column in table]  # as many questions of each type
-    print(f"{'all':12}" + "".join(f"{100 * mean:>{width}.1f}" for mean, width in zip(means, (10, 12, 17))))
-    (args.out / "heldout.json").write_text(json.dumps(dict(zip(("answers", "no_picture", "another_picture"), table)), indent=1))
-    return table
+    shown = [pictures[q["image"]] for q in questions]
+    others = [pictures[names[names.index(q["image"]) - 1]] for q in questions]
+    columns = [score(model, tokenizer, questions, shown, "held-out questions"),
+               score(model, tokenizer, questions, [None] * len(questions), "control: no picture"),
+               score(model, tokenizer, questions, others, "control: another picture")]
+    for column in columns:
+        column["all"] = sum(column.values()) / len(column)  # as many questions of each type
+    scenes = len({q["image"] for q in questions})
+    print(f"\nWhole answers exactly right, of {len(questions)} questions on {scenes} held-out scenes")
+    print(f"{'%':12}{'its picture':>12}{'no picture':>12}{'another picture':>17}")
+    for kind in columns[0]:
+        print(f"{kind:12}" + "".join(f"{100 * column[kind]:{width}.1f}" for column, width in zip(columns, (12, 12, 17))))
+    table = dict(zip(("its_picture", "no_picture", "another_picture"), columns))
+    (args.out / "heldout.json").write_text(json.dumps(table, indent=1))
+
+    print(f"\nA chat about {world / 'val' / names[0]}")
+    turns = []
+    for kind in ("detail", "conversation", "reasoning"):
+        question, _ = toy_world.teach(kind, *heldout[names[0]], random.Random(args.seed))[0]
+        turns.append(human_turn(question, image=not turns))
+        turns.append(("gpt", "".join(stream(model, tokenizer, turns, pictures[names[0]])).strip()))
+        print(f"  you>   {question}\n  llava> {turns[-1][1]}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="folder of the run")
-    parser.add_argument("--scenes", type=int, default=5000, help="training scenes: more is longer and better")
+    parser.add_argument("--scenes", type=int, default=5000, help="training scenes: more take longer and teach better")
     parser.add_argument("--heldout", type=int, default=400, help="held-out scenes")
     parser.add_argument("--per-type", type=int, default=110, help="held-out questions of each type")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    miniature(args)
+    try:
+        if (args.out / "metrics.jsonl").exists():
+            raise ValueError(f"{args.out} holds a run already; name another folder with --out, or delete that one")
+        if min(args.scenes, args.heldout, args.per_type) < 1:
+            raise ValueError("--scenes, --heldout and --per-type are at least 1")
+        miniature(args)
+    except (OSError, ValueError) as error:
+        parser.exit(2, f"error: {error}\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""LLaVA-JSON becomes batches: {"id", "image" (left out for text alone), "conversations": [{"from": "human"|"gpt", "value"}]}.
+"""LLaVA-JSON becomes batches.
 
+A sample is {"id", "image" (left out for text alone), "conversations": [{"from": "human" or "gpt", "value"}, ...]}.
 The format is that of LLaVA's published files (llava_instruct_150k.json, llava_v1_5_mix665k.json). Batches are padded on
 the right, so that the causal mask alone hides the padding and attention needs no mask of its own.
 """
@@ -28,8 +29,9 @@ class LlavaData(torch.utils.data.Dataset):
     def __getitem__(self, index):
         sample, pixels = self.samples[index], torch.empty(0)
         turns = [(turn["from"], turn["value"]) for turn in sample["conversations"]]
-        ids, labels = render(turns, self.tokenizer, self.template, self.config.image_tokens)
-        if "image" in sample:
+        image_tokens = self.config.image_tokens if "image" in sample else 0
+        ids, labels = render(turns, self.tokenizer, self.template, image_tokens)
+        if image_tokens:
             pixels = preprocess([load_image(self.images / sample["image"])], self.config)
         return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels), "pixels": pixels}
 
@@ -57,7 +59,8 @@ def grouped_order(lengths, batch, world, generator):
     kinds = []
     for sign in (1, -1):
         indices = [i for i, n in enumerate(lengths) if n * sign > 0]
-        order = [indices[i] for mega in _megabatches([abs(lengths[i]) for i in indices], batch, world, generator) for i in mega]
+        megabatches = _megabatches([abs(lengths[i]) for i in indices], batch, world, generator)
+        order = [indices[i] for mega in megabatches for i in mega]
         kinds.append([order[i : i + batch * world] for i in range(0, len(order), batch * world)])
     last = sorted(kinds[0].pop() + kinds[1].pop())
     megabatches = kinds[0] + kinds[1]

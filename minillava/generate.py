@@ -14,7 +14,7 @@ def sample(logits, temperature=0.0, top_p=1.0):
     if temperature == 0:
         return logits.argmax(-1)
     probs, ids = (logits.float() / temperature).softmax(-1).sort(-1, descending=True)
-    probs = probs.masked_fill(probs.cumsum(-1) - probs >= top_p, 0.0)  # keep a token if those before it fall short of top_p
+    probs = probs.masked_fill(probs.cumsum(-1) - probs >= top_p, 0.0)  # kept: a token before which top_p is not reached
     return ids.gather(-1, torch.multinomial(probs, 1)).squeeze(-1)
 
 
@@ -36,8 +36,10 @@ def generate(model, tokenizer, prompts, images, max_new_tokens=512, temperature=
     Rows are padded on the left, so that all write their next token at the same place of the cache.
     """
     template, device = model.config.template, model.device
-    rows = [render([human_turn(prompt, image is not None), ("gpt", None)], tokenizer, template, model.config.image_tokens)[0]
-            for prompt, image in zip(prompts, images, strict=True)]
+    rows = []
+    for prompt, image in zip(prompts, images, strict=True):
+        image_tokens = model.config.image_tokens if image is not None else 0
+        rows += render([human_turn(prompt, image is not None), ("gpt", None)], tokenizer, template, image_tokens)[:1]
     longest = max(map(len, rows))
     input_ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
     start = torch.tensor([longest - len(row) for row in rows], device=device)
@@ -88,7 +90,7 @@ class Answer:
 
 
 class Memory:
-    """The keys and values of one conversation and the ids they stand for: neither the image nor earlier turns run twice."""
+    """Keys and values of one conversation and the ids they stand for: neither the image nor earlier turns run twice."""
 
     def __init__(self, model):
         self.length = model.config.language.max_position_embeddings
@@ -96,7 +98,8 @@ class Memory:
 
     def rest_of(self, ids):
         """Forgets what `ids` does not begin with; returns what of `ids` is still to be run, one id at least."""
-        same = next((i for i, (old, new) in enumerate(zip(self.ids, ids)) if old != new), min(len(self.ids), len(ids)))
+        differ = (i for i, (old, new) in enumerate(zip(self.ids, ids)) if old != new)
+        same = next(differ, min(len(self.ids), len(ids)))
         self.cache.length = same = min(same, self.cache.length, len(ids) - 1)
         self.ids = ids
         return ids[same:]
@@ -113,7 +116,7 @@ def stream(model, tokenizer, turns, image=None, max_new_tokens=512, temperature=
     ids, _ = render([*turns, ("gpt", None)], tokenizer, template, model.config.image_tokens if image is not None else 0)
     room = memory.length - len(ids)
     if room < 1:
-        raise ValueError(f"the conversation has {len(ids)} tokens, but the model's context ends at {memory.length}; start anew")
+        raise ValueError(f"the conversation has {len(ids)} tokens, the model's context ends at {memory.length}; start anew")
     new = memory.rest_of(ids)
     pixels = preprocess([image], model.config).to(model.device) if IMAGE_TOKEN in new else None
     input_ids, answer = torch.tensor([new], device=model.device), Answer(tokenizer, template)

@@ -101,7 +101,8 @@ class Attention(nn.Module):
 
     def forward(self, x, rope, mask, cache, layer):
         B, T, _ = x.shape
-        q, k, v = (proj(x).view(B, T, -1, self.head_dim).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        projections = self.q_proj, self.k_proj, self.v_proj
+        q, k, v = (project(x).view(B, T, -1, self.head_dim).transpose(1, 2) for project in projections)
         q, k = rotate(q, *rope), rotate(k, *rope)  # [B,H,T,C], [B,KVH,T,C]
         if cache is not None:
             k, v = cache.update(layer, k, v)

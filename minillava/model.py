@@ -70,7 +70,8 @@ class Llava(nn.Module):
     def encode_images(self, pixels):
         """[images,3,S,S] -> [images,N,D], as many word embeddings as an image has tokens."""
         with torch.no_grad():
-            features = self.vision_tower(pixels.to(self.vision_tower.pre_layrnorm.weight.dtype), self.config.vision_feature_layer)
+            pixels = pixels.to(self.vision_tower.pre_layrnorm.weight.dtype)
+            features = self.vision_tower(pixels, self.config.vision_feature_layer)
         return self.mm_projector(features)
 
     def embed(self, input_ids, pixels=None):
@@ -79,7 +80,8 @@ class Llava(nn.Module):
         slots = input_ids == IMAGE_TOKEN
         images, places = 0 if pixels is None else len(pixels), int(slots.sum())
         if places != images * self.config.image_tokens:
-            raise ValueError(f"{images or 'no'} image{'s' * (images != 1)} for {places} image tokens of {self.config.image_tokens} each")
+            raise ValueError(f"{images or 'no'} image{'s' * (images != 1)} for {places} image tokens, "
+                             f"of which each image takes {self.config.image_tokens}")
         if images:
             embeddings[slots] = self.encode_images(pixels).flatten(0, 1).to(embeddings.dtype)  # [images*N,D]
         return embeddings
@@ -95,6 +97,6 @@ class Llava(nn.Module):
             return self.language_model.lm_head(hidden)
         targets = labels[:, 1:]
         learn = targets != IGNORE_INDEX
-        logits = self.language_model.lm_head(hidden[:, :-1][learn])  # [supervised,V]: a row only where something is learned
+        logits = self.language_model.lm_head(hidden[:, :-1][learn])  # [supervised,V], not [B,T,V]
         total = F.cross_entropy(logits.float(), targets[learn], reduction="sum")
         return total / (learn.sum().clamp(min=1) if supervised is None else supervised)

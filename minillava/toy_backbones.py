@@ -71,10 +71,11 @@ def train_tokenizer(folder, rng):
         texts += captions + [TEMPLATES["vicuna_v1"].system]
         texts += [f"USER: {question}\n{question} ASSISTANT: {answer}" for question, answer in pairs]
     control = ["<unk>", "<s>", "</s>"]
-    core.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=1024, min_frequency=20, show_progress=False, special_tokens=control + [f"<0x{i:02X}>" for i in range(256)]))
+    core.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=1024, min_frequency=20, show_progress=False,
+                                                        special_tokens=control + [f"<0x{i:02X}>" for i in range(256)]))
     core.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)])
-    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+                                      decoders.Strip(" ", 1, 0)])
     parsed = json.loads(core.to_str())
     parsed["added_tokens"] = [token for token in parsed["added_tokens"] if token["content"] in control]
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +130,8 @@ def relatives(rng, count):
     scenes = [toy_world.make_scene(rng, "train")]
     while len(scenes) < count:
         scene = list(rng.choice(scenes))
-        i, change = rng.randrange(len(scene)), rng.choice(("color", "shape", "size", "place", "swap", "drop"))
+        i = rng.randrange(len(scene))
+        change = rng.choice(("color", "shape", "shape", "shape", "size", "place", "swap", "drop"))
         name, box = scene[i]
         places = [toy_world.place_of(other) for _, other in scene]
         if change == "color":
@@ -151,7 +153,7 @@ def relatives(rng, count):
     return scenes
 
 
-def pretrain_clip(out, tokenizer, steps, seed, groups=5000, group=4, batch=256):
+def pretrain_clip(out, tokenizer, steps, seed, groups=12000, group=4, batch=256):
     rng = random.Random(seed)
     torch.manual_seed(seed)
     model = Clip(tokenizer.vocab_size + 1)
@@ -166,8 +168,8 @@ def pretrain_clip(out, tokenizer, steps, seed, groups=5000, group=4, batch=256):
     for _ in tqdm(range(groups), desc="toy CLIP: pictures", position=0):
         for scene in relatives(rng, group):
             pixels.append(preprocess([toy_world.draw(scene, rng)], LlavaConfig(VISION))[0].bfloat16())
-            both = toy_world.captions_of(toy_world.as_fractions(scene), rng)[:2]  # those that tell a scene from its relatives
-            captions.append([torch.tensor(tokenizer.encode(text) + [tokenizer.vocab_size]) for text in both])
+            whole = toy_world.captions_of(toy_world.as_fractions(scene), rng)[:2]  # the others fit relatives as well
+            captions.append([torch.tensor(tokenizer.encode(text) + [tokenizer.vocab_size]) for text in whole])
     pixels = torch.stack(pixels)
     optimizers, bar = make_optimizers(model, lr=1e-3, muon_lr=0.02), tqdm(range(steps), desc="toy CLIP", position=0)
     for step in bar:
@@ -179,7 +181,8 @@ def pretrain_clip(out, tokenizer, steps, seed, groups=5000, group=4, batch=256):
         loss.backward()
         take_step(optimizers)
         bar.set_postfix(loss=f"{loss.item():.3f}")
-    text = TEXT | {"vocab_size": tokenizer.vocab_size + 1, "bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.vocab_size}
+    end = tokenizer.vocab_size
+    text = TEXT | {"vocab_size": end + 1, "bos_token_id": tokenizer.bos_id, "eos_token_id": end, "pad_token_id": end}
     tensors = {name: p.detach().bfloat16() for name, p in model.named_parameters()}
     save_clip(tensors, LlavaConfig(VISION), text, VISION.hidden_size, out)
     tokenizer.save(out)
@@ -216,7 +219,7 @@ def text_sample(rng, tokenizer, shares):
     captions, boxes = symbols(rng)
     told = in_words(captions, boxes, rng)
     kind = rng.choices(("cards", "caption", "detail", "reasoning", "conversation", "talk"), shares)[0]
-    if kind in ("cards", "caption"):  # as stage 1 will show it pictures: the scene, then what there is to say, nothing else
+    if kind in ("cards", "caption"):  # as stage 1 will show it pictures: the scene, then what there is to say of it
         ids = tokenizer.encode(told)
         labels = [IGNORE_INDEX] * len(ids)
         for front, back in cards(boxes, rng) if kind == "cards" else [("", rng.choice(captions) + "\n")]:
@@ -231,7 +234,7 @@ def text_sample(rng, tokenizer, shares):
     return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels), "pixels": torch.empty(0)}
 
 
-def pretrain_vicuna(out, tokenizer, steps, seed, batch=16):
+def pretrain_vicuna(out, tokenizer, steps, seed, batch=32):
     rng = random.Random(seed)
     torch.manual_seed(seed)
     model = Llava(LlavaConfig(VISION, language_config(tokenizer.vocab_size)))  # never shown a picture
@@ -242,12 +245,14 @@ def pretrain_vicuna(out, tokenizer, steps, seed, batch=16):
         model.language_model.embed_tokens.weight += 0.3 * torch.randn(128)  # shared by all: attention by distance alone
     model.vision_tower.requires_grad_(False)
     model.mm_projector.requires_grad_(False)
-    optimizers, bar, ready = make_optimizers(model, lr=2e-3, muon_lr=0.01), tqdm(range(steps), desc="toy Vicuna", position=1), []
+    optimizers, ready = make_optimizers(model, lr=2e-3, muon_lr=0.008), []
+    bar = tqdm(range(steps), desc="toy Vicuna", position=1)
     for step in bar:
         set_lr(optimizers, step, steps)
         if not ready:  # batches of like length: less padding
             shares = (70, 10, 2, 8, 9, 1) if step < steps / 3 else (15, 15, 10, 28, 30, 2)
-            samples = sorted((text_sample(rng, tokenizer, shares) for _ in range(8 * batch)), key=lambda s: len(s["input_ids"]))
+            samples = [text_sample(rng, tokenizer, shares) for _ in range(8 * batch)]
+            samples.sort(key=lambda sample: len(sample["input_ids"]))
             ready = [collate(samples[i : i + batch]) for i in range(0, len(samples), batch)]
             rng.shuffle(ready)
         input_ids, labels, _ = ready.pop()
@@ -267,8 +272,8 @@ def main():
     args = parser.parse_args()
     spawn = torch.multiprocessing.get_context("spawn")
     tokenizer = train_tokenizer(args.out / "vicuna", random.Random(args.seed))
-    work = [spawn.Process(target=alone, args=(pretrain_clip, args.out / "clip", tokenizer, args.clip_steps, args.seed)),
-            spawn.Process(target=alone, args=(pretrain_vicuna, args.out / "vicuna", tokenizer, args.vicuna_steps, args.seed))]
+    work = [spawn.Process(target=alone, args=(train, args.out / name, tokenizer, steps, args.seed)) for train, name, steps in
+            ((pretrain_clip, "clip", args.clip_steps), (pretrain_vicuna, "vicuna", args.vicuna_steps))]
     for process in work:
         process.start()
     for process in work:

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 COLORS = {"red": (220, 40, 40), "green": (40, 160, 60), "blue": (50, 80, 220), "yellow": (240, 210, 40),
           "purple": (150, 60, 180), "orange": (245, 130, 30)}
 SHAPES = ("circle", "square", "triangle", "star")
-SIZES = {"small": (10, 12), "large": (17, 20)}  # width and height of a box in pixels, from and to
+SIZES = {"small": (11, 13), "large": (19, 21)}  # width and height of a box in pixels, from and to
 PLACES = ("top-left", "top-middle", "top-right", "middle-left", "center", "middle-right",
           "bottom-left", "bottom-middle", "bottom-right")
 NUMBERS = ("no", "one", "two", "three", "four", "five")
@@ -95,7 +95,7 @@ class Thing:
 
     def __init__(self, category, box):
         self.color, self.shape = category.split()
-        self.size = "large" if (box[2] - box[0]) * SIDE > 14.5 else "small"
+        self.size = "large" if (box[2] - box[0]) * SIDE > 16 else "small"
         self.column, self.row = (int((a + b) / 2 * 3) for a, b in ((box[0], box[2]), (box[1], box[3])))
         self.place = PLACES[3 * self.row + self.column]
 
@@ -147,7 +147,8 @@ def _asks_color(things, rng):
     found = [t for t in things if t.shape == shape]
     if rng.random() < 0.4:
         thing = rng.choice(things)
-        question = rng.choice((f"What color is the shape at the {thing.place}?", f"Which color does the {thing.place} shape have?"))
+        question = rng.choice((f"What color is the shape at the {thing.place}?",
+                               f"Which color does the {thing.place} shape have?"))
         return question, f"The shape at the {thing.place} is {thing.color}."
     if len(found) > 1 or (not found and rng.random() < 0.6):
         return None
@@ -177,7 +178,7 @@ def _asks_size(things, rng):
 
 
 def _asks_total(things, rng):
-    question = rng.choice(("How many shapes are there?", "How many shapes do you see?", "Count the shapes in the image."))
+    question = rng.choice(("How many shapes are there?", "How many shapes do you see?", "Count the shapes."))
     return question, f"There {'is' if len(things) == 1 else 'are'} {number_of(len(things), 'shape')}."
 
 
@@ -238,13 +239,16 @@ def _asks_exists(things, rng):
 
 def _asks_compare(things, rng):
     of = rng.choice(("color", "shape"))
-    words = rng.sample(sorted({getattr(t, of) for t in things}), min(2, len({getattr(t, of) for t in things})))
+    words = sorted({getattr(t, of) for t in things})
     if len(words) < 2:
         return None
+    words = rng.sample(words, 2)
     counts = [sum(getattr(t, of) == word for t in things) for word in words]
     nouns = words if of == "shape" else [f"{word} shape" for word in words]
-    question = rng.choice((f"Are there more {nouns[0]}s or more {nouns[1]}s?", f"Which are more, {nouns[0]}s or {nouns[1]}s?"))
-    facts = f"There {'is' if counts[0] == 1 else 'are'} {number_of(counts[0], nouns[0])} and {number_of(counts[1], nouns[1])}"
+    question = rng.choice((f"Are there more {nouns[0]}s or more {nouns[1]}s?",
+                           f"Which are more, {nouns[0]}s or {nouns[1]}s?"))
+    verb = "is" if counts[0] == 1 else "are"
+    facts = f"There {verb} {number_of(counts[0], nouns[0])} and {number_of(counts[1], nouns[1])}"
     if counts[0] == counts[1]:
         return question, f"{facts}, so there are as many of one as of the other."
     return question, f"{facts}, so there are more {nouns[counts[1] > counts[0]]}s."
@@ -268,12 +272,14 @@ def _asks_nearest(things, rng):
         return None
     thing = rng.choice(things)
     name = name_of(thing, things)
-    others = sorted((((t.row - thing.row) ** 2 + (t.column - thing.column) ** 2, i) for i, t in enumerate(things) if t is not thing))
-    nearest = things[others[0][1]]
-    if not name or others[0][0] == others[1][0]:
+    distances = sorted(((t.row - thing.row) ** 2 + (t.column - thing.column) ** 2, i)
+                       for i, t in enumerate(things) if t is not thing)
+    nearest = things[distances[0][1]]
+    if not name or distances[0][0] == distances[1][0]:
         return None
     question = rng.choice((f"Which shape is nearest to the {name}?", f"What is closest to the {name}?"))
-    return question, (f"The {name} is at the {thing.place}, and the shape nearest to it is the {nearest} at the {nearest.place}.")
+    return question, (f"The {name} is at the {thing.place}, and the shape nearest to it is the {nearest} "
+                      f"at the {nearest.place}.")
 
 
 def _asks_most(things, rng):
@@ -365,7 +371,8 @@ def as_fractions(scene):
 
 def read_world(folder, split):
     """COCO's two files -> {file name: (captions, boxes)}, all that the teacher gets to see."""
-    captions, instances = (json.loads((Path(folder) / f"{name}_{split}.json").read_text()) for name in ("captions", "instances"))
+    captions, instances = (json.loads((Path(folder) / f"{name}_{split}.json").read_text())
+                           for name in ("captions", "instances"))
     images = {image["id"]: image for image in instances["images"]}
     categories = {category["id"]: category["name"] for category in instances["categories"]}
     symbols = {i: ([], []) for i in images}
