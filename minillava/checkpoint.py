@@ -13,6 +13,7 @@ import pickle
 import re
 import shutil
 import tempfile
+import typing
 import zipfile
 from pathlib import Path
 
@@ -20,8 +21,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from minillava.conversation import TEMPLATES
 from minillava.language import LanguageConfig, LanguageModel
 from minillava.model import Llava, LlavaConfig, make_projector
+from minillava.tokenizer import FILES as TOKENIZER_FILES
 from minillava.tokenizer import Tokenizer, read_json
 from minillava.vision import IMAGE_MEAN, IMAGE_STD, VisionConfig, VisionTower
 
@@ -137,40 +140,83 @@ def check(data, known, source):
     """`known`: the values of a field for which our code computes the right thing, its default first."""
     for name, values in known.items():
         if data.get(name, values[0]) not in values:
-            raise ValueError(f"{source}: {name} {data[name]!r} is not supported, only {' or '.join(map(repr, values))}")
+            only = " or ".join(map(repr, values))
+            raise ValueError(f"{source}: {name} {data[name]!r:.40} is not supported, only {only}")
 
 
-def _fields(cls, data):
-    return {field.name: data[field.name] for field in dataclasses.fields(cls) if field.name in data}
+def section(data, name, source):
+    """The JSON object `name` inside another; {} where it is left out."""
+    value = data.get(name) or {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{source}: {name} {value!r:.40} is not a JSON object")
+    return value
+
+
+def positive(number, limit=1e30):
+    return type(number) in (int, float) and 0 < number < limit  # type(): to isinstance, True is an int
+
+
+def _fields(cls, data, source):
+    """The fields of `data` that a config class has, each of its type; every number of a tower or a Llama is positive.
+    What is not would otherwise be told by whatever stumbles over it, in words that name neither file nor field."""
+    fields = {field.name: data[field.name] for field in dataclasses.fields(cls) if field.name in data}
+    for name, value in fields.items():
+        kind = cls.__annotations__[name]
+        types = (float, int) if kind is float else typing.get_args(kind) or (kind,)
+        limit = 1e30 if kind is float else 2**31  # a model for a long context may have a rope_theta beyond 2^31
+        if type(value) not in types or int in types and value is not None and not positive(value, limit):
+            wanted = ("positive " if int in types else "") + types[0].__name__
+            raise ValueError(f"{source}: {name} {value!r:.40} is not a {wanted}")
+    return fields
 
 
 def vision_config(data, source):
     check(data, {"model_type": ["clip_vision_model", "clip"], "hidden_act": ["quick_gelu"], "num_channels": [3]},
           source)
-    return VisionConfig(**_fields(VisionConfig, data))
+    config = VisionConfig(**_fields(VisionConfig, data, source))
+    if config.hidden_size % config.num_attention_heads or config.image_size < config.patch_size:
+        raise ValueError(f"{source} describes no vision tower: {config}")
+    return config
 
 
 def language_config(data, source):
-    rope = data.get("rope_parameters") or data.get("rope_scaling") or {}  # the words of transformers 5, and of 4
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    rope = section(data, "rope_parameters", source) or section(data, "rope_scaling", source)  # transformers 5, and 4
+    kind = str(rope.get("rope_type", rope.get("type", "default")))
     needs = {"default": [], "linear": ["factor"],
              "llama3": ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]}
-    if kind not in needs or not rope.keys() >= set(needs[kind]):
-        raise ValueError(f"{source}: rope scaling {rope} is not supported, only whole 'linear' and 'llama3'")
+    if kind not in needs or not all(positive(rope.get(name)) for name in needs[kind]):
+        raise ValueError(f"{source}: rope scaling {rope!r:.200} is not supported, only whole 'linear' and 'llama3'")
     check(data, {"model_type": ["llama", "llava", "llava_llama"], "hidden_act": ["silu"], "attention_bias": [False],
                  "mlp_bias": [False]}, source)
     theta = rope.get("rope_theta", data.get("rope_theta", LanguageConfig.rope_theta))
     scaling = {"rope_type": kind} | {name: rope[name] for name in needs[kind]} if kind != "default" else None
-    return LanguageConfig(**_fields(LanguageConfig, data) | {"rope_theta": theta, "rope_scaling": scaling})
+    return LanguageConfig(**_fields(LanguageConfig, data | {"rope_theta": theta, "rope_scaling": scaling}, source))
+
+
+def llava_config(eye, mouth, fields, source):
+    """`fields`: those of a LlavaConfig beside the towers, as they stand in the files."""
+    config = LlavaConfig(eye, mouth, **fields)
+    check(vars(config), {"template": list(TEMPLATES), "mm_use_im_start_end": [False, True],
+                         "projector": ["linear", *(f"mlp{depth}x_gelu" for depth in range(1, 10))],
+                         "image_aspect_ratio": ["square", "pad"]}, source)
+    layers, layer = eye.num_hidden_layers, config.vision_feature_layer
+    if type(layer) is not int or not -layers - 1 <= layer <= layers:
+        raise ValueError(f"{source}: vision_feature_layer {layer!r:.40} is none of a tower of {layers} layers")
+    triples = {"image_mean": config.image_mean, "image_std": config.image_std}
+    for name, value in triples.items():
+        if not isinstance(value, (list, tuple)) or [type(x) in (int, float) for x in value] != [True] * 3:
+            raise ValueError(f"{source}: {name} {value!r:.80} is not three numbers")
+    if not all(map(positive, config.image_std)):
+        raise ValueError(f"{source}: image_std {config.image_std!r:.80} is not positive")
+    return dataclasses.replace(config, **{name: tuple(value) for name, value in triples.items()})
 
 
 def image_fields(path):
     """What preprocessor_config.json decides of a LlavaConfig."""
     data = read_json(path / "preprocessor_config.json")
     if not data:  # of transformers 5
-        data = read_json(path / "processor_config.json").get("image_processor", {})
-    return {"image_mean": tuple(data.get("image_mean", IMAGE_MEAN)),
-            "image_std": tuple(data.get("image_std", IMAGE_STD)),
+        data = section(read_json(path / "processor_config.json"), "image_processor", path / "processor_config.json")
+    return {"image_mean": data.get("image_mean", IMAGE_MEAN), "image_std": data.get("image_std", IMAGE_STD),
             "image_aspect_ratio": "pad" if data.get("do_pad") else "square"}
 
 
@@ -193,7 +239,8 @@ def read_vision(path):
     """openai/clip-vit-*: the whole CLIP or the image tower alone."""
     path, data = _folder(path)
     tensors = rename(read_tensors(path), CLIP)
-    return vision_config(data.get("vision_config") or data, path / "config.json"), tensors
+    source = path / "config.json"
+    return vision_config(section(data, "vision_config", source) or data, source), tensors
 
 
 def read_language(path):
@@ -216,16 +263,16 @@ def read_projector(path):
 
 def read_llava(path, data, tensors, vision=None):
     """liuhaotian/llava-*: a Llama with `mm_` fields. Most have no tower of their own: it comes from `vision`."""
-    source, name = path / "config.json", data.get("mm_vision_tower") or "openai/clip-vit-large-patch14"
+    source, name = path / "config.json", str(data.get("mm_vision_tower") or "openai/clip-vit-large-patch14")
     tensors = rename(tensors, LLAVA)
     own = [key for key in tensors if key.startswith("vision_tower.")]
     tower = {key.removeprefix("vision_tower."): tensors.pop(key) for key in own}
     if tower and vision is not None:
         raise ValueError(f"{path} has a vision tower of its own: leave vision= away")
     if tower:  # described by its shapes alone, less the number of heads; in every CLIP of OpenAI's they are 64 wide
-        for part in ("patch_embedding.weight", "position_embedding.weight"):
-            if f"embeddings.{part}" not in tower:
-                raise ValueError(f"{path} lacks model.vision_tower.vision_tower.vision_model.embeddings.{part}")
+        for part in ("embeddings.patch_embedding", "embeddings.position_embedding", "encoder.layers.0.mlp.fc1"):
+            if f"{part}.weight" not in tower:
+                raise ValueError(f"{path} lacks model.vision_tower.vision_tower.vision_model.{part}.weight")
         D, _, P, _ = tower["embeddings.patch_embedding.weight"].shape
         grid = math.isqrt(len(tower["embeddings.position_embedding.weight"]) - 1)
         inner = [len(tensor) for key, tensor in tower.items() if key.endswith("fc1.weight")]
@@ -244,7 +291,7 @@ def read_llava(path, data, tensors, vision=None):
                "image_aspect_ratio": data.get("image_aspect_ratio") or "square",
                "mm_use_im_start_end": data.get("mm_use_im_start_end", False),
                "template": "llava_v0" if v0 else "vicuna_v1"}
-    config = LlavaConfig(eye, language_config(data, source), **fields)
+    config = llava_config(eye, language_config(data, source), fields, path)
     return config, tensors | {f"vision_tower.{name}": tensor for name, tensor in tower.items()}
 
 
@@ -262,12 +309,12 @@ def read_llava_hf(path, data, tensors):
             raise ValueError(f"{path}: after a linear projector_hidden_act, linear_2 must be the identity")
         if own.get("projector") != "mlp1x_gelu":
             tensors = rename(tensors, {"mm_projector.0.": "mm_projector."})
-    fields |= {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
+    fields |= own
     unknown = fields.keys() - {field.name for field in dataclasses.fields(LlavaConfig)}
     if unknown:
         raise ValueError(f"{path / 'minillava.json'}: unknown {', '.join(sorted(unknown))}; a newer version wrote it")
-    return LlavaConfig(vision_config(data.get("vision_config") or CLIP_L, source),
-                       language_config(data.get("text_config") or {}, source), **fields), tensors
+    eye = vision_config(section(data, "vision_config", source) or CLIP_L, source)
+    return llava_config(eye, language_config(section(data, "text_config", source), source), fields, path), tensors
 
 
 def compose(vision, language, projector):
@@ -280,7 +327,7 @@ def compose(vision, language, projector):
         kind, tensors = read_projector(projector)
     tensors |= {f"vision_tower.{name}": tensor for name, tensor in eye_tensors.items()}
     tensors |= {f"language_model.{name}": tensor for name, tensor in mouth_tensors.items()}
-    return LlavaConfig(eye, mouth, kind, **image_fields(Path(vision))), tensors
+    return llava_config(eye, mouth, image_fields(Path(vision)) | {"projector": kind}, vision), tensors
 
 
 # ---- loading ----
@@ -378,9 +425,11 @@ def _write(path, tensors, files, save_more=lambda folder: None, change=lambda na
             os.replace(new / file, path / file)
     finally:
         shutil.rmtree(new)
-    for old in path.glob("model*.safetensors*"):  # shards of an earlier save do not belong to these
-        if old.name not in written:
-            old.unlink()
+    stale = {old.name for old in path.glob("model*.safetensors*")}  # of an earlier save: they do not belong to these
+    if set(TOKENIZER_FILES) & set(written):
+        stale |= set(TOKENIZER_FILES)
+    for old in stale - set(written):
+        (path / old).unlink(missing_ok=True)
 
 
 def _describe(architecture, model_type, tensors, **fields):

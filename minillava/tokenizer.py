@@ -16,6 +16,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
+# All that says how a folder's text becomes ids, here and in transformers; what one of them adds, no other may deny.
+FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "added_tokens.json", "special_tokens_map.json")
 SPACE = "▁"  # how SentencePiece writes a space
 BYTE = re.compile("<0x([0-9A-F]{2})>")  # a piece that is one byte of a character without a piece of its own
 
@@ -49,7 +51,7 @@ class Tokenizer:
         ids = {}
         for name, default in (("bos", "<s>"), ("eos", "</s>"), ("unk", "<unk>"), ("pad", "<pad>")):
             token = self._config.get(f"{name}_token") or default  # old LLaMA folders have "" here
-            ids[name] = self._ids.get(token["content"] if isinstance(token, dict) else token)
+            ids[name] = self._ids.get(str(token.get("content") if isinstance(token, dict) else token))
         self.bos_id, self.eos_id, self.unk_id = ids["bos"], ids["eos"], ids["unk"]
         self.pad_id = self.unk_id if ids["pad"] is None else ids["pad"]
         if self.bos_id is None or self.eos_id is None:
@@ -72,15 +74,20 @@ class Tokenizer:
         if not parsed and not model_file.exists():
             raise FileNotFoundError(f"{folder} holds neither tokenizer.model nor tokenizer.json; copy one there")
         legacy = config.get("legacy")
+        if type(legacy) not in (bool, type(None)):
+            raise ValueError(f"{folder / 'tokenizer_config.json'}: legacy {legacy!r:.40} is neither true nor false")
         try:
             self = cls(*from_sentencepiece(model_file, legacy is not False), config, model_file.read_bytes())
         except (FileNotFoundError, ValueError):
             if not parsed:
                 raise
             self = cls(*from_json(parsed, json_file, legacy), config)
-        added = {t["id"]: t["content"] for t in parsed.get("added_tokens", [])}
-        added |= {int(i): t["content"] for i, t in config.get("added_tokens_decoder", {}).items()}
-        added |= {i: token for token, i in read_json(folder / "added_tokens.json").items()}
+        try:
+            added = {int(t["id"]): str(t["content"]) for t in parsed.get("added_tokens", [])}
+            added |= {int(i): str(t["content"]) for i, t in config.get("added_tokens_decoder", {}).items()}
+            added |= {int(i): token for token, i in read_json(folder / "added_tokens.json").items()}
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+            raise ValueError(f"{folder} lists added tokens in no known way; download its files again") from None
         for i, token in sorted(added.items()):
             if self.add(token) != i:
                 raise ValueError(f"{folder}: added token {token!r} should have id {i}, but {self._ids[token]} is next")
@@ -122,9 +129,12 @@ class Tokenizer:
         return b"".join(spelled).decode("utf-8", "one_mark_per_byte")
 
     def save(self, folder):
-        """Writes tokenizer.json and tokenizer_config.json, for transformers' AutoTokenizer too, and tokenizer.model."""
+        """Writes tokenizer.json and tokenizer_config.json, for transformers' AutoTokenizer too, and tokenizer.model.
+        Files of a tokenizer that was there before are removed: its tokenizer.model would be read in place of ours."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        for file in FILES:
+            (folder / file).unlink(missing_ok=True)
         self._first.save(str(folder / "tokenizer.json"))
         if self._model:
             (folder / "tokenizer.model").write_bytes(self._model)

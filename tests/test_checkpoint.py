@@ -91,6 +91,38 @@ def test_what_would_compute_something_else_is_refused(copy, fields, said):
     assert said in message(ValueError, load_language, folder)
 
 
+@pytest.mark.parametrize("name, file, fields, said", [
+    ("vicuna", "config.json", {"hidden_size": "32"}, "config.json: hidden_size '32' is not a positive int"),
+    ("vicuna", "config.json", {"num_hidden_layers": -1}, "num_hidden_layers -1 is not a positive int"),
+    ("vicuna", "config.json", {"num_hidden_layers": 10**30}, "num_hidden_layers 1000"),
+    ("vicuna", "config.json", {"num_attention_heads": True}, "num_attention_heads True"),
+    ("vicuna", "config.json", {"rms_norm_eps": None}, "rms_norm_eps None is not a positive float"),
+    ("vicuna", "config.json", {"tie_word_embeddings": "no"}, "tie_word_embeddings 'no' is not a bool"),
+    ("vicuna", "config.json", {"rope_scaling": "linear"}, "rope_scaling 'linear' is not a JSON object"),
+    ("vicuna", "config.json", {"rope_scaling": {"type": "linear", "factor": "4"}}, "rope scaling"),
+    ("llava_hf", "config.json", {"text_config": [1]}, "text_config [1] is not a JSON object"),
+    ("llava_hf", "config.json", {"vision_feature_layer": [-2, -5]}, "vision_feature_layer [-2, -5]"),
+    ("llava_hf", "config.json", {"vision_feature_layer": -9}, "vision_feature_layer -9 is none of a tower of 3 layers"),
+    ("llava_hf", "preprocessor_config.json", {"image_mean": 0.5}, "image_mean 0.5 is not three numbers"),
+    ("llava_hf", "preprocessor_config.json", {"image_std": [0, 1, 1]}, "image_std [0, 1, 1] is not positive"),
+    ("llava_hf", "minillava.json", {"template": "v9"}, "template 'v9' is not supported"),
+    ("llava_hf", "minillava.json", {"projector": 2}, "projector 2 is not supported"),
+    ("llava_hf", "tokenizer_config.json", {"legacy": "false"}, "legacy 'false' is neither true nor false"),
+    ("llava_hf", "tokenizer_config.json", {"added_tokens_decoder": {"x": 7}}, "added tokens"),
+    ("llava_hf", "tokenizer_config.json", {"bos_token": ["<s>"]}, "bos_token")])
+def test_fields_of_a_wrong_type(copy, name, file, fields, said):
+    folder = copy(name)
+    if not (folder / file).exists():
+        (folder / file).write_text("{}")
+    edit_json(folder / file, **fields)
+    assert said in message(ValueError, load_llava if name == "llava_hf" else load_language, folder)
+
+
+def test_a_float_may_be_written_as_an_int_and_a_field_be_null():
+    config = checkpoint.language_config({"rope_theta": 3580165449, "head_dim": None, "rope_scaling": None}, "")
+    assert config.rope_theta == 3580165449 and config.head_dim == 128 and config.rope_scaling is None
+
+
 def test_fields_of_a_llava(copy):
     llava, hf = copy("llava"), copy("llava_hf")
     config = load_llava(llava, vision=FIXTURES / "clip")[0].config
@@ -434,6 +466,18 @@ def test_shards(tmp_path, tokenizer, monkeypatch):
     save_llava(sharded, tokenizer, tmp_path)  # over the files it is mapped from
     assert sorted(file.name for file in tmp_path.iterdir()) == one
     assert same(load_llava(tmp_path, device="cpu")[0], sharded)
+
+
+def test_no_file_of_an_earlier_tokenizer_stays(tmp_path, tokenizer):
+    model = tiny().language_model
+    save_language(model, Tokenizer.load(FIXTURES / "tokenizer"), tmp_path)
+    (tmp_path / "added_tokens.json").write_text('{"<old>": 300}')
+    save_language(model, tokenizer, tmp_path)
+    assert load_language(tmp_path, device="cpu")[1].encode("what is it?") == tokenizer.encode("what is it?")
+    assert not (tmp_path / "tokenizer.model").exists()
+    save_language(model, Tokenizer.load(FIXTURES / "tokenizer"), tmp_path)
+    save_language(model, load_language(tmp_path, device="cpu")[1], tmp_path)  # its own: it stays
+    assert (tmp_path / "tokenizer.model").read_bytes() == (FIXTURES / "tokenizer" / "tokenizer.model").read_bytes()
 
 
 def test_a_save_that_fails_leaves_the_old_one(tmp_path, tokenizer, monkeypatch):

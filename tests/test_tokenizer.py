@@ -95,6 +95,18 @@ def test_a_saved_tokenizer_is_the_same_one(tmp_path, legacy, keep_model):
         assert again.decode(again.encode(text)) == tokenizer.decode(tokenizer.encode(text))
 
 
+def test_saving_over_another_tokenizer_leaves_none_of_its_files(tmp_path, tiny):
+    tiny.save(tmp_path / "json")
+    (tmp_path / "json" / "tokenizer.model").unlink()
+    other = tokenizers.Tokenizer.from_file(str(tmp_path / "json" / "tokenizer.json"))
+    other.add_special_tokens(["<new>"])
+    other.save(str(tmp_path / "json" / "tokenizer.json"))
+    over = folder(tmp_path / "over", added_tokens={"<old>": 560})
+    Tokenizer.load(tmp_path / "json").save(over)
+    assert sorted(file.name for file in over.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+    assert Tokenizer.load(over).spell([560]) == "<new>"
+
+
 @pytest.mark.parametrize("legacy", [True, False])
 def test_the_saved_file_splits_at_control_tokens_as_transformers_expects(tmp_path, legacy):
     """What other programs read: the pipeline of tokenizer.json itself, control tokens found in the text."""
