@@ -299,7 +299,7 @@ def read_sentencepiece(path):
             pieces.append((piece[1][-1].decode(), struct.unpack("<f", piece.get(2, [bytes(4)])[-1])[0], kind))
         trainer, normalizer = fields(model[2][-1]), fields(model[3][-1])
     except (KeyError, IndexError, ValueError, struct.error, AttributeError, TypeError):
-        raise ValueError(f"{path} is not a whole SentencePiece model; download it again") from None
+        raise ValueError(f"{path} is not a whole SentencePiece model; download it again, or tokenizer.json") from None
     if trainer.get(3, [1])[-1] != 2:
         raise ValueError(f"{path} is not a BPE model as LLaMA's is; add a tokenizer.json to the folder")
     odd = {kind for _, _, kind in pieces} - {NORMAL, UNKNOWN, CONTROL, BYTE_PIECE}
