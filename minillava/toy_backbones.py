@@ -199,16 +199,17 @@ def in_words(captions, boxes, rng):
 
 def cards(boxes, rng, count=10):
     """Flash cards about a scene, [(front, back)]: its facts at their tersest, many in few words."""
-    things, found = toy_world.read(boxes), []
-    for _ in range(count):
-        thing = rng.choice(things)
+    things, deck = toy_world.read(boxes), []
+    for thing in rng.choices(things, k=count):
         name, short = toy_world.name_of(thing, things), f"{thing.color} {thing.shape}"
-        found.append(rng.choice(
-            [(f"at the {thing.place}", str(thing))]
-            + [(name, f"at the {thing.place}")] * 2 * bool(name) + [(short, thing.size)] * (name == short)
-            + [(thing.shape, thing.color)] * (sum(other.shape == thing.shape for other in things) == 1)
-            + [(thing.color, thing.shape)] * (sum(other.color == thing.color for other in things) == 1)))
-    return found
+        noun = rng.choice((thing.shape, f"{thing.color} shape", f"{thing.size} shape"))
+        many = sum(noun in (other.shape, f"{other.color} shape", f"{other.size} shape") for other in things)
+        deck.append(rng.choice(
+            [(f"at the {thing.place}", str(thing)), (f"How many {noun}s", toy_world.NUMBERS[many])]
+            + [(f"Where {name}", f"at the {thing.place}")] * bool(name) + [(f"How big {short}", thing.size)] * (name == short)
+            + [(f"What color {thing.shape}", thing.color)] * (sum(other.shape == thing.shape for other in things) == 1)
+            + [(f"What shape {thing.color}", thing.shape)] * (sum(other.color == thing.color for other in things) == 1)))
+    return deck
 
 
 def text_sample(rng, tokenizer, shares):
