@@ -88,6 +88,8 @@ def chat(model, tokenizer, image, args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="folder of a LLaVA (default: the shipped miniature)")
+    for part in ("vision", "language", "projector"):
+        parser.add_argument(f"--{part}", help=f"the {part} where the model comes in parts, see the README")
     parser.add_argument("--image", type=Path, help="the picture (default: a freshly drawn toy scene)")
     parser.add_argument("--prompt", help="one question: print the answer alone and leave")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: always the most likely word")
@@ -99,7 +101,8 @@ def main():
         if args.temperature < 0 or not 0 < args.top_p <= 1 or args.max_new_tokens < 1:
             raise ValueError("--temperature is 0 or more, --top-p above 0 and at most 1, --max-new-tokens at least 1")
         image = load_image(args.image) if args.image else draw_scene()
-        model, tokenizer = load_llava(args.model, device=args.device)
+        model, tokenizer = load_llava(args.model, vision=args.vision, language=args.language, projector=args.projector,
+                                      device=args.device)
         if args.prompt is not None:
             answer(model, tokenizer, [human_turn(args.prompt, image=True)], image, args, Memory(model))
         else:

@@ -3,7 +3,7 @@
 The tests do not need transformers, so pytest does not collect this. Run it in an environment with transformers (4.37
 and 5.23 were tried), torch, tokenizers, safetensors, pillow and tqdm:
 
-    /tmp/ref/bin/python tests/check_transformers.py [FOLDER ...]    folders of save_llava; without any: tiny ones
+    python tests/check_transformers.py [FOLDER ...]    folders of save_llava; without any: tiny ones
 """
 import sys
 import tempfile

@@ -1,7 +1,7 @@
 """Writes tests/fixtures: tiny random models in the official layouts, and what transformers makes of them.
 
-    python -m venv /tmp/ref && /tmp/ref/bin/pip install torch transformers==5.23.0 pillow safetensors
-    /tmp/ref/bin/python tests/make_fixtures.py
+    pip install torch transformers==5.23.0 pillow safetensors        # in an environment of its own
+    python tests/make_fixtures.py
 
 The weights are random numbers that bf16 and fp16 both hold exactly, so that they can be stored in two bytes; all
 results are computed in fp32. One LLaVA is there in every layout, and its parts as the CLIP and the Vicuna in it.
