@@ -95,7 +95,7 @@ def miniature(args):
     for split, scenes in (("train", args.scenes), ("val", args.heldout)):
         toy_world.make_world(world, split, scenes, args.seed)
     symbols = toy_world.read_world(world, "train")
-    for name, kinds in (("pretrain", {"brief": 0.5}),
+    for name, kinds in (("pretrain", {"brief": 1.0}),
                         ("finetune", {"conversation": 1.0, "detail": 0.4, "reasoning": 1.0, "text": 0.05})):
         (world / f"{name}.json").write_text(json.dumps(toy_world.llava_json(symbols, kinds, args.seed)))
 
