@@ -8,6 +8,7 @@
     data.py           LLaVA-JSON becomes batches
     generate.py       prefill, decode, sample, stream
     checkpoint.py     weights in and out
+    optim.py          schedule, AdamW and Muon, bf16 over fp32
     toy_world.py      the synthetic world of the miniature, and its template teacher
     toy_backbones.py  pretrains the toy CLIP and the toy Vicuna
     ../train.py       stage 1, stage 2

@@ -1,11 +1,14 @@
 """A cache, a batch and a later turn change what an answer costs, never the answer."""
+import random
+
 import pytest
 import torch
 from PIL import Image
 
-from minillava.checkpoint import load_llava
+from minillava.checkpoint import TOY, load_language, load_llava, load_vision
 from minillava.generate import Answer, Memory, generate, new_cache, next_logits, sample, stream
 from minillava.model import IMAGE_TOKEN
+from minillava.toy_world import QUESTIONS, as_fractions, draw, make_scene, read
 
 
 def pictures(count):
@@ -88,3 +91,21 @@ def test_an_answer_stops_at_the_templates_stop_and_never_shows_a_part_of_it(toy)
         shown = "".join(answer.put(i) for i in tokenizer.segment(text))
         assert not answer.done or "#" not in shown
         assert shown + answer.end() == answer.text == expected
+
+
+def test_the_shipped_miniature_sees(toy):
+    rng = random.Random(1)
+    scenes = [make_scene(rng, "val") for _ in range(100)]
+    asked = [QUESTIONS[rng.choice(("total", "size", "position"))](read(as_fractions(scene)), rng) for scene in scenes]
+    kept = [(draw(scene, rng), *pair) for scene, pair in zip(scenes, asked) if pair]
+    images, questions, expected = zip(*kept)
+    answers = generate(*toy, questions, images, max_new_tokens=40)
+    right = sum(answer == truth for answer, truth in zip(answers, expected))
+    assert right >= 0.75 * len(kept)  # 0.2 without seeing
+
+
+def test_the_miniature_and_its_backbones_are_small_and_load_strictly():
+    assert sum(file.stat().st_size for file in TOY.rglob("*")) <= 8e6
+    vision, (language, _) = load_vision(TOY / "clip"), load_language(TOY / "vicuna")
+    assert vision.config == load_llava()[0].config.vision
+    assert language.config.hidden_size == load_llava()[0].config.language.hidden_size
