@@ -48,7 +48,7 @@ def generate(model, tokenizer, prompts, images, max_new_tokens=512, temperature=
     pixels = preprocess(shown, model.config).to(device) if shown else None
 
     answers = [Answer(tokenizer, template) for _ in rows]
-    for step in range(max_new_tokens):
+    for _ in range(max_new_tokens):
         logits = next_logits(model, input_ids, pixels, cache)
         input_ids, pixels = sample(logits, temperature, top_p)[:, None], None
         for answer, token in zip(answers, input_ids.flatten().tolist()):

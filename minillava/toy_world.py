@@ -232,9 +232,9 @@ def _asks_exists(things, rng):
     found = any(t.color == color and t.shape == shape for t in things)
     if found and rng.random() < 0.4:
         return None
-    name = a(f"{color} {shape}")
+    name = a(noun := f"{color} {shape}")
     question = rng.choice((f"Is there {name}?", f"Do you see {name} in the image?", f"Does the image show {name}?"))
-    return question, f"Yes, there is {name}." if found else f"No, there is no {name[2:].lstrip()}."
+    return question, f"Yes, there is {name}." if found else f"No, there is no {noun}."
 
 
 def _asks_compare(things, rng):
