@@ -6,6 +6,7 @@
 """
 import argparse
 import json
+import math
 import random
 import time
 from pathlib import Path
@@ -62,27 +63,27 @@ def score(model, tokenizer, questions, images, desc, batch=128):
 
 
 def draw_loss(stages, path):
-    """loss.png: the smoothed loss of each stage, one after the other on a common scale; stages: [(name, losses)]."""
+    """loss.png: the smoothed loss of each stage, one after the other on a log scale; stages: [(name, losses)]."""
     W, H, M = 720, 360, 46
     image = Image.new("RGB", (W, H), "white")
-    pen = ImageDraw.Draw(image)
-    curves = []
+    pen, curves = ImageDraw.Draw(image), []
     for name, losses in stages:
         smooth, mean = [], losses[0]
         for loss in losses:
             mean = 0.95 * mean + 0.05 * loss
-            smooth.append(mean)
+            smooth.append(max(mean, 1e-6))
         curves.append((name, smooth))
-    top, steps = max(max(curve) for _, curve in curves), sum(len(curve) for _, curve in curves)
+    low, high = (math.log(pick(pick(curve) for _, curve in curves)) for pick in (min, max))
+    steps, start = sum(len(curve) for _, curve in curves), 0
     for k in range(5):
         y = M + (H - 2 * M) * k / 4
         pen.line((M, y, W - M, y), "#dddddd")
-        pen.text((6, y - 6), f"{top * (1 - k / 4):.2f}", "black")
-    start = 0
-    for (name, curve), color in zip(curves, ("#1f77b4", "#d62728")):
-        points = [(M + (W - 2 * M) * (start + i) / steps, M + (H - 2 * M) * (1 - y / top)) for i, y in enumerate(curve)]
+        pen.text((6, y - 6), f"{math.exp(high + (low - high) * k / 4):.3f}", "black")
+    for row, ((name, curve), color) in enumerate(zip(curves, ("#1f77b4", "#d62728"))):
+        points = [(M + (W - 2 * M) * (start + i) / steps,
+                   M + (H - 2 * M) * (high - math.log(loss)) / max(high - low, 1e-6)) for i, loss in enumerate(curve)]
         pen.line(points, color, width=2)
-        pen.text((points[0][0], 20), f"{name}: {curve[-1]:.3f} after {len(curve)} steps", color)
+        pen.text((W - 240, 8 + 16 * row), f"{name}: {curve[-1]:.3f} after {len(curve)} steps", color)
         start += len(curve)
     pen.text((W // 2 - 40, H - 24), f"{steps} steps", "black")
     image.save(path)
