@@ -40,7 +40,20 @@ def take_step(optimizers):
         optimizer.zero_grad()
 
 
-def forward_in(dtype, model, *args, **kwargs):
-    """model(...) computed in `dtype` while parameters, gradients and optimiser stay fp32: one cast per weight and step."""
-    weights = {name: p.to(dtype) for name, p in model.named_parameters()}
-    return functional_call(model, weights, args, kwargs)
+class _ForwardBackward(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args, **kwargs):
+        loss = self.model(*args, **kwargs)
+        loss.backward()
+        return loss.detach()
+
+
+def forward_backward_in(dtype, model, *args, **kwargs):
+    """loss = model(...) and its backward in `dtype`, while parameters, gradients and optimiser stay fp32: one cast per
+    weight and step. The backward runs within the call, since activation checkpointing computes with the cast weights again.
+    """
+    weights = {f"model.{name}": p.to(dtype) for name, p in model.named_parameters()}
+    return functional_call(_ForwardBackward(model), weights, args, kwargs)
