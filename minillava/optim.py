@@ -25,13 +25,14 @@ def make_optimizers(model, lr, muon_lr=None):
 
 
 def set_lr(optimizers, step, steps, warmup=0.03):
-    """Linear warm-up over the first 3 % of the steps, then half a cosine down to 0."""
+    """Linear warm-up over the first 3 % of the steps, then half a cosine down to 0; returns the first group's rate."""
     ramp = math.ceil(warmup * steps)
     progress = (step - ramp) / max(1, steps - ramp)
     scale = (step + 1) / ramp if step < ramp else 0.5 * (1 + math.cos(math.pi * progress))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = scale * group["peak_lr"]
+    return optimizers[0].param_groups[0]["lr"]
 
 
 def take_step(optimizers):
