@@ -68,10 +68,7 @@ RECIPES = {
 def train(model, tokenizer, data, recipe, args, rank, device):
     """One stage, from the last checkpoint in args.out on if there is one; leaves the trained weights in `model` (rank 0)."""
     ranks, out = parallel.ranks(), args.out
-    accumulate, rest = divmod(recipe["batch"], recipe["per_gpu"] * ranks)
-    if rest or not accumulate:
-        raise ValueError(f"a step takes {recipe['batch']} samples, which {ranks} ranks x {recipe['per_gpu']} do not divide; "
-                         f"change --per-gpu or --batch")
+    accumulate = accumulation(recipe, ranks)
     batches = micro_batches(data.lengths(), recipe["per_gpu"], ranks, rank, accumulate, recipe["grouped"], recipe["epochs"],
                             args.seed)
     steps, dtype = len(batches) // accumulate, {"bfloat16": torch.bfloat16, "float32": torch.float32}[args.dtype]
@@ -135,6 +132,15 @@ def train(model, tokenizer, data, recipe, args, rank, device):
     return model
 
 
+def accumulation(recipe, ranks):
+    """Micro-batches to a step on each rank."""
+    accumulate, rest = divmod(recipe["batch"], recipe["per_gpu"] * ranks)
+    if rest or not accumulate:
+        raise ValueError(f"a step takes {recipe['batch']} samples, which {ranks} ranks x {recipe['per_gpu']} do not divide; "
+                         f"change --per-gpu or --batch")
+    return accumulate
+
+
 class Records:
     """metrics.jsonl, a line a step. Losses stay on the device until they are asked for."""
 
@@ -186,7 +192,9 @@ def run(args, rank, device):
     recipe, out = args.settled, args.out
     result = out / ("mm_projector.bin" if recipe["stage"] == 1 else "llava")
     settings = {name: getattr(args, name) for name in ("vision", "language", "init", "data", "images", "seed", "dtype")}
-    if (out / "config.json").exists():
+    accumulation(recipe, parallel.ranks())
+    began = bool(measured(out))
+    if began:
         if not args.resume:
             raise ValueError(f"{out} holds a run already; go on with it by --resume, or name another folder with --out")
         before = json.loads((out / "config.json").read_text())
@@ -200,7 +208,7 @@ def run(args, rank, device):
     torch.manual_seed(args.seed)
     model, tokenizer = load_model(args, recipe)
     data = prepare_data(args, recipe, tokenizer, model.config, rank)
-    if rank == 0 and not (out / "config.json").exists():
+    if rank == 0 and not began:
         begin(out, recipe, settings)
     parallel.barrier()
     model = train(model, tokenizer, data, recipe, args, rank, device)
@@ -285,7 +293,7 @@ def describe(args, recipe):
 def miniature(args, rank, device):
     """The whole of LLaVA at the size of a laptop, from the two shipped backbones."""
     began, world = time.time(), args.out / "world"
-    if (args.out / "config.json").exists() and not args.resume:
+    if measured(args.out / "pretrain") and not args.resume:
         raise ValueError(f"{args.out} holds a run already; go on with it by --resume, or name another folder with --out")
     if rank == 0 and not (world / "finetune.json").exists():
         print(f"Drawing the toy world: {args.scenes} scenes to learn from and {args.heldout} held out, in {world}")
