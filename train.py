@@ -20,7 +20,6 @@ import resource
 import signal
 import sys
 import time
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
