@@ -7,6 +7,7 @@
         --out runs/pretrain                             # stage 1; with torchrun on many GPUs: see parallel.py
     torchrun --nproc-per-node 8 train.py --recipe v1.5-finetune --vision clip --language vicuna --init runs/pretrain \\
         --data llava_v1_5_mix665k.json --images playground/data --out runs/finetune             # stage 2
+    python train.py --recipe v1-scienceqa --vision clip --language vicuna --init runs/pretrain --data ScienceQA --out runs/sqa
     python train.py --recipe v1.5-finetune --plan       # before that: what will it take?
     ... --check-data                                    # and is every sample in order?
     ... --resume                                        # after a stop of any kind: go on, to the same bits
@@ -27,7 +28,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from minillava import parallel, plan, toy_world
+from minillava import parallel, plan, scienceqa, toy_world
 from minillava.checkpoint import TOY, load_config, load_llava, save_llava
 from minillava.conversation import IGNORE_INDEX, human_turn
 from minillava.data import LlavaData, collate_noted, micro_batches
@@ -59,6 +60,8 @@ RECIPES = {
                                    samples=5600, mean=60),
     "toy-finetune": TOY_RUN | dict(stage=2, template="vicuna_v1", lr=1e-3, muon_lr=0.007, batch=16, per_gpu=16, epochs=1,
                                    samples=13700, mean=250),
+    "toy-scienceqa": TOY_RUN | dict(stage=2, template="vicuna_v1", lr=1e-3, muon_lr=0.007, batch=32, per_gpu=32, epochs=1,
+                                    samples=20000, mean=150),
 }
 
 
@@ -190,7 +193,7 @@ def run(args, rank, device):
     """A recipe from its data to its weights: args.out/mm_projector.bin after stage 1, args.out/llava after stage 2."""
     recipe, out = args.settled, args.out
     result = out / ("mm_projector.bin" if recipe["stage"] == 1 else "llava")
-    settings = {name: getattr(args, name) for name in ("vision", "language", "init", "data", "images", "seed", "dtype")}
+    settings = {name: getattr(args, name) for name in ("vision", "language", "init", "data", "images", "seed", "dtype", "answer_first")}
     accumulation(recipe, parallel.ranks())
     began = bool(measured(out))
     if began:
@@ -231,12 +234,20 @@ def load_model(args, recipe):
         projector = init / "mm_projector.bin" if init else recipe["projector"]
         model, tokenizer = load_llava(vision=args.vision, language=args.language, projector=projector, device="cpu")
     template = recipe["template"] if recipe["stage"] == 2 else model.config.template
-    model.config = replace(model.config, image_aspect_ratio=recipe["aspect"], template=template)
+    prompt_format = ("QCM-ALE" if args.answer_first else "QCM-LEA") if args.data.is_dir() else ""
+    model.config = replace(model.config, image_aspect_ratio=recipe["aspect"], template=template, prompt_format=prompt_format)
     return model, tokenizer
 
 
 def prepare_data(args, recipe, tokenizer, config, rank):
     path, images = args.data, args.images
+    if path.is_dir():  # ScienceQA's own folder
+        path, images = args.out / "scienceqa.json", scienceqa.image_folder(path, "train")
+        if rank == 0:
+            samples = scienceqa.convert(args.data, "train", config.prompt_format)
+            scienceqa.check_images(samples, images)
+            args.out.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(samples))
     if rank == 0:  # one process makes the index, the others find it
         LlavaData(path, images, tokenizer, config, cache=args.out)
     parallel.barrier()
@@ -305,8 +316,7 @@ def miniature(args, rank, device):
     parallel.barrier()
     stages = {"pretrain": {"out": args.out / "pretrain"}, "finetune": {"init": args.out / "pretrain"}}
     for name, own in stages.items():
-        settled = {"vision": TOY / "clip", "language": TOY / "vicuna", "data": world / f"{name}.json", "images": world / "train",
-                   "settled": settle(args, f"toy-{name}")}
+        settled = {"data": world / f"{name}.json", "images": world / "train", "settled": settle(args, f"toy-{name}")}
         run(argparse.Namespace(**vars(args) | settled | own), rank, device)
     if rank == 0:
         draw_loss([(f"stage {k}", [row["loss"] for row in measured(folder)])
@@ -373,9 +383,10 @@ def arguments():
     flag = argparse.BooleanOptionalAction
     parser.add_argument("--recipe", choices=RECIPES, help="which training (default: the whole miniature)")
     for name, text in (("vision", "folder of a CLIP"), ("language", "folder of a Vicuna, of any Llama"),
-                       ("init", "run of stage 1, or a whole LLaVA, to begin with"), ("data", "file of LLaVA-JSON"),
+                       ("init", "run of stage 1, or a whole LLaVA, to begin with"), ("data", "file of LLaVA-JSON, or ScienceQA's folder"),
                        ("images", "folder of its images")):
         parser.add_argument(f"--{name}", type=Path, help=text)
+    parser.add_argument("--answer-first", action=flag, default=False, help="ScienceQA: answer, then reason (section 5.2)")
     parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="folder of the run")
     parser.add_argument("--resume", action=flag, default=False, help="go on with the run in --out")
     parser.add_argument("--print", action=flag, default=False, help="only show what would be trained, frozen, read and written")
@@ -401,6 +412,8 @@ def arguments():
     parser.add_argument("--per-type", type=int, default=110, help="miniature: held-out questions of each type")
     args = parser.parse_args()
     toy = args.recipe is None or args.recipe.startswith("toy-")
+    if toy:
+        args.vision, args.language = args.vision or TOY / "clip", args.language or TOY / "vicuna"
     args.workers = (0 if toy else 4) if args.workers is None else args.workers
     args.settled = settle(args, args.recipe or "toy-finetune")
     if args.shard is None:
@@ -418,7 +431,7 @@ def check_arguments(args):
     if args.shard and args.settled["muon_lr"]:
         raise ValueError("Muon needs whole matrices: the toy recipes run with --no-shard")
     if args.recipe and not (args.print or args.plan):
-        missing = [f"--{name}" for name in ("data", "images") if getattr(args, name) is None]
+        missing = ["--data"] * (args.data is None) + ["--images"] * (not args.images and not (args.data and args.data.is_dir()))
         whole = args.init and not (args.init / "mm_projector.bin").exists()
         missing += [f"--{name}" for name in ("vision", "language") if getattr(args, name) is None and not whole]
         if missing:

@@ -28,7 +28,7 @@ from minillava.conversation import TEMPLATES, render
 from minillava.data import collate
 from minillava.language import LanguageConfig
 from minillava.model import IGNORE_INDEX, Llava, LlavaConfig
-from minillava.optim import forward_in, make_optimizers, set_lr, take_step
+from minillava.optim import forward_backward_in, make_optimizers, set_lr, take_step
 from minillava.tokenizer import Tokenizer
 from minillava.vision import Encoder, VisionConfig, VisionTower, preprocess
 
@@ -196,8 +196,7 @@ def pretrain_clip(out, tokenizer, steps, seed, groups=12000, group=4, batch=256)
         set_lr(optimizers, step, steps)
         chosen = [group * g + k for g in rng.choices(range(groups), k=batch // group) for k in range(group)]
         ids = pad_sequence([rng.choice(captions[i]) for i in chosen], batch_first=True, padding_value=tokenizer.vocab_size)
-        loss = forward_in(torch.bfloat16, model, pixels[chosen], ids)
-        loss.backward()
+        loss = forward_backward_in(torch.bfloat16, model, pixels[chosen], ids)
         take_step(optimizers)
         bar.set_postfix(loss=f"{loss.item():.3f}")
     end = tokenizer.vocab_size
@@ -299,8 +298,7 @@ def pretrain_vicuna(out, tokenizer, steps, seed, batch=32):
             ready = [collate(samples[i : i + batch]) for i in range(0, len(samples), batch)]
             rng.shuffle(ready)
         input_ids, labels, _ = ready.pop()
-        loss = forward_in(torch.bfloat16, model, input_ids, labels=labels)
-        loss.backward()
+        loss = forward_backward_in(torch.bfloat16, model, input_ids, labels=labels)
         take_step(optimizers)
         bar.set_postfix(loss=f"{loss.item():.3f}")
     save_language(model.language_model.bfloat16(), tokenizer, out)
