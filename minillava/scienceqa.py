@@ -242,7 +242,7 @@ def judge_prompt(problem, ours, teacher):
             "option. Use these words only once.")
 
 
-def judged(ours, teacher, verdicts):
+def judged(ours, verdicts):
     """Where the two agree their answer, else the judge's, or ours where the judge gave none."""
     return {i: ours[i] if verdicts.get(i, -1) < 0 else verdicts[i] for i in ours}
 
