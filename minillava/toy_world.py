@@ -325,6 +325,56 @@ def teach(kind, captions, boxes, rng, turns=6):
     return list(pairs.items())
 
 
+_IN_WORDS = re.compile(f"({'|'.join(SIZES)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)}) at the ({'|'.join(PLACES)})")
+_IN_BOXES = re.compile(r"^(.+): \[([-\d., e]+)\]$", re.M)
+
+
+def ask(messages):
+    """The template teacher behind the door at which GPT-4 is asked: chat messages -> its reply, the same every time.
+
+    The system message tells the kind: it says "conversation", "reasoning" or "detail", or the user's message is a
+    judge's task. All else is in the user's message, captions and perhaps boxes; without boxes, the captions have all.
+    ValueError if it is not about the toy world.
+    """
+    system, text = messages[0]["content"], messages[-1]["content"]
+    told = text.split("[Question]")[0]  # what a judge is shown after it is the answers' own
+    boxes = [(name, [float(v) for v in box.split(",")]) for name, box in _IN_BOXES.findall(told)]
+    if not boxes:  # the first caption has every thing; a box of its size in the middle of its cell stands for it
+        for size, color, shape, place in _IN_WORDS.findall(text.split("\n")[0]):
+            row, column = divmod(PLACES.index(place), 3)
+            half = sum(SIZES[size]) / 4 / SIDE
+            x, y = (column + 0.5) / 3, (row + 0.5) / 3
+            boxes.append((f"{color} {shape}", [x - half, y - half, x + half, y + half]))
+    if not boxes or not all(name.split() in [[c, s] for c in COLORS for s in SHAPES] for name, _ in boxes):
+        raise ValueError("the toy teacher knows the toy world alone, and this is something else")
+    if text.startswith("[Context]"):
+        return judge(text, boxes)
+    rng = random.Random(zlib.crc32((system + text).encode()))
+    kind = next(kind for kind in ("conversation", "reasoning", "detail") if kind in system)
+    pairs = teach(kind, text.split("\n"), boxes, rng)
+    if kind == "detail":
+        return pairs[0][1]
+    return "\n===\n".join(f"Question:\n{question}\n===\nAnswer:\n{answer}" for question, answer in pairs)
+
+
+def judge(text, boxes):
+    """Scores two answers by their statements: 1, and up to 9 more for the share of them that is right and complete (F1)."""
+    rng, things, (question, *answers) = random.Random(0), read(boxes), re.search(
+        r"\[Question\]\n(.*?)\n\n\[Assistant 1\]\n(.*?)\n\n\[End of Assistant 1\]\n\n"
+        r"\[Assistant 2\]\n(.*?)\n\n\[End of Assistant 2\]", text, re.S).groups()
+    asked = (pair[1] for _ in range(3000) for ask_one in QUESTIONS.values()
+             if (pair := ask_one(things, rng)) and (pair[0] == question or ask_one is _asks_detail and question in DETAIL))
+    truth = next(asked, None)
+    if truth is None:
+        raise ValueError(f"the toy judge does not know the question {question!r}")
+    facts = lambda answer: set(re.split(r"(?<=\.) |, so ", answer))
+    right = [len(facts(answer) & facts(truth)) for answer in answers]
+    scores = [1 + 18 * n / (len(facts(answer)) + len(facts(truth))) for n, answer in zip(right, answers)]
+    return (" ".join(f"{score:.3g}" for score in scores)
+            + "".join(f"\nAssistant {i} makes {len(facts(answer))} statements, {n} of them as in the annotations, "
+                      f"which hold {len(facts(truth))}." for i, (n, answer) in enumerate(zip(right, answers), 1)))
+
+
 def small_talk(rng):
     """A question and an answer that need no picture; text alone, as the ShareGPT part of LLaVA-1.5's mix."""
     low, high = sorted(rng.choices(range(1, 6), k=2))
