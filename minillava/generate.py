@@ -30,29 +30,35 @@ def new_cache(model, batch, max_length, start=None):
 
 
 @torch.inference_mode()
-def generate(model, tokenizer, prompts, images, max_new_tokens=512, temperature=0.0, top_p=1.0):
+def generate(model, tokenizer, prompts, images, max_new_tokens=512, temperature=0.0, top_p=1.0, begun=None):
     """One question per row, each with its image (None: text alone) -> list of answers, without their stop.
 
-    Rows are padded on the left, so that all write their next token at the same place of the cache.
+    begun: texts with which the answers begin already; what is returned goes on from there. Rows are padded on the left,
+    so that all write their next token at the same place of the cache. An answer ends with the model's context; ValueError
+    if a prompt does not leave room for one.
     """
-    template, device = model.config.template, model.device
+    template, device, context = model.config.template, model.device, model.config.language.max_position_embeddings
     rows = []
-    for prompt, image in zip(prompts, images, strict=True):
+    for prompt, image, start in zip(prompts, images, begun or [""] * len(prompts), strict=True):
         image_tokens = model.config.image_tokens if image is not None else 0
-        rows += render([human_turn(prompt, image is not None), ("gpt", None)], tokenizer, template, image_tokens)[:1]
-    longest = max(map(len, rows))
+        row, _ = render([human_turn(prompt, image is not None), ("gpt", None)], tokenizer, template, image_tokens)
+        rows.append(row + (tokenizer.segment(" " + start, first=False) if start else []))  # the ids of training
+    longest, limits = max(map(len, rows)), [min(max_new_tokens, context - len(row)) for row in rows]
+    if longest >= context:
+        raise ValueError(f"a prompt of {longest} tokens leaves no room for an answer: the model's context ends at {context}")
     input_ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
     start = torch.tensor([longest - len(row) for row in rows], device=device)
-    cache = new_cache(model, len(rows), longest + max_new_tokens, start if start.any() else None)
+    cache = new_cache(model, len(rows), longest + max(limits), start if start.any() else None)
     shown = [image for image in images if image is not None]
     pixels = preprocess(shown, model.config).to(device) if shown else None
 
     answers = [Answer(tokenizer, template) for _ in rows]
-    for _ in range(max_new_tokens):
+    for step in range(max(limits)):
         logits = next_logits(model, input_ids, pixels, cache)
         input_ids, pixels = sample(logits, temperature, top_p)[:, None], None
-        for answer, token in zip(answers, input_ids.flatten().tolist()):
-            answer.put(token)
+        for answer, token, limit in zip(answers, input_ids.flatten().tolist(), limits):
+            if step < limit:  # alone, the row would end here too
+                answer.put(token)
         if all(answer.done for answer in answers):
             break
     return [(answer.text + answer.end()).strip() for answer in answers]

@@ -32,6 +32,7 @@ class LlavaConfig:
     image_std: tuple = IMAGE_STD
     template: str = "vicuna_v1"           # of conversation.TEMPLATES
     mm_use_im_start_end: bool = False     # <im_start> and <im_end> around every image, in LLaVA-v0 and v1.1
+    prompt_format: str = ""               # of ScienceQA, such as "QCM-LEA", where it was trained on that
 
     @property
     def image_tokens(self):

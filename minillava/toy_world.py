@@ -11,6 +11,7 @@ places: a red circle with two blue stars is either always in training or never (
 import json
 import math
 import random
+import re
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -329,6 +330,56 @@ def teach(kind, captions, boxes, rng, turns=6):
     return list(pairs.items())
 
 
+_IN_WORDS = re.compile(f"({'|'.join(SIZES)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)}) at the ({'|'.join(PLACES)})")
+_IN_BOXES = re.compile(r"^(.+): \[([-\d., e]+)\]$", re.M)
+
+
+def ask(messages):
+    """The template teacher behind the door at which GPT-4 is asked: chat messages -> its reply, the same every time.
+
+    The system message tells the kind: it says "conversation", "reasoning" or "detail", or the user's message is a
+    judge's task. All else is in the user's message, captions and perhaps boxes; without boxes, the captions have all.
+    ValueError if it is not about the toy world.
+    """
+    system, text = messages[0]["content"], messages[-1]["content"]
+    told = text.split("[Question]")[0]  # what a judge is shown after it is the answers' own
+    boxes = [(name, [float(v) for v in box.split(",")]) for name, box in _IN_BOXES.findall(told)]
+    if not boxes:  # the first caption has every thing; a box of its size in the middle of its cell stands for it
+        for size, color, shape, place in _IN_WORDS.findall(text.split("\n")[0]):
+            row, column = divmod(PLACES.index(place), 3)
+            half = sum(SIZES[size]) / 4 / SIDE
+            x, y = (column + 0.5) / 3, (row + 0.5) / 3
+            boxes.append((f"{color} {shape}", [x - half, y - half, x + half, y + half]))
+    if not boxes or not all(name.split() in [[c, s] for c in COLORS for s in SHAPES] for name, _ in boxes):
+        raise ValueError("the toy teacher knows the toy world alone, and this is something else")
+    if text.startswith("[Context]"):
+        return judge(text, boxes)
+    rng = random.Random(zlib.crc32((system + text).encode()))
+    kind = next(kind for kind in ("conversation", "reasoning", "detail") if kind in system)
+    pairs = teach(kind, text.split("\n"), boxes, rng)
+    if kind == "detail":
+        return pairs[0][1]
+    return "\n===\n".join(f"Question:\n{question}\n===\nAnswer:\n{answer}" for question, answer in pairs)
+
+
+def judge(text, boxes):
+    """Scores two answers by their statements: 1, and up to 9 more for the share of them that is right and complete (F1)."""
+    rng, things, (question, *answers) = random.Random(0), read(boxes), re.search(
+        r"\[Question\]\n(.*?)\n\n\[Assistant 1\]\n(.*?)\n\n\[End of Assistant 1\]\n\n"
+        r"\[Assistant 2\]\n(.*?)\n\n\[End of Assistant 2\]", text, re.S).groups()
+    asked = (pair[1] for _ in range(3000) for ask_one in QUESTIONS.values()
+             if (pair := ask_one(things, rng)) and (pair[0] == question or ask_one is _asks_detail and question in DETAIL))
+    truth = next(asked, None)
+    if truth is None:
+        raise ValueError(f"the toy judge does not know the question {question!r}")
+    facts = lambda answer: set(re.split(r"(?<=\.) |, so ", answer))
+    right = [len(facts(answer) & facts(truth)) for answer in answers]
+    scores = [1 + 18 * n / (len(facts(answer)) + len(facts(truth))) for n, answer in zip(right, answers)]
+    return (" ".join(f"{score:.3g}" for score in scores)
+            + "".join(f"\nAssistant {i} makes {len(facts(answer))} statements, {n} of them as in the annotations, "
+                      f"which hold {len(facts(truth))}." for i, (n, answer) in enumerate(zip(right, answers), 1)))
+
+
 def small_talk(rng):
     """A question and an answer that need no picture; text alone, as the ShareGPT part of LLaVA-1.5's mix."""
     low, high = sorted(rng.choices(range(1, 6), k=2))
@@ -424,3 +475,108 @@ def heldout_questions(symbols, per_type, seed):
                 questions.append({"type": kind, "image": name, "question": pair[0], "answer": pair[1]})
                 found += 1
     return questions
+
+
+# ---------------------------------------------------------------------------------------------------- mini ScienceQA
+
+# What can be asked with options -> how to find the right choice in the teacher's answer, subject, grade, and lecture.
+PROBLEMS = {
+    "color": (r"is (\w+)\.$", "natural science", 1, ""),
+    "shape": (r"is an? (\w+)\.$", "natural science", 2, ""),
+    "size": (r"is (\w+)\.$", "natural science", 3, ""),
+    "total": (r"(?:is|are) (\w+) shapes?\.$", "natural science", 4, ""),
+    "count": (r"There (?:is|are) (\w+) ", "natural science", 5, ""),
+    "exists": (r"^(Yes|No),", "natural science", 6, ""),
+    "position": (r"is (at the [\w-]+)\.$", "social science", 7, ""),
+    "relation": (r" is (to the left of|to the right of|above|below) ", "social science", 8, ""),
+    "nearest": (r"nearest to it is the (.+?) at", "social science", 9, "The nearest shape is the closest one."),
+    "remove": (r"so (\w+) shapes? would", "natural science", 10, "What is taken away is not left."),
+    "most": (r"answer is (\w+)\.$", "natural science", 11, "The most common one is there more than any other."),
+}
+CHOICES = (tuple(COLORS), SHAPES, tuple(SIZES), NUMBERS, tuple(f"at the {place}" for place in PLACES), ("Yes", "No"),
+           ("to the left of", "to the right of"), ("above", "below"))
+WORDS = {"color": tuple(COLORS), "shape": SHAPES, "size": tuple(SIZES), "number": NUMBERS[1:]}
+CORNERS = {"circle": "is round", "star": "has five points", "square": "has four corners", "triangle": "has three corners"}
+
+
+def make_scienceqa(folder, sizes, seed):
+    """Writes a mini ScienceQA in the official layout; sizes: how many problems of each split, {"train": 20000, ...}.
+
+    Six in ten show a picture (a quarter of them with a hint where to look), a quarter are of text alone, whose hint tells
+    a scene in words, the rest has neither. Each has its own scene; those of val and test are held out from train, and
+    so are the questions without one, each with its options.
+    """
+    folder, problems, splits, captions = Path(folder), {}, {}, {}
+    for split, size in sizes.items():
+        rng, splits[split] = random.Random(f"{seed} {split}"), []
+        for _ in range(size):
+            problem, scene = make_problem(rng, "train" if split == "train" else "val")
+            i = str(len(problems) + 1)
+            if scene:
+                picture = folder / "images" / split / i / "image.png"
+                picture.parent.mkdir(parents=True, exist_ok=True)
+                draw(scene, rng).save(picture, compress_level=1)
+                captions[i] = captions_of(as_fractions(scene), rng)[3] + "."
+            problems[i] = problem | {"image": "image.png" if scene else None, "split": split}
+            splits[split].append(i)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in (("problems", problems), ("pid_splits", splits), ("captions", {"captions": captions})):
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=1))
+
+
+def make_problem(rng, split):
+    """-> (a problem of ScienceQA, the scene of its picture or None), in the given split of `split_of`."""
+    source = rng.choices(("picture", "text", "words"), (60, 25, 15))[0]
+    while True:
+        hint, scene, kind = "", make_scene(rng, split), rng.choice(list(PROBLEMS))
+        boxes = as_fractions(scene)
+        things = read(boxes)
+        if source == "words":
+            question, answer, key, others = _asks_words(rng)
+            subject, grade, lecture = "language science", rng.randint(1, 12), ""
+        else:
+            pattern, subject, grade, lecture = PROBLEMS[kind]
+            if source == "picture" and kind in ("color", "shape", "size") and rng.random() < 0.6:
+                thing = rng.choice(things)
+                hint, question = f"Look at the shape at the {thing.place}.", f"Which {kind} does it have?"
+                value = getattr(thing, kind)
+                pair = question, f"The shape at the {thing.place} is {a(value) if kind == 'shape' else value}."
+            else:
+                pair = QUESTIONS[kind](things, rng)
+            if not pair or not (found := re.search(pattern, pair[1])):  # "There is no circle": no choice to make
+                continue
+            (question, answer), key = pair, found[1]
+            if source == "text":
+                if "image" in question or "picture" in question:
+                    continue
+                hint = captions_of(boxes, rng)[rng.randrange(2)] + "."  # the two that tell everything
+                if subject == "natural science":
+                    subject = "language science"
+            others = next((pool for pool in CHOICES if key in pool), sorted({str(thing) for thing in things}))
+        others = [choice for choice in others if choice != key]
+        if not others:
+            continue
+        choices = rng.sample(others, min(len(others), rng.choice((2, 3, 4, 4)))) + [key]
+        rng.shuffle(choices)
+        if source == "words" and split_of([question, *choices]) != split:
+            continue
+        letter = "ABCDE"[choices.index(key)]
+        return {"question": question, "choices": choices, "answer": choices.index(key), "hint": hint,
+                "task": "closed choice", "grade": f"grade{grade}", "subject": subject,
+                "topic": "words" if source == "words" else kind, "category": source, "skill": question.split("?")[0],
+                "lecture": lecture, "solution": f"{answer} Among the options, {key} is ({letter})."}, scene * (source == "picture")
+
+
+def _asks_words(rng):
+    """A question about words and numbers -> (question, answer, right choice, others)."""
+    low, high = sorted(rng.sample(range(1, 6), 2))
+    of, other = rng.sample(list(WORDS), 2)
+    word, shape = rng.choice(WORDS[of]), rng.choice(SHAPES)
+    return rng.choice([
+        (f"Which of these is a {of}?", f"The {of} is {word}.", word, WORDS[other]),
+        (f"Which shape {CORNERS[shape]}?", f"The {shape} {CORNERS[shape]}.", shape, SHAPES),
+        (f"What is {NUMBERS[high]} minus {NUMBERS[low]}?", f"The answer is {NUMBERS[high - low]}.", NUMBERS[high - low],
+         NUMBERS[1:]),
+        (f"Which is more, {NUMBERS[low]} or {NUMBERS[high]}?", f"The answer is {NUMBERS[high]}.", NUMBERS[high],
+         (NUMBERS[low],)),
+    ])

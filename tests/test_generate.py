@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from minillava.checkpoint import TOY, load_language, load_llava, load_vision
+from minillava.conversation import render
 from minillava.generate import Answer, Memory, generate, new_cache, next_logits, sample, stream
 from minillava.model import IMAGE_TOKEN
 from minillava.toy_world import QUESTIONS, as_fractions, draw, make_scene, read
@@ -45,6 +46,26 @@ def test_a_batch_answers_as_one_by_one(toy):
     images = [pictures(2)[0], None, pictures(2)[1]]
     single = [generate(*toy, [prompt], [image], max_new_tokens=24)[0] for prompt, image in zip(prompts, images)]
     assert generate(*toy, prompts, images, max_new_tokens=24) == single
+
+
+def test_an_answer_that_is_begun_goes_on_as_if_the_model_had_begun_it(toy):
+    prompts, images = ["How many shapes are there?", "Describe the image in detail."], pictures(2)
+    whole = generate(*toy, prompts, images, max_new_tokens=30)
+    begun = [" ".join(text.split()[:2]) for text in whole]  # "There are", "The image"
+    rest = generate(*toy, prompts, images, max_new_tokens=28, begun=begun)
+    assert [f"{start} {text}" for start, text in zip(begun, rest)] == whole
+
+
+def test_an_answer_ends_where_the_context_does_batched_or_alone(toy):
+    model, tokenizer = toy
+    context = model.config.language.max_position_embeddings
+    tokens = lambda text: len(render([("human", text), ("gpt", None)], tokenizer, model.config.template, 0)[0])
+    one = tokens("How many? " * 2) - tokens("How many? ")
+    long = "How many? " * ((context - tokens("") - 20) // one)
+    assert 0 < context - tokens(long) < 60
+    assert generate(*toy, [long, "Hello!"], [None, None], 80) == [generate(*toy, [p], [None], 80)[0] for p in (long, "Hello!")]
+    with pytest.raises(ValueError, match="no room for an answer"):
+        generate(*toy, [long * 2], [None])
 
 
 def test_a_later_turn_runs_only_its_new_tokens_and_answers_as_if_all_were_run(toy, monkeypatch):

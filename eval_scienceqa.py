@@ -1,0 +1,314 @@
+"""ScienceQA from the questions to the table (section 5.2 of the paper).
+
+    python eval_scienceqa.py                          # the shipped miniature, on a mini ScienceQA drawn for the occasion
+    python eval_scienceqa.py --model DIR --data ScienceQA --out answers.jsonl         # goes on where it was stopped
+    python eval_scienceqa.py --data ScienceQA --score-only answers.jsonl              # official result files too
+    python eval_scienceqa.py --data ScienceQA --score-only answers.jsonl --teacher gpt4.json --ensemble complement
+    python eval_scienceqa.py --data ScienceQA --score-only answers.jsonl --teacher gpt4.json --ensemble judge --judge openai
+
+Prompt format, template and image size are the checkpoint's own; the report states them. Decoding is greedy.
+"""
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+
+import torch
+
+from minillava import scienceqa, toy_world
+from minillava.checkpoint import TOY, load_llava
+from minillava.conversation import TEMPLATES
+from minillava.generate import generate
+from minillava.llava_bench import answer_file, read_jsonl
+from minillava.teacher import BadReply, add_arguments, open_teacher
+from minillava.vision import load_image
+
+
+# ------------------------------------------------------------------------------------------------------- answering
+
+def settings_of(model, args):
+    """{name: value} of all that decides the answers; prints each with where it comes from."""
+    config = model.config
+    own, used = config.prompt_format, args.prompt_format or config.prompt_format or "CQM-A"
+    letter = args.option_letter or not (args.prompt_format or own)
+    origin = ("the checkpoint's" if used == own else f"--prompt-format; the checkpoint says {own or 'nothing'}"
+              if args.prompt_format else "the checkpoint says nothing: as LLaVA-1.5 was evaluated without training for it")
+    origins = {"prompt_format": origin, "option_letter": "--option-letter" if args.option_letter else "as the prompt format"}
+    if args.template:
+        origins["template"] = f"--template; the checkpoint says {config.template}"
+        config = model.config = dataclasses.replace(config, template=args.template)
+    settings = {"prompt_format": used, "option_letter": letter, "use_caption": args.use_caption,
+                "template": config.template, "image_size": config.vision.image_size,
+                "image_aspect_ratio": config.image_aspect_ratio, "max_new_tokens": args.max_new_tokens,
+                "dtype": str(model.language_model.embed_tokens.weight.dtype).removeprefix("torch."),
+                "weights": fingerprint(model)}
+    for name, value in settings.items():
+        at_hand = "flag" if name in ("use_caption", "max_new_tokens") else "the checkpoint's"
+        print(f"  {name:20}{value!s:12}  {origins.get(name, at_hand)}")
+    return settings
+
+
+def fingerprint(model):
+    """A checksum over some of each tensor's numbers: after a training step it is another one."""
+    total = 0
+    for p in model.parameters():
+        some = p.detach().flatten()[:: max(1, p.numel() // 64)]
+        total = zlib.crc32(some.float().cpu().numpy().tobytes(), total)
+    return f"{total:08x}"
+
+
+def answering(model, tokenizer, settings):
+    """-> a function from questions to texts, one batch: greedy, each image encoded with its prompt and never again."""
+    def answer(asked):
+        prompts = [question["prompt"] for question in asked]
+        images = [question["image"] and load_image(question["image"]) for question in asked]
+        found = generate(model, tokenizer, prompts, images, settings["max_new_tokens"])
+        if not settings["prompt_format"].endswith("LEPA"):
+            return found
+        # The first LLaVA was asked twice: to reason, then, after its own reasoning, for the letter. (The official code
+        # joins its reasoning to "Assistant:" without the space that the model itself writes there.)
+        reasoning = [text.split("###")[0].strip() for text in found]
+        letters = generate(model, tokenizer, prompts, images, 64, begun=[f"{text} ###\nANSWER:" for text in reasoning])
+        return [f"{text}\n The answer is {letter.split('###')[0].strip()}" for text, letter in zip(reasoning, letters)]
+    return answer
+
+
+def answers_of(model, tokenizer, args, problems):
+    """Asks all questions -> ({id: text}, {id: text given another question's image} or None, settings)."""
+    settings = settings_of(model, args)
+    samples = scienceqa.convert(args.data, args.split, settings["prompt_format"], args.use_caption, args.text_only)
+    images = scienceqa.image_folder(args.data, args.split)
+    scienceqa.check_images(samples, images)
+    questions, name = scienceqa.ask(samples, images, settings["option_letter"]), (args.model or TOY / "scienceqa").name
+    answer = answering(model, tokenizer, settings)
+    rows = answer_file(questions, args.out, answer, name, settings, args.batch)
+    texts, control = {row["question_id"]: row["text"] for row in rows}, None
+    if args.control:
+        shown = [question for question in questions if question["image"]]
+        swapped = [question | {"image": other["image"]} for question, other in zip(shown, shown[1:] + shown[:1])]
+        rows = answer_file(swapped, args.out.with_suffix(".control.jsonl"), answer, name,
+                           settings | {"control": "another question's image"}, args.batch)
+        control = texts | {row["question_id"]: row["text"] for row in rows}
+    return texts, control, settings
+
+
+# ---------------------------------------------------------------------------------------------------------- scoring
+
+def read_results(path, args, problems):
+    """An answer file -> ({id: text}, {id: choice that the file itself states}, settings or None).
+
+    Lines with question_id and text, or a JSON object with "results" (choices) or "outputs" (texts) or both.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no answer file {path}")
+    try:
+        data = scienceqa.read_object(path)
+    except ValueError:
+        data = {}
+    chosen, settings = {}, None
+    if "results" in data or "outputs" in data:
+        texts, chosen = data.get("outputs", {}), data.get("results", {})
+        if not all(isinstance(table, dict) for table in (texts, chosen)):
+            raise ValueError(f'{path}: "results" and "outputs" are objects, {{id: choice}} and {{id: text}}')
+    else:
+        texts, rows = {}, read_jsonl(path)
+        for row in rows:
+            i = str(row.get("question_id"))
+            if "text" not in row or i in texts:
+                raise ValueError(f"{path} has question {i} twice" if i in texts else f"{path}: a line without a text")
+            texts[i] = row["text"]
+        found = [row.get("metadata") for row in rows]
+        if any(other != found[0] for other in found):
+            raise ValueError(f"{path} mixes answers of different settings, such as {found[0]}; score them apart")
+        settings = found[0] if found else None
+    if not texts and not chosen:
+        raise ValueError(f"{path} holds no answers")
+    for table, kind in ((texts, str), (chosen, int)):
+        for i, value in table.items():
+            if i not in problems:
+                other = scienceqa.read_object(args.data / "problems.json").get(i)
+                raise ValueError(f"{path} answers question {i}, which " + (f"is of split {other['split']}, not {args.split}"
+                                 if other else f"{args.data} does not know"))
+            if type(value) is not kind:
+                raise ValueError(f"{path}: the answer to question {i} is {value!r:.40}, not {kind.__name__}")
+    return texts, chosen, settings
+
+
+def choices(texts, problems, args, shortcuts=True):
+    """{id: text} -> {id: index of a choice, or -1}."""
+    if args.strict_official:
+        return {i: scienceqa.official_choice_of(text, len(problems[i]["choices"]), shortcuts) for i, text in texts.items()}
+    return {i: scienceqa.choice_of(text, len(problems[i]["choices"])) for i, text in texts.items()}
+
+
+def right(chosen, problems):
+    return {i: float(choice == problems[i]["answer"]) for i, choice in chosen.items()}
+
+
+def report(rows, problems, args):
+    """rows: {name: {id: choice}}, all over the same ids. Prints how much was scored, and the table."""
+    scored = {i: problems[i] for i in next(iter(rows.values()))}
+    whole = scienceqa.SPLIT_SIZES.get(args.split, len(problems))
+    own = f" (ScienceQA's own {args.split} has {whole})" if whole != len(problems) else ""
+    print(f"\nscored: {len(scored)} of {len(problems)} questions of split {args.split}{own}")
+    shares = {name: right(chosen, problems) for name, chosen in rows.items()}
+    shares["guessing"] = {i: 1 / len(problem["choices"]) for i, problem in scored.items()}
+    print(scienceqa.table(scored, shares))
+    if args.topics:
+        print(f"\n{scienceqa.table(scored, shares, topics=True)}")
+    return shares
+
+
+def single(texts, chosen, control, problems, args):
+    """Scores one model's answers."""
+    unreadable = [i for i, choice in choices(texts, problems, args).items() if choice < 0]
+    rows = {"answers": chosen or choices(texts, problems, args)}
+    if control:
+        rows["another image"] = choices(control, problems, args)
+    if args.strict_official:  # a question without an answer has a wrong one
+        rows = {name: {i: found.get(i, -1) for i in problems} for name, found in rows.items()}
+    shares = report(rows, problems, args)
+    print(f"unparsable: {len(unreadable)} of {len(texts)}" + (", " if unreadable else "") + (
+        "for which the choices stand that the file states" if unreadable and chosen else "wrong" if unreadable else ""))
+    if args.strict_official:
+        seen = [share for i, share in shares["answers"].items() if problems[i]["image"]]
+        total = len(shares["answers"])
+        print(f"Total: {total}, Correct: {sum(shares['answers'].values()):.0f}, "
+              f"Accuracy: {100 * sum(shares['answers'].values()) / total:.2f}%, "
+              f"IMG-Accuracy: {100 * sum(seen) / max(1, len(seen)):.2f}%")
+    return rows["answers"], texts
+
+
+def ensemble(texts, problems, args):
+    """Ours and a text-only teacher's together (table 7, the last rows)."""
+    theirs, _, _ = read_results(args.teacher, args, problems)
+    if not theirs:
+        raise ValueError(f"{args.teacher} states choices without texts; an ensemble needs the texts")
+    both = {i: problems[i] for i in problems if i in texts and i in theirs}
+    if not both:
+        raise ValueError(f"no question is answered both by us and by {args.teacher}")
+    ours, teacher = (choices({i: said[i] for i in both}, problems, args, shortcuts=False) for said in (texts, theirs))
+    rows, failed = {"ours": ours, "teacher": teacher, "complement": scienceqa.complement(ours, teacher)}, []
+    if args.ensemble == "judge":
+        asked = scienceqa.disagree(ours, teacher)
+        said = verdicts_of({i: scienceqa.judge_prompt(problems[i], texts[i], theirs[i]) for i in asked}, args, problems)
+        verdicts = choices({i: said[i] for i in asked if i in said}, problems, args, shortcuts=False)
+        failed = [i for i in asked if verdicts.get(i, -1) < 0]
+        rows["judge"] = scienceqa.judged(ours, verdicts)
+    rows["upper bound"] = {i: teacher[i] if teacher[i] == problems[i]["answer"] else ours[i] for i in both}
+    report(rows, problems, args)
+    for name, found in (("ours", ours), ("the teacher", teacher)):
+        count = sum(choice < 0 for choice in found.values())
+        print(f"no answer to be read from {name}: {count} of {len(both)} ({100 * count / len(both):.2f} %)")
+    if args.ensemble == "judge":
+        print(f"the judge was asked about {len(asked)} questions and gave no answer to {len(failed)}: there ours stands")
+    return rows[args.ensemble], {i: theirs[i] if rows[args.ensemble][i] == teacher[i] else texts[i] for i in both}
+
+
+def verdicts_of(prompts, args, problems):
+    """{id: prompt of the second query} -> {id: the judge's text}; from --requery if that file exists, else written there."""
+    if args.requery and args.requery.exists():
+        return read_results(args.requery, args, problems)[0]
+    if not args.judge:
+        raise ValueError("--ensemble judge needs --judge toy|openai|FOLDER to ask, or --requery with its answers")
+    judge = open_teacher(argparse.Namespace(**vars(args) | {"teacher": args.judge}))
+
+    def ask(i):
+        try:
+            return i, judge.ask([{"role": "user", "content": prompts[i]}])
+        except BadReply as error:
+            print(f"question {i}: {error}", file=sys.stderr)
+
+    said = dict(pair for pair in judge.map(ask, list(prompts), "judge") if pair)
+    print(f"judge: {judge.report()}")
+    if args.requery:
+        args.requery.write_text("".join(json.dumps({"question_id": i, "prompt": prompts[i], "text": said[i]}) + "\n"
+                                        for i in prompts if i in said))
+    return said
+
+
+def write_results(path, chosen, texts, problems):
+    """The JSON file of the official scripts."""
+    correct = sum(chosen[i] == problems[i]["answer"] for i in chosen)
+    path.write_text(json.dumps({"acc": 100 * correct / len(chosen), "correct": correct, "count": len(chosen),
+                                "results": chosen, "outputs": texts}, indent=2))
+
+
+def evaluate(args):
+    problems = scienceqa.load(args.data, args.split)
+    chosen, control = {}, None
+    if args.score_only:
+        texts, chosen, settings = read_results(args.score_only, args, problems)
+        print("settings: " + (", ".join(f"{name} {value}" for name, value in settings.items()) if settings
+                              else f"{args.score_only} does not state any"))
+    else:
+        toy = args.model is None and args.language is None
+        model, tokenizer = load_llava(TOY / "scienceqa" if toy else args.model, vision=args.vision, language=args.language,
+                                      projector=args.projector, device=args.device, dtype="float32" if toy else args.dtype)
+        texts, control, settings = answers_of(model, tokenizer, args, problems)
+    if args.teacher:
+        chosen, texts = ensemble(texts, problems, args)
+    else:
+        chosen, texts = single(texts, chosen, control, problems, args)
+    if args.results:
+        write_results(args.results, chosen, texts, problems)
+
+
+def main():
+    # "resolve": --teacher is a file here, who is asked is --judge; the other flags of a teacher are the same.
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     conflict_handler="resolve")
+    parser.add_argument("--model", type=Path, help="folder of a LLaVA (default: the shipped miniature)")
+    for part in ("vision", "language", "projector"):
+        parser.add_argument(f"--{part}", help=f"the {part} where the model comes in parts, see the README")
+    parser.add_argument("--data", type=Path, help="ScienceQA's folder (default: a mini ScienceQA of the toy world is drawn)")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--out", type=Path, help="answers, one JSON object a line; those that it holds are not asked again")
+    parser.add_argument("--batch", type=int, default=16, help="questions at a time")
+    parser.add_argument("--max-new-tokens", type=int, default=1024)
+    parser.add_argument("--prompt-format", help="such as QCM-LEA (default: the checkpoint's)")
+    parser.add_argument("--template", choices=[name for name in TEMPLATES if name != "plain"],
+                        help="default: the checkpoint's")
+    parser.add_argument("--option-letter", action="store_true", help=f'end the prompt with "{scienceqa.OPTION_LETTER}"')
+    parser.add_argument("--use-caption", action="store_true", help="the image's caption goes into the context")
+    parser.add_argument("--text-only", action="store_true", help="leave out the questions with an image")
+    parser.add_argument("--control", action="store_true", help="ask again with each other's images")
+    parser.add_argument("--score-only", type=Path, metavar="FILE", help="score this answer file, ask nothing")
+    parser.add_argument("--strict-official", action="store_true", help="read answers as the official script does, to the letter")
+    parser.add_argument("--topics", action="store_true", help="a table of topics too")
+    parser.add_argument("--results", type=Path, help="write the official JSON of results and outputs")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ...")
+    parser.add_argument("--dtype", default="auto", help="float32, bfloat16, ... (default: the file's)")
+    parser.add_argument("--questions", type=int, default=600, help="size of the mini ScienceQA")
+    parser.add_argument("--seed", type=int, default=0, help="of the mini ScienceQA")
+    add_arguments(parser, temperature=0.0)
+    parser.add_argument("--teacher", type=Path, metavar="FILE", help="answers of a text-only teacher, for an ensemble")
+    parser.add_argument("--ensemble", choices=("complement", "judge"), default="complement")
+    parser.add_argument("--judge", metavar="toy|openai|FOLDER", help="whom to ask where ours and the teacher's differ")
+    parser.add_argument("--requery", type=Path, metavar="FILE", help="the judge's answers: read if it exists, else written")
+    args = parser.parse_args()
+    try:
+        if min(args.batch, args.max_new_tokens, args.questions) < 1:
+            raise ValueError("--batch, --max-new-tokens and --questions are at least 1")
+        if args.data is None and args.score_only:
+            raise ValueError("--score-only needs --data, the folder of the questions")
+        if args.data is not None and not (args.out or args.score_only):
+            raise ValueError("name a file for the answers with --out; a stopped evaluation goes on from it")
+        with tempfile.TemporaryDirectory() as folder:
+            if args.data is None:
+                print(f"a mini ScienceQA: {args.questions} held-out questions of the toy world")
+                args.data, args.control = Path(folder), True
+                toy_world.make_scienceqa(args.data, {args.split: args.questions}, args.seed)
+            args.out = args.out or Path(folder, "answers.jsonl")
+            evaluate(args)
+    except (OSError, ValueError) as error:
+        parser.exit(2, f"error: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "\nstopped; with the same --out the same command goes on where it was\n")
+
+
+if __name__ == "__main__":
+    main()
