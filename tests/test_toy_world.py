@@ -84,7 +84,7 @@ def test_a_world_on_disk_is_coco_and_reads_back_as_what_was_drawn(tmp_path):
     first = make_scene(rng, "val")
     name, (texts, boxes) = next(iter(symbols.items()))
     assert name == "000000000001.png" and len(texts) == 5
-    assert boxes == [(category, [round(v / 72, 3) for v in box]) for category, box in first]
+    assert boxes == [(category, [round(v / toy_world.SIDE, 3) for v in box]) for category, box in first]
     assert str(Thing(*boxes[0])).endswith(first[0][0])
 
 
