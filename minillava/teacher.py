@@ -262,7 +262,7 @@ class Local:
 def add_arguments(parser, temperature):
     """The flags of a teacher; open_teacher(args) makes it from them."""
     group = parser.add_argument_group("teacher")
-    group.add_argument("--teacher", required=True, metavar="toy|openai|FOLDER",
+    group.add_argument("--teacher", metavar="toy|openai|FOLDER",
                        help="the template teacher; the endpoint that OPENAI_BASE_URL, OPENAI_MODEL and OPENAI_API_KEY "
                             "name; or the folder of a Vicuna")
     group.add_argument("--cache", type=Path, default=Path("runs/teacher"), help="folder that keeps every answer")
@@ -279,6 +279,8 @@ def add_arguments(parser, temperature):
 
 def open_teacher(args):
     """-> Teacher. ValueError or OSError, in one line, if it cannot be had."""
+    if not args.teacher:
+        raise ValueError("--teacher says who is asked: toy, openai or the folder of a Vicuna")
     if args.max_tokens < 1 or args.concurrency < 1 or args.timeout <= 0 or args.retries < 0 or args.temperature < 0:
         raise ValueError("--max-tokens, --concurrency and --timeout are above 0, --retries and --temperature not below")
     if args.max_cost is not None and not all(price > 0 for price in args.prices):
