@@ -13,13 +13,12 @@ import json
 import os
 import random
 import re
-import signal
 from collections import defaultdict
 from functools import lru_cache
 from pathlib import Path
 
 from minillava import toy_world
-from minillava.teacher import LimitReached, Teacher, add_arguments, open_teacher
+from minillava.teacher import LimitReached, Teacher, add_arguments, open_teacher, run_command
 
 PROMPTS = Path(__file__).parent / "prompts"
 MIX = {"conversation": 58, "detail": 23, "reasoning": 77}  # thousands of each in LLaVA-Instruct-158K
@@ -126,7 +125,7 @@ def questions_of(kind):
 
 
 def parse(kind, reply):
-    """The teacher's reply -> [(question, answer)], or (None, answer) for detail; ValueError says what is wrong with it."""
+    """The teacher's reply -> [(question, answer)], or [(None, answer)] for detail; ValueError says what is wrong."""
     blocks = [block.strip() for block in re.split(r"^[ \t]*===+[ \t]*$", reply, flags=re.M)]
     if kind == "detail":
         if len(blocks) > 1 or re.match(r"(question|answer):", blocks[0], re.I):
@@ -173,21 +172,20 @@ def make_samples(symbols, counts, teacher, seed, questions=None):
     def work(job):
         kind, name = job
         task, reply, reason = in_symbols(kind, *symbols[name]), "", ""
-        rng = random.Random(f"{seed} {kind} {name}")
+        rng, stem = random.Random(f"{seed} {kind} {name}"), Path(name).stem
         try:
             for _ in range(2):
-                again = f"\n\n(Write it anew, in the form asked for. Your last reply was no good: {reason}.)" if reason else ""
-                reply = teacher.ask([*instructions(kind), {"role": "user", "content": task + again}])
+                reply = teacher.ask([*instructions(kind), {"role": "user", "content": task}])
                 try:
                     pairs = [(question or rng.choice(questions), answer) for question, answer in parse(kind, reply)]
                     return make_sample(name, kind, pairs, rng), None
                 except ValueError as error:
                     reason = str(error)
+                    task += f"\n\n(Write it anew, in the form asked for. Your last reply was no good: {reason}.)"
         except LimitReached:
             return None, None
         except ValueError as error:  # no reply at all to this one
             reason = str(error)
-        stem = Path(name).stem
         return None, {"id": f"{stem}_{kind}", "image": name, "kind": kind, "reason": reason, "reply": reply}
 
     done = teacher.map(work, jobs, "instruction data")
@@ -299,7 +297,7 @@ def run(args):
 def main():
     parser = argparse.ArgumentParser(prog="python -m minillava.instruct_data", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--captions", type=Path, required=True, help="COCO's captions_*.json, or a jsonl with boxes too")
+    parser.add_argument("--captions", type=Path, required=True, help="COCO's captions_*.json, or a jsonl")
     parser.add_argument("--instances", type=Path, help="COCO's instances_*.json")
     parser.add_argument("--kinds", default="conversation,detail,reasoning", help="or brief, for stage 1")
     parser.add_argument("--count", type=int, help="samples in all, 58 : 23 : 77 as in the paper (default: all it can)")
@@ -307,14 +305,8 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     add_arguments(parser, temperature=0.7)
-    args = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        parser.exit(run(args))
-    except (OSError, ValueError) as error:
-        parser.exit(2, f"error: {error}\n")
-    except KeyboardInterrupt:
-        parser.exit(130, "stopped; what was answered is kept, the same command goes on\n")
+    parser.set_defaults(run=run)
+    run_command(parser)
 
 
 if __name__ == "__main__":

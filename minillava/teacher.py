@@ -14,6 +14,7 @@ import http.client
 import json
 import os
 import random
+import signal
 import socket
 import sys
 import threading
@@ -138,6 +139,8 @@ class Teacher:
         return (prompt * self.prices[0] + answer * self.prices[1]) / 1e6
 
     def report(self):
+        if self.cache is None:
+            return "nothing was spent"
         cost = f", ${self.cost(*self.spent):.2f}" if any(self.prices) else ""
         return (f"{self.asked} requests, {self.cached} more from the cache; "
                 f"{self.spent[0]} + {self.spent[1]} tokens of prompts and answers spent{cost}")
@@ -301,3 +304,15 @@ def open_teacher(args):
     newest = max(file.stat().st_mtime_ns for file in Path(args.teacher).iterdir())  # trained on: other answers
     settings = settings | {"folder": str(Path(args.teacher).resolve()), "newest": newest}
     return Teacher(local, settings, args.cache, **limits)
+
+
+def run_command(parser):
+    """What a command does that asks a teacher: args.run(args), whose exit code is 1 where a limit left work undone."""
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: answers under way are waited for
+    try:
+        parser.exit(args.run(args))
+    except (OSError, ValueError) as error:
+        parser.exit(2, f"error: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "stopped; what was answered is kept, the same command goes on\n")
