@@ -13,7 +13,7 @@ import json
 import os
 import random
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from functools import lru_cache
 from pathlib import Path
 
@@ -245,14 +245,14 @@ def toy_samples(symbols, kinds, seed):
 
 def show(samples, rejects):
     """The table of what was made."""
-    print(f"{'kind':14}{'samples':>9}{'turns':>7}{'words a question':>18}{'words an answer':>17}{'rejects':>9}")
+    print(f"{'kind':14}{'samples':>9}{'questions':>11}{'words a question':>18}{'words an answer':>17}{'rejects':>9}")
     kind_of = lambda sample: sample["id"].rpartition("_")[2]
     for kind in dict.fromkeys([*map(kind_of, samples), *(row["kind"] for row in rejects)]):
         turns = [turn for sample in samples if kind_of(sample) == kind for turn in sample["conversations"]]
         words = {role: [len(turn["value"].replace("<image>", "").split()) for turn in turns if turn["from"] == role]
                  for role in ("human", "gpt")}
-        human, gpt = (sum(n) / max(1, len(n)) for n in words.values())
-        print(f"{kind:14}{sum(kind_of(s) == kind for s in samples):9}{len(turns):7}{human:18.1f}{gpt:17.1f}"
+        human, gpt = (sum(counts) / max(1, len(counts)) for counts in words.values())
+        print(f"{kind:14}{sum(kind_of(s) == kind for s in samples):9}{len(words['human']):11}{human:18.1f}{gpt:17.1f}"
               f"{sum(row['kind'] == kind for row in rejects):9}")
 
 
@@ -285,7 +285,8 @@ def run(args):
         print(teacher.report())
         aside = args.out.with_suffix(".rejects.jsonl")
         write(aside, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rejects))
-        print(f"{len(rejects)} replies were set aside in {aside}")
+        print(f"{len(rejects)} replies were set aside in {aside}"
+              + "".join(f"\n{n:8}  {why}" for why, n in Counter(row["reason"] for row in rejects).most_common(3)))
     write(args.out, json.dumps(samples, ensure_ascii=False, indent=1))
     show(samples, rejects)
     print(f"{len(samples)} samples are in {args.out}")

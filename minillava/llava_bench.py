@@ -69,8 +69,8 @@ def answer_file(questions, path, answer, model_id, metadata, batch=8):
     """Appends an answer to `path` for every question that it does not answer yet; returns all, in the questions' order.
 
     questions: [{"question_id", "prompt", ...}]; answer: list of questions -> list of texts, one batch. Two questions
-    may have one id, as in MME, but then not one prompt too. Questions of like length run together, and the finished file
-    is put into their order, which official scripts rely on.
+    may share an id, as in MME, but then not the prompt. Questions of like length run together, and the finished file is
+    put into their order, which official scripts rely on.
     """
     twice = [key for key, times in Counter(map(key_of, questions)).items() if times > 1]
     if twice:
@@ -319,6 +319,7 @@ def toy(args):
     paths = {name: args.out / f"{name}.jsonl" for name in (*files, "answers", "reviews")}
     for name, rows in files.items():
         write(paths[name], "".join(json.dumps(row) + "\n" for row in rows))
+    paths["answers"].unlink(missing_ok=True)  # of a model of the same name, perhaps
     model = ["--model", args.model] if args.model else []
     for command in (["answer", "--questions", paths["questions"], "--images", args.out / "val",
                      "--out", paths["answers"], "--batch", "30", *model],

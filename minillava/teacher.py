@@ -219,7 +219,7 @@ class Endpoint:
                 raise http.client.IncompleteRead(content, response.length)
         except (OSError, http.client.HTTPException) as error:
             late = time.monotonic() - began >= self.timeout
-            reason = f"no answer within {self.timeout:g} s" if late else f"{type(error).__name__} {error}".strip()
+            reason = f"no answer within {self.timeout:g} s" if late else str(error) or type(error).__name__
             raise Again(TeacherError(f"{self.host}: {reason}")) from None
         finally:
             connection.close()

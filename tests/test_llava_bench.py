@@ -101,8 +101,8 @@ def test_mmbench_is_read_as_it_is_published(tmp_path, run):
     with open(tmp_path / "mm.tsv", "w", newline="") as file:
         table = csv.DictWriter(file, ["index", "question", "hint", "A", "B", "C", "D", "image"], delimiter="\t")
         table.writeheader()
-        table.writerow({"index": 241, "question": "Which?", "hint": 'A "long"\nhint', "A": "one", "B": "two", "C": "nan",
-                        "D": "", "image": png("red")})
+        table.writerow({"index": 241, "question": "Which?", "hint": 'A "long"\nhint', "A": "one", "B": "two",
+                        "C": "nan", "D": "", "image": png("red")})
         table.writerow({"index": 242, "question": "Who?", "hint": "nan", "A": "a", "B": "b", "C": "c", "D": "d",
                         "image": png("blue")})
     first, second = read_questions(tmp_path / "mm.tsv", "option_letter")
@@ -311,7 +311,8 @@ def test_the_real_bench_through_a_server_with_moods(tmp_path, run):
         done = run("judge", "--questions", COCO / "qa90_questions.jsonl",
                    "--context", COCO / "caps_boxes_coco2014_val_80.jsonl",
                    "--answers", COCO / "qa90_gpt4_answer.jsonl", candidate, "--teacher", "openai",
-                   "--cache", tmp_path / "cache", "--retries", 20, "--out", tmp_path / "r.jsonl", OPENAI_BASE_URL=server.base_url, OPENAI_MODEL="mock")
+                   "--cache", tmp_path / "cache", "--retries", 20, "--out", tmp_path / "r.jsonl",
+                   OPENAI_BASE_URL=server.base_url, OPENAI_MODEL="mock")
     assert done.returncode == 0, done.err
     report = run("report", "--strict-official", tmp_path / "r.jsonl").out.splitlines()
     assert report[1:] == [f"{name} 88.9 90.0 80.0" for name in ("all", "complex", "conv", "detail")]
