@@ -438,27 +438,6 @@ def read_world(folder, split):
     return {images[i]["file_name"]: pair for i, pair in symbols.items()}
 
 
-def llava_json(symbols, kinds, seed, teacher=teach):
-    """{file name: (captions, boxes)} -> LLaVA-JSON samples, one per picture and kind; `kinds` maps a kind to its share.
-
-    As in LLaVA's files, <image> stands before or after the first question at random.
-    """
-    rng, samples = random.Random(seed), []
-    for name, (captions, boxes) in symbols.items():
-        for kind, share in kinds.items():
-            if rng.random() >= share:
-                continue
-            pairs = [small_talk(rng)] if kind == "text" else teacher(kind, captions, boxes, rng)
-            turns = [{"from": role, "value": text} for pair in pairs for role, text in zip(("human", "gpt"), pair)]
-            sample = {"id": f"{Path(name).stem}_{kind}", "image": name, "conversations": turns}
-            if kind == "text":
-                del sample["image"]
-            else:
-                turns[0]["value"] = rng.choice(("<image>\n{}", "{}\n<image>")).format(turns[0]["value"])
-            samples.append(sample)
-    return samples
-
-
 def heldout_questions(symbols, per_type, seed):
     """-> [{"type", "image", "question", "answer"}], `per_type` of each type, each from another picture than the last."""
     rng, names = random.Random(seed), list(symbols)
