@@ -28,7 +28,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from minillava import parallel, plan, scienceqa, toy_world
+from minillava import instruct_data, parallel, plan, scienceqa, toy_world
 from minillava.checkpoint import TOY, load_config, load_llava, save_llava
 from minillava.conversation import IGNORE_INDEX, human_turn
 from minillava.data import LlavaData, collate_noted, micro_batches
@@ -56,10 +56,10 @@ RECIPES = {
     "v1.5-finetune": V15 | dict(stage=2, template="vicuna_v1", lr=2e-5, batch=128, per_gpu=16, epochs=1, samples=665298, mean=900,
                                 aspect="pad", grouped=True),
     # measured on two cores: Muon reaches the loss of AdamW in a third of the steps
-    "toy-pretrain": TOY_RUN | dict(stage=1, template="plain", lr=2e-3, muon_lr=None, batch=32, per_gpu=32, epochs=1,
-                                   samples=5600, mean=60),
+    "toy-pretrain": TOY_RUN | dict(stage=1, template="plain", lr=2e-3, muon_lr=None, batch=32, per_gpu=32, epochs=5,
+                                   samples=4800, mean=60),
     "toy-finetune": TOY_RUN | dict(stage=2, template="vicuna_v1", lr=1e-3, muon_lr=0.007, batch=16, per_gpu=16, epochs=1,
-                                   samples=13700, mean=250),
+                                   samples=11800, mean=250),
     "toy-scienceqa": TOY_RUN | dict(stage=2, template="vicuna_v1", lr=1e-3, muon_lr=0.007, batch=32, per_gpu=32, epochs=1,
                                     samples=20000, mean=150),
 }
@@ -309,10 +309,10 @@ def miniature(args, rank, device):
         print(f"Drawing the toy world: {args.scenes} scenes to learn from and {args.heldout} held out, in {world}")
         for split, scenes in (("train", args.scenes), ("val", args.heldout)):
             toy_world.make_world(world, split, scenes, args.seed)
-        symbols = toy_world.read_world(world, "train")
+        symbols = instruct_data.read_symbols(world / "captions_train.json", world / "instances_train.json")
         for name, kinds in (("pretrain", {"brief": 1.0}),
                             ("finetune", {"conversation": 1.0, "detail": 0.4, "reasoning": 1.0, "text": 0.05})):
-            (world / f"{name}.json").write_text(json.dumps(toy_world.llava_json(symbols, kinds, args.seed)))
+            (world / f"{name}.json").write_text(json.dumps(instruct_data.toy_samples(symbols, kinds, args.seed)))
     parallel.barrier()
     stages = {"pretrain": {"out": args.out / "pretrain"}, "finetune": {"init": args.out / "pretrain"}}
     for name, own in stages.items():
@@ -342,7 +342,7 @@ def score(model, tokenizer, questions, images, desc, batch=128):
 
 def report(model, tokenizer, world, args):
     """Held-out accuracy per type of question beside two controls, no picture and another scene's; then a sample chat."""
-    heldout = toy_world.read_world(world, "val")
+    heldout = instruct_data.read_symbols(world / "captions_val.json", world / "instances_val.json")
     questions = toy_world.heldout_questions(heldout, args.per_type, args.seed)
     pictures = {name: load_image(world / "val" / name) for name in heldout}
     names = list(pictures)
@@ -407,7 +407,7 @@ def arguments():
     parser.add_argument("--save-every", type=int, default=500, help="steps from one checkpoint to the next")
     parser.add_argument("--keep", type=int, default=2, help="checkpoints kept")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scenes", type=int, default=5600, help="miniature: training scenes; more take longer and teach better")
+    parser.add_argument("--scenes", type=int, default=4800, help="miniature: training scenes; more take longer and teach better")
     parser.add_argument("--heldout", type=int, default=400, help="miniature: held-out scenes")
     parser.add_argument("--per-type", type=int, default=110, help="miniature: held-out questions of each type")
     args = parser.parse_args()

@@ -35,46 +35,45 @@ def step_flops(model, stage, tokens, images):
     return tower + projector + back * 2 * matrices * tokens
 
 
-def memory(model, tokens, ranks, shard, checkpointing, width):
-    """{item: bytes} on one GPU; tokens: of the micro-batch on this GPU; width: bytes of a number computed with."""
+def memory(model, tokens, ranks, shard, checkpointing, width, accumulate=1):
+    """{item: bytes} on one GPU, "in all" at the worst moment. tokens: of the micro-batch on this GPU; width: bytes of a
+    number computed with. Logits are gone before gradients are there, unless those of earlier micro-batches are."""
     config, language = model.config, model.language_model
     trained, frozen = count(model, True), count(model, False)
     block = count(language.layers[0])
-    stage2 = language.embed_tokens.weight.requires_grad
-    root = trained - len(language.layers) * block if stage2 else 0  # what FSDP2 gathers for the whole step
+    root = trained - len(language.layers) * block if language.embed_tokens.weight.requires_grad else 0
     c = config.language
     D, inner, heads = c.hidden_size, c.intermediate_size, c.num_attention_heads * c.head_dim
     kv = c.num_key_value_heads * c.head_dim
-    # What a block keeps for its backward, per token: norms (in, fp32 copy), q k v before and after RoPE, attention, MLP.
+    # What a block keeps for its backward, per token: norms (in, fp32), q k v before and after RoPE, attention, MLP.
     kept = 2 * (2 * D * width + 4 * D) + (3 * heads + 4 * kv) * width + (4 * inner + D) * width
-    if checkpointing:
-        activations = tokens * (len(language.layers) * D * width + kept)
-    else:
-        activations = tokens * len(language.layers) * kept
-    head = min(HEAD_CHUNK, tokens) * c.vocab_size * (2 * width + 4 + 4)  # logits, fp32, their gradients
-    if shard:
-        weights = 4 * trained / ranks + width * frozen + width * (root + 2 * block)
-        gradients = 4 * trained / ranks + width * (root + 2 * block)
-    else:
-        copies = width * trained if width < 4 else 0
-        weights, gradients = 4 * trained + width * frozen + copies, 4 * trained
-    return {"weights": weights, "gradients": gradients, "optimizer": 8 * trained / (ranks if shard else 1),
-            "activations": activations + head}
+    layers = len(language.layers)
+    items = {"weights": 4 * trained + width * frozen, "optimizer": 8 * trained, "gradients": 4 * trained,
+             "activations": tokens * (layers * D * width + kept if checkpointing else layers * kept),
+             "logits": min(HEAD_CHUNK, tokens) * c.vocab_size * (12 if width == 4 else 14)}  # fp32: 3 copies
+    if shard:  # FSDP2 gathers what is no block's for the whole step, and a block and the next when they are computed
+        items["weights"] = 4 * trained / ranks + width * (frozen + root + 2 * block)
+        items["gradients"] = 4 * trained / ranks + width * root
+        items["optimizer"] /= ranks
+    elif width < 4:
+        items["weights"] += width * trained  # the copies that are computed with
+    later = items["logits"], items["gradients"]
+    items["in all"] = sum(items.values()) - (min(later) if accumulate == 1 else 0)
+    return items
 
 
 def report(config, recipe, samples, tokens, ranks, per_gpu, shard, checkpointing, width, mfu):
     """The plan as lines of text; samples and tokens: how many, and the mean of one with its image."""
     model, stage = skeleton(config, recipe["stage"]), recipe["stage"]
     accumulate = recipe["batch"] // (per_gpu * ranks)
-    items = memory(model, per_gpu * recipe["max_length"], ranks, shard, checkpointing, width)
+    items = memory(model, per_gpu * recipe["max_length"], ranks, shard, checkpointing, width, accumulate)
     steps = -(-samples // recipe["batch"]) * recipe["epochs"]
     flops = step_flops(model, stage, recipe["batch"] * tokens, recipe["batch"])
     lines = [f"trained     {count(model, True):>16,} parameters", f"frozen      {count(model, False):>16,} parameters",
              f"memory per GPU, {ranks} of them, {per_gpu} samples of {recipe['max_length']} tokens each, "
              f"{'FSDP2' if shard else 'DDP'}{', activation checkpointing' if checkpointing else ''}:"]
     lines += [f"  {name:<12}{size / 2**30:>8.1f} GiB" for name, size in items.items()]
-    lines += [f"  {'in all':<12}{sum(items.values()) / 2**30:>8.1f} GiB",
-              f"steps       {steps:>16,}  ({samples:,} samples x {recipe['epochs']} / {recipe['batch']}, "
+    lines += [f"steps       {steps:>16,}  ({samples:,} samples x {recipe['epochs']} / {recipe['batch']}, "
               f"accumulating {accumulate}x)",
               f"per step    {flops:>16.3g}  FLOPs ({tokens} tokens a sample)"]
     lines += [f"on {ranks} {name:<8}{steps * flops / (mfu * PEAKS[name] * ranks) / 3600:>12.1f}  hours at an MFU of {mfu:.0%}"

@@ -230,7 +230,7 @@ def cards(boxes, rng, count=10):
             [(f"at the {thing.place}", str(thing)), (f"How many {noun}s", toy_world.NUMBERS[many])]
             + [(f"nearest to {name}", other) for _, other in near[:1]] * 2 * bool(name and clear)
             + [(f"Which {of} most", ranked[0][0])] * (len(ranked) > 1 and ranked[0][1] > ranked[1][1])
-            + [(f"Where {name}", f"at the {thing.place}")] * bool(name) + [(f"How big {short}", thing.size)] * (name == short)
+            + [(f"Where {name}", f"at the {thing.place}")] * 3 * bool(name) + [(f"How big {short}", thing.size)] * (name == short)
             + [(f"What color {thing.shape}", thing.color)] * (sum(other.shape == thing.shape for other in things) == 1)
             + [(f"What shape {thing.color}", thing.shape)] * (sum(other.color == thing.color for other in things) == 1)))
     return deck

@@ -427,22 +427,6 @@ def as_fractions(scene):
     return [(name, [round(v / SIDE, 3) for v in box]) for name, box in scene]
 
 
-def read_world(folder, split):
-    """COCO's two files -> {file name: (captions, boxes)}, all that the teacher gets to see."""
-    captions, instances = (json.loads((Path(folder) / f"{name}_{split}.json").read_text())
-                           for name in ("captions", "instances"))
-    images = {image["id"]: image for image in instances["images"]}
-    categories = {category["id"]: category["name"] for category in instances["categories"]}
-    symbols = {i: ([], []) for i in images}
-    for note in captions["annotations"]:
-        symbols[note["image_id"]][0].append(note["caption"])
-    for note in instances["annotations"]:
-        (x, y, w, h), image = note["bbox"], images[note["image_id"]]
-        box = [x / image["width"], y / image["height"], (x + w) / image["width"], (y + h) / image["height"]]
-        symbols[note["image_id"]][1].append((categories[note["category_id"]], [round(v, 3) for v in box]))
-    return {images[i]["file_name"]: pair for i, pair in symbols.items()}
-
-
 def heldout_questions(symbols, per_type, seed):
     """-> [{"type", "image", "question", "answer"}], `per_type` of each type, each from another picture than the last."""
     rng, names = random.Random(seed), list(symbols)

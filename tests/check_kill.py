@@ -20,13 +20,14 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from minillava import toy_world  # noqa: E402
+from minillava.instruct_data import read_symbols, toy_samples  # noqa: E402
 
 
 def make_world(folder, scenes=40):
     toy_world.make_world(folder, "train", scenes, seed=0)
-    symbols = toy_world.read_world(folder, "train")
+    symbols = read_symbols(folder / "captions_train.json", folder / "instances_train.json")
     for name, kinds in (("brief", {"brief": 1}), ("chat", {"conversation": 1, "reasoning": 1, "text": 0.3})):
-        (folder / f"{name}.json").write_text(json.dumps(toy_world.llava_json(symbols, kinds, 0)))
+        (folder / f"{name}.json").write_text(json.dumps(toy_samples(symbols, kinds, 0)))
 
 
 def command(world, out, *more, ranks=1, recipe="v1.5-finetune"):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from minillava import toy_world
-from minillava.toy_world import QUESTIONS, Thing, draw, heldout_questions, make_scene, make_world, read_world, split_of
+from minillava.instruct_data import read_symbols
+from minillava.toy_world import QUESTIONS, Thing, draw, heldout_questions, make_scene, make_world, split_of
 
 # red circle small top-left, blue star large center, red square large bottom-right, red circle large bottom-left
 BOXES = [("red circle", [0.03, 0.03, 0.18, 0.18]), ("blue star", [0.37, 0.37, 0.62, 0.62]),
@@ -76,7 +77,7 @@ def test_boxes_enclose_what_is_drawn():
 
 def test_a_world_on_disk_is_coco_and_reads_back_as_what_was_drawn(tmp_path):
     make_world(tmp_path, "val", 5, seed=0)
-    symbols = read_world(tmp_path, "val")
+    symbols = read_symbols(tmp_path / "captions_val.json", tmp_path / "instances_val.json")
     rng, captions = random.Random("0 val"), json.loads((tmp_path / "captions_val.json").read_text())
     assert len(captions["annotations"]) == 25 and set(captions["annotations"][0]) == {"id", "image_id", "caption"}
     instance = json.loads((tmp_path / "instances_val.json").read_text())["annotations"][0]

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 from minillava import parallel, plan, toy_world  # noqa: E402
 from minillava.checkpoint import TOY, save_language  # noqa: E402
+from minillava.instruct_data import read_symbols, toy_samples  # noqa: E402
 from minillava.language import LanguageConfig, LanguageModel  # noqa: E402
 from minillava.model import Llava, LlavaConfig  # noqa: E402
 from minillava.optim import forward_backward_in, make_optimizers, take_step  # noqa: E402
@@ -48,8 +49,8 @@ def one_billion(folder):
         model = LanguageModel(config)
     save_language(model.cpu().bfloat16(), tokenizer, folder / "language")
     toy_world.make_world(folder / "world", "train", 64, seed=0)
-    symbols = toy_world.read_world(folder / "world", "train")
-    (folder / "data.json").write_text(json.dumps(toy_world.llava_json(symbols, {"conversation": 1, "reasoning": 1}, 0)))
+    symbols = read_symbols(folder / "world/captions_train.json", folder / "world/instances_train.json")
+    (folder / "data.json").write_text(json.dumps(toy_samples(symbols, {"conversation": 1, "reasoning": 1}, 0)))
     command = [sys.executable, ROOT / "train.py", "--recipe", "v1.5-finetune", "--vision", TOY / "clip", "--language", folder / "language",
                "--data", folder / "data.json", "--images", folder / "world/train", "--batch", "16", "--per-gpu", "8", "--save-every", "4"]
     losses = lambda out: [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -98,7 +99,7 @@ def seven_billion(stage, layers, samples, length=2048, steps=5):
     seconds, tokens = (time.time() - began) / steps, samples * length
     skeleton = plan.skeleton(config, stage)
     peak = next((flops for name, flops in plan.PEAKS.items() if name in torch.cuda.get_device_name()), float("nan"))
-    foretold = sum(plan.memory(skeleton, tokens, 1, shard, True, 2).values())
+    foretold = plan.memory(skeleton, tokens, 1, shard, True, 2)["in all"]
     used = torch.cuda.max_memory_allocated()
     print(f"7B shapes, stage {stage}, {layers} layers, {samples} x {length} tokens: {tokens / seconds:,.0f} tokens/s, "
           f"MFU {plan.step_flops(skeleton, stage, tokens, samples) / seconds / peak:.1%}, peak {used / 2**30:.1f} GiB "
