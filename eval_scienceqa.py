@@ -4,7 +4,7 @@
     python eval_scienceqa.py --model DIR --data ScienceQA --out answers.jsonl         # goes on where it was stopped
     python eval_scienceqa.py --data ScienceQA --score-only answers.jsonl              # official result files too
     python eval_scienceqa.py --data ScienceQA --score-only answers.jsonl --teacher gpt4.json --ensemble complement
-    python eval_scienceqa.py --data ScienceQA --score-only answers.jsonl --teacher gpt4.json --ensemble judge --judge openai
+    python eval_scienceqa.py ... --teacher gpt4.json --ensemble judge --judge openai  # asks again where the two differ
 
 Prompt format, template and image size are the checkpoint's own; the report states them. Decoding is greedy.
 """
@@ -208,7 +208,7 @@ def ensemble(texts, problems, args):
         count = sum(choice < 0 for choice in found.values())
         print(f"no answer to be read from {name}: {count} of {len(both)} ({100 * count / len(both):.2f} %)")
     if args.ensemble == "judge":
-        print(f"the judge was asked about {len(asked)} questions and gave no answer to {len(failed)}; there ours stands")
+        print(f"the judge was asked {len(asked)} questions and gave no answer to {len(failed)}; there ours stands")
     return rows[args.ensemble], {i: theirs[i] if rows[args.ensemble][i] == teacher[i] else texts[i] for i in both}
 
 

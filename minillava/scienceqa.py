@@ -238,7 +238,7 @@ def disagree(ours, teacher):
 def judge_prompt(problem, ours, teacher):
     """The second query: the question, what the two said, and the request for an answer of its own."""
     unseen = "(The question comes with an image, which is not shown here.)\n" if problem["image"] else ""
-    return (f"Question: {problem['question']}\nContext: {problem['hint'] or 'N/A'}\nOptions: {options(problem)}\n{unseen}"
+    return (f"{texts(problem, 'CQM-A')[0]}\n{unseen}"
             f"\n[Answer 1]\n{ours or '(none)'}\n[End of Answer 1]\n"
             f"\n[Answer 2]\n{teacher or '(none)'}\n[End of Answer 2]\n\n"
             "The two answers to this question do not agree. Weigh the reasons that they give, think about the question "

@@ -1,4 +1,4 @@
-"""ScienceQA: texts as the official converter writes them, answers read as they are meant, figures that can be checked."""
+"""ScienceQA: texts as the official converter writes them, answers read as meant, figures that can be checked."""
 import dataclasses
 import json
 import random
@@ -245,10 +245,10 @@ def test_the_judge_is_asked_where_the_two_differ_and_a_rerun_asks_nobody(capsys,
     rows, printed = evaluate(capsys, *command, "--requery", tmp_path / "second.jsonl")
     assert [rows[name][-1] for name in ("ours", "teacher", "complement", "judge", "upper bound")] == [
         "66.67", "66.67", "100.00", "100.00", "100.00"]
-    assert "asked about 2 questions and gave no answer to 1" in printed and "1 of 3 (33.33 %)" in printed
+    assert "asked 2 questions and gave no answer to 1" in printed and "1 of 3 (33.33 %)" in printed
     asked = len(judge.prompts)
     assert asked == 3 and not any("Q8?" in prompt for prompt in judge.prompts)  # the busy server was asked again
-    for part in ("Which is bigger?", "(B) a  cat", "Ants. The answer is A.", "Cats. The answer is B.", "not shown"):
+    for part in ("Which is bigger?", "(B) a cat", "Ants. The answer is A.", "Cats. The answer is B.", "not shown"):
         assert part in judge.prompts[0]
     assert evaluate(capsys, *command)[0] == rows and len(judge.prompts) == asked             # all in the cache
     again = command[:-6] + ["--requery", tmp_path / "second.jsonl"]
