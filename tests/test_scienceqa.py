@@ -15,7 +15,7 @@ from PIL import Image
 
 import eval_scienceqa
 from minillava import scienceqa, toy_world
-from minillava.checkpoint import load_llava, save_llava
+from minillava.checkpoint import TOY, load_llava, save_llava
 
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared/data/scienceqa"
@@ -413,3 +413,19 @@ def test_the_prompt_format_travels_with_the_checkpoint(toy, folder, tmp_path, ca
     evaluate(capsys, *command, "--out", tmp_path / "a.jsonl")
     lines = (tmp_path / "a.jsonl").read_text().splitlines()
     assert len(lines) == 3 and lines[:2] == short
+
+
+def test_without_data_a_mini_scienceqa_is_drawn_and_scored_beside_its_controls(capsys):
+    rows, printed = evaluate(capsys, "--model", TOY / "llava", "--questions", 12, "--max-new-tokens", 8, "--device", "cpu")
+    assert "12 of 12 questions of split test" in printed and rows["questions"][-1] == "12"
+    assert set(rows) == {"questions", "answers", "another image", "guessing"}
+    assert "the checkpoint says nothing: as LLaVA-1.5" in printed and re.search(r"prompt_format +CQM-A", printed)
+
+
+@pytest.mark.skipif(not (TOY / "scienceqa").exists(), reason="the miniature for ScienceQA is not here")
+def test_the_shipped_miniature_answers_and_needs_its_picture(capsys):
+    assert sum(file.stat().st_size for file in (TOY / "scienceqa").rglob("*")) <= 3e6
+    rows, printed = evaluate(capsys, "--questions", 120, "--seed", 5, "--device", "cpu")
+    picture = COLUMNS.index("IMG")
+    assert float(rows["answers"][-1]) >= 80 and float(rows["answers"][picture]) >= float(rows["another image"][picture]) + 20
+    assert re.search(r"prompt_format +QCM-LEA +the checkpoint's", printed)
