@@ -154,7 +154,7 @@ def evaluate(capsys, *arguments):
     eval_scienceqa.main()
     printed = capsys.readouterr().out
     rows = [re.split(r"\s{2,}", line) for line in printed.splitlines()]
-    return {row[0]: row[1:] for row in rows if len(row) == 10}, printed
+    return {row[0]: row[1:] for row in rows if len(row) == 10 and row[0]}, printed
 
 
 def jsonl(path, texts, **more):
