@@ -238,9 +238,8 @@ def _folder(path):
 def read_vision(path):
     """openai/clip-vit-*: the whole CLIP or the image tower alone."""
     path, data = _folder(path)
-    tensors = rename(read_tensors(path), CLIP)
     source = path / "config.json"
-    return vision_config(section(data, "vision_config", source) or data, source), tensors
+    return vision_config(section(data, "vision_config", source) or data, source), rename(read_tensors(path), CLIP)
 
 
 def read_language(path):
@@ -328,6 +327,16 @@ def compose(vision, language, projector):
     tensors |= {f"vision_tower.{name}": tensor for name, tensor in eye_tensors.items()}
     tensors |= {f"language_model.{name}": tensor for name, tensor in mouth_tensors.items()}
     return llava_config(eye, mouth, image_fields(Path(vision)) | {"projector": kind}, vision), tensors
+
+
+def load_config(vision, language, projector, image_size):
+    """The LlavaConfig of two folders, of which config.json alone is read; None: a ViT-L/14 of that size, a LLaMA-7B."""
+    eye = VisionConfig(1024, 4096, 24, 16, image_size, 14)
+    if vision:
+        path, data = _folder(vision)
+        eye = vision_config(section(data, "vision_config", path) or data, path / "config.json")
+    mouth = language_config(_folder(language)[1], Path(language) / "config.json") if language else LanguageConfig()
+    return LlavaConfig(eye, mouth, projector)
 
 
 # ---- loading ----

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from minillava.vision import attention
 
@@ -137,7 +138,7 @@ class Block(nn.Module):
 class LanguageModel(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.config = config
+        self.config, self.checkpointing = config, False
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -167,7 +168,10 @@ class LanguageModel(nn.Module):
         rope = cos.to(embeddings.dtype), sin.to(embeddings.dtype)
         x = embeddings
         for i, block in enumerate(self.layers):
-            x = block(x, rope, mask, cache, i)
+            if self.checkpointing and torch.is_grad_enabled():  # keep what goes in, compute the rest again on the way back
+                x = checkpoint(block, x, rope, mask, cache, i, use_reentrant=False)
+            else:
+                x = block(x, rope, mask, cache, i)
         if cache is not None:
             cache.length += T
         return self.norm(x)

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from minillava.language import LanguageConfig, LanguageModel
 from minillava.vision import IMAGE_MEAN, IMAGE_STD, VisionConfig, VisionTower
 
 IGNORE_INDEX = -100  # label of a position without loss
 IMAGE_TOKEN = -200   # id that one row of image features replaces
+HEAD_CHUNK = 2048    # supervised positions whose logits stand in memory at once: 0.4 GB at 32,000 words
 
 
 @dataclass(frozen=True)
@@ -93,11 +95,22 @@ class Llava(nn.Module):
         The loss is the mean over the supervised tokens of this batch, or their sum over `supervised`, the number in the
         global batch, so that neither accumulation nor the number of GPUs changes the result.
         """
-        hidden = self.language_model(self.embed(input_ids, pixels))
+        embeddings = self.embed(input_ids, pixels)
+        if labels is not None and (pixels is None or not len(pixels)):  # as officially: text alone runs the tower too,
+            S = self.config.vision.image_size                           # or the other ranks would wait for this one
+            embeddings = embeddings + 0 * self.encode_images(torch.zeros(1, 3, S, S, device=embeddings.device)).sum()
+        hidden = self.language_model(embeddings)
         if labels is None:
             return self.language_model.lm_head(hidden)
         targets = labels[:, 1:]
         learn = targets != IGNORE_INDEX
-        logits = self.language_model.lm_head(hidden[:, :-1][learn])  # [supervised,V], not [B,T,V]
-        total = F.cross_entropy(logits.float(), targets[learn], reduction="sum")
+        hidden, targets = hidden[:, :-1][learn], targets[learn]  # [supervised,D], [supervised]
+        total = hidden.sum() * 0.0  # zero with a gradient where nothing is to be learned
+        for rows, wanted in zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK)):
+            total = total + checkpoint(summed_loss, rows, wanted, self.language_model.lm_head.weight, use_reentrant=False)
         return total / (learn.sum().clamp(min=1) if supervised is None else supervised)
+
+
+def summed_loss(hidden, targets, weight):
+    """hidden [n,D] -> the summed cross entropy; in a checkpoint, so that logits [n,V] live only within it."""
+    return F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")

@@ -25,13 +25,14 @@ def make_optimizers(model, lr, muon_lr=None):
 
 
 def set_lr(optimizers, step, steps, warmup=0.03):
-    """Linear warm-up over the first 3 % of the steps, then half a cosine down to 0."""
+    """Linear warm-up over the first 3 % of the steps, then half a cosine down to 0; returns the first group's rate."""
     ramp = math.ceil(warmup * steps)
     progress = (step - ramp) / max(1, steps - ramp)
     scale = (step + 1) / ramp if step < ramp else 0.5 * (1 + math.cos(math.pi * progress))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = scale * group["peak_lr"]
+    return optimizers[0].param_groups[0]["lr"]
 
 
 def take_step(optimizers):
@@ -40,7 +41,20 @@ def take_step(optimizers):
         optimizer.zero_grad()
 
 
-def forward_in(dtype, model, *args, **kwargs):
-    """model(...) computed in `dtype` while parameters, gradients and optimiser stay fp32: one cast per weight and step."""
-    weights = {name: p.to(dtype) for name, p in model.named_parameters()}
-    return functional_call(model, weights, args, kwargs)
+class _ForwardBackward(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args, **kwargs):
+        loss = self.model(*args, **kwargs)
+        loss.backward()
+        return loss.detach()
+
+
+def forward_backward_in(dtype, model, *args, **kwargs):
+    """loss = model(...) and its backward in `dtype`, while parameters, gradients and optimiser stay fp32: one cast per
+    weight and step. The backward runs within the call, since activation checkpointing computes with the cast weights again.
+    """
+    weights = {f"model.{name}": p.to(dtype) for name, p in model.named_parameters()}
+    return functional_call(_ForwardBackward(model), weights, args, kwargs)

@@ -10,6 +10,7 @@ import argparse
 import json
 import random
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,12 +28,12 @@ from minillava.conversation import TEMPLATES, render
 from minillava.data import collate
 from minillava.language import LanguageConfig
 from minillava.model import IGNORE_INDEX, Llava, LlavaConfig
-from minillava.optim import forward_in, make_optimizers, set_lr, take_step
+from minillava.optim import forward_backward_in, make_optimizers, set_lr, take_step
 from minillava.tokenizer import Tokenizer
 from minillava.vision import Encoder, VisionConfig, VisionTower, preprocess
 
-VISION = VisionConfig(hidden_size=96, intermediate_size=384, num_hidden_layers=4, num_attention_heads=3, image_size=72,
-                      patch_size=12)
+VISION = VisionConfig(hidden_size=96, intermediate_size=384, num_hidden_layers=4, num_attention_heads=3, image_size=96,
+                      patch_size=16)
 TEXT = dict(hidden_size=96, intermediate_size=384, num_hidden_layers=3, num_attention_heads=3, layer_norm_eps=1e-5,
             max_position_embeddings=80, hidden_act="quick_gelu")
 
@@ -60,7 +61,7 @@ def train_tokenizer(folder, rng):
     core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     thing = f"(▁(small|large))?▁({'|'.join(toy_world.COLORS)})▁({'|'.join(toy_world.SHAPES)})(?![a-z])"
     fixed = [sentence.strip().replace(" ", "▁") for sentence in TEMPLATES["vicuna_v1"].system.rstrip(".").split(".")]
-    phrase = f"{thing}|▁at▁the▁[a-z-]+|{'|'.join('▁' + sentence for sentence in fixed)}|▁?[\\w-]+|[^\\w▁]|▁"
+    phrase = f"{thing}|▁at▁the▁[a-z-]+|▁\\([A-E]\\)|{'|'.join('▁' + sentence for sentence in fixed)}|▁?[\\w-]+|[^\\w▁]|▁"
     core.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(phrase), "isolated")
     texts = []
     for _ in range(3000):
@@ -68,8 +69,10 @@ def train_tokenizer(folder, rng):
         pairs = [toy_world.small_talk(rng)]
         for kind in ("brief", "conversation", "detail", "reasoning"):
             pairs += toy_world.teach(kind, captions, boxes, rng)
-        texts += captions + [TEMPLATES["vicuna_v1"].system]
+        texts += captions + [TEMPLATES["vicuna_v1"].system, "Context: N/A"]
         texts += [f"USER: {question}\n{question} ASSISTANT: {answer}" for question, answer in pairs]
+        told, deck = options(rng)
+        texts += [told] + [f"{front} {back} The answer is {back[1]}." for front, back in deck]
     control = ["<unk>", "<s>", "</s>"]
     core.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=1024, min_frequency=20, show_progress=False,
                                                         special_tokens=control + [f"<0x{i:02X}>" for i in range(256)]))
@@ -101,12 +104,13 @@ class TextTower(nn.Module):
         self.end = vocab_size - 1
 
     def forward(self, ids):
-        """[B,T], padded with the end token -> [B,D]."""
+        """[B,T], padded with the end token -> what stands at every token [B,T,D], and at the end [B,D]."""
         x = self.embeddings.token_embedding(ids) + self.embeddings.position_embedding.weight[: ids.shape[1]]
         for block in self.encoder.layers:
             x = block(x, is_causal=True)
         ends = (ids == self.end).int().argmax(1)  # the first one
-        return self.final_layer_norm(x[torch.arange(len(x)), ends])
+        x = self.final_layer_norm(x)
+        return x, x[torch.arange(len(x)), ends]
 
 
 class Clip(nn.Module):
@@ -115,14 +119,30 @@ class Clip(nn.Module):
         D = VISION.hidden_size
         self.vision_model, self.text_model = VisionTower(VISION), TextTower(vocab_size)
         self.visual_projection, self.text_projection = nn.Linear(D, D, bias=False), nn.Linear(D, D, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(2.6592))  # ln(1 / 0.07)
+        self.logit_scale, self.fine_scale = (nn.Parameter(torch.tensor(2.6592)) for _ in range(2))  # ln(1 / 0.07)
 
-    def forward(self, pixels, ids):
-        """B pictures and B captions -> cosine of each with each, scaled, [B,B] in fp32."""
-        first = self.vision_model.hidden_state(pixels, -1)[:, 0]  # the class token
-        images = self.visual_projection(self.vision_model.post_layernorm(first)).float()
-        texts = self.text_projection(self.text_model(ids)).float()
-        return self.logit_scale.float().exp().clamp(max=100) * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
+    def forward(self, pixels, ids, chunk=64):
+        """B pictures and their B captions -> the contrastive loss, CLIP's and FILIP's."""
+        grid = self.visual_projection(self.vision_model.post_layernorm(self.vision_model.hidden_state(pixels, -1)))
+        words, ends = self.text_model(ids)
+        grid, words, ends = (F.normalize(x, dim=-1) for x in (grid, self.text_projection(words), self.text_projection(ends)))
+        # CLIP: the class token against the end of the sentence, each with each.
+        loss = contrast(self.logit_scale, grid[:, 0] @ ends.T)
+        # FILIP (Yao et al. 2021): every word against the patch that fits it best, so that the grid says what is where.
+        real = (ids != self.text_model.end).float()
+        for i in range(0, len(ids), chunk):
+            here = slice(i, i + chunk)
+            patches, N = grid[here, 1:].flatten(0, 1), grid.shape[1] - 1
+            fits = (patches @ words[here].flatten(0, 1).T).view(-1, N, *ids[here].shape).amax(1)  # [pictures,captions,T]
+            fits = (fits.float() * real[here]).sum(-1) / real[here].sum(-1)
+            loss = loss + contrast(self.fine_scale, fits) * chunk / len(ids)
+        return loss
+
+
+def contrast(scale, similarity):
+    """Each picture is to find its caption and each caption its picture: similarity [B,B]."""
+    logits, pairs = scale.float().exp().clamp(max=100) * similarity.float(), torch.arange(len(similarity))
+    return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
 
 
 def relatives(rng, count):
@@ -176,14 +196,12 @@ def pretrain_clip(out, tokenizer, steps, seed, groups=12000, group=4, batch=256)
         set_lr(optimizers, step, steps)
         chosen = [group * g + k for g in rng.choices(range(groups), k=batch // group) for k in range(group)]
         ids = pad_sequence([rng.choice(captions[i]) for i in chosen], batch_first=True, padding_value=tokenizer.vocab_size)
-        logits, pairs = forward_in(torch.bfloat16, model, pixels[chosen], ids), torch.arange(batch)
-        loss = (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
-        loss.backward()
+        loss = forward_backward_in(torch.bfloat16, model, pixels[chosen], ids)
         take_step(optimizers)
         bar.set_postfix(loss=f"{loss.item():.3f}")
     end = tokenizer.vocab_size
     text = TEXT | {"vocab_size": end + 1, "bos_token_id": tokenizer.bos_id, "eos_token_id": end, "pad_token_id": end}
-    tensors = {name: p.detach().bfloat16() for name, p in model.named_parameters()}
+    tensors = {name: p.detach().bfloat16() for name, p in model.named_parameters() if name != "fine_scale"}
     save_clip(tensors, LlavaConfig(VISION), text, VISION.hidden_size, out)
     tokenizer.save(out)
 
@@ -204,26 +222,47 @@ def cards(boxes, rng, count=10):
         name, short = toy_world.name_of(thing, things), f"{thing.color} {thing.shape}"
         noun = rng.choice((thing.shape, f"{thing.color} shape", f"{thing.size} shape"))
         many = sum(noun in (other.shape, f"{other.color} shape", f"{other.size} shape") for other in things)
+        near = sorted((toy_world.distance(thing, other), str(other)) for other in things if other is not thing)
+        clear = len(near) > 1 and near[1][0] >= 2 * near[0][0]
+        of = rng.choice(("color", "shape"))
+        ranked = Counter(getattr(other, of) for other in things).most_common(2)
         deck.append(rng.choice(
             [(f"at the {thing.place}", str(thing)), (f"How many {noun}s", toy_world.NUMBERS[many])]
+            + [(f"nearest to {name}", other) for _, other in near[:1]] * 2 * bool(name and clear)
+            + [(f"Which {of} most", ranked[0][0])] * (len(ranked) > 1 and ranked[0][1] > ranked[1][1])
             + [(f"Where {name}", f"at the {thing.place}")] * bool(name) + [(f"How big {short}", thing.size)] * (name == short)
             + [(f"What color {thing.shape}", thing.color)] * (sum(other.shape == thing.shape for other in things) == 1)
             + [(f"What shape {thing.color}", thing.shape)] * (sum(other.color == thing.color for other in things) == 1)))
     return deck
 
 
-def text_sample(rng, tokenizer, shares):
-    """-> {"input_ids", "labels"}. A scene told in words, and a chat, flash cards or a caption about it.
+def options(rng, count=6):
+    """The choices of a question as ScienceQA writes them, and flash cards: which letter is which?"""
+    things = toy_world.read(symbols(rng)[1])
+    pool = rng.choice((list(toy_world.COLORS), toy_world.SHAPES, toy_world.NUMBERS, [f"at the {place}" for place in toy_world.PLACES],
+                       sorted({str(thing) for thing in things} | {f"{thing.color} {thing.shape}" for thing in things})))
+    choices = rng.sample(pool, min(len(pool), rng.randint(2, 5)))
+    letters = dict(zip(choices, "ABCDE"))
+    told = "Options: " + " ".join(f"({letter}) {choice}" for choice, letter in letters.items())
+    return told, [(f"Among the options, {choice} is", f"({letters[choice]}).") for choice in rng.choices(choices, k=count)]
 
-    shares: of cards, caption, detail, reasoning, conversation, small talk.
+
+def text_sample(rng, tokenizer, shares):
+    """-> {"input_ids", "labels"}. A scene told in words, and a chat, flash cards or a caption about it; or options.
+
+    shares: of cards, caption, detail, reasoning, conversation, small talk, options.
     """
     captions, boxes = symbols(rng)
     told = in_words(captions, boxes, rng)
-    kind = rng.choices(("cards", "caption", "detail", "reasoning", "conversation", "talk"), shares)[0]
-    if kind in ("cards", "caption"):  # as stage 1 will show it pictures: the scene, then what there is to say of it
+    kind = rng.choices(("cards", "caption", "detail", "reasoning", "conversation", "talk", "options"), shares)[0]
+    if kind in ("cards", "caption", "options"):  # as stage 1 will show it pictures: the scene, then what there is to say
+        if kind == "options":
+            told, deck = options(rng)
+        else:
+            deck = cards(boxes, rng) if kind == "cards" else [("", rng.choice(captions) + "\n")]
         ids = tokenizer.encode(told)
         labels = [IGNORE_INDEX] * len(ids)
-        for front, back in cards(boxes, rng) if kind == "cards" else [("", rng.choice(captions) + "\n")]:
+        for front, back in deck:
             front, back = tokenizer.segment(front), tokenizer.segment(back)
             ids, labels = ids + front + back, labels + [IGNORE_INDEX] * len(front) + back
     else:
@@ -253,14 +292,13 @@ def pretrain_vicuna(out, tokenizer, steps, seed, batch=32):
         if not ready:  # batches of like length: less padding
             # Looking things up is learned late and suddenly, and from many short questions first: with chats alone
             # it had not begun after 2,000 steps, with cards it had after 900.
-            shares = (70, 10, 2, 8, 9, 1) if step < steps / 3 else (40, 4, 12, 22, 20, 2)
+            shares = (66, 9, 2, 8, 9, 1, 5) if step < steps / 3 else (39, 4, 12, 22, 18, 2, 3)
             samples = [text_sample(rng, tokenizer, shares) for _ in range(8 * batch)]
             samples.sort(key=lambda sample: len(sample["input_ids"]))
             ready = [collate(samples[i : i + batch]) for i in range(0, len(samples), batch)]
             rng.shuffle(ready)
         input_ids, labels, _ = ready.pop()
-        loss = forward_in(torch.bfloat16, model, input_ids, labels=labels)
-        loss.backward()
+        loss = forward_backward_in(torch.bfloat16, model, input_ids, labels=labels)
         take_step(optimizers)
         bar.set_postfix(loss=f"{loss.item():.3f}")
     save_language(model.language_model.bfloat16(), tokenizer, out)
@@ -269,7 +307,7 @@ def pretrain_vicuna(out, tokenizer, steps, seed, batch=32):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="a folder for clip/ and vicuna/")
-    parser.add_argument("--clip-steps", type=int, default=4000)
+    parser.add_argument("--clip-steps", type=int, default=2500)
     parser.add_argument("--vicuna-steps", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -21,11 +21,11 @@ from PIL import Image, ImageDraw
 COLORS = {"red": (220, 40, 40), "green": (40, 160, 60), "blue": (50, 80, 220), "yellow": (240, 210, 40),
           "purple": (150, 60, 180), "orange": (245, 130, 30)}
 SHAPES = ("circle", "square", "triangle", "star")
-SIZES = {"small": (11, 13), "large": (19, 21)}  # width and height of a box in pixels, from and to
+SIZES = {"small": (15, 18), "large": (25, 28)}  # width and height of a box in pixels, from and to
 PLACES = ("top-left", "top-middle", "top-right", "middle-left", "center", "middle-right",
           "bottom-left", "bottom-middle", "bottom-right")
 NUMBERS = ("no", "one", "two", "three", "four", "five")
-SIDE = 72
+SIDE = 96
 CATEGORIES = [{"id": 1 + i * len(SHAPES) + j, "name": f"{color} {shape}", "supercategory": shape}
               for i, color in enumerate(COLORS) for j, shape in enumerate(SHAPES)]
 BRIEF = ("Describe the image concisely.", "Provide a brief description of the given image.", "Give a short caption.",
@@ -52,9 +52,10 @@ def make_scene(rng, split):
 
 
 def make_box(place, rng):
-    """A box of either size somewhere inside a cell, 0 to 8 in reading order."""
+    """A box of either size near the middle of a cell, 0 to 8 in reading order, up to 4 pixels off."""
     width, cell = rng.randint(*SIZES[rng.choice(list(SIZES))]), SIDE // 3
-    x, y = (cell * k + rng.randint(1, cell - width - 1) for k in (place % 3, place // 3))
+    room = (cell - width) // 2
+    x, y = (cell * k + room + rng.randint(-min(4, room - 1), min(4, room - 1)) for k in (place % 3, place // 3))
     return [x, y, x + width, y + width]
 
 
@@ -96,7 +97,7 @@ class Thing:
 
     def __init__(self, category, box):
         self.color, self.shape = category.split()
-        self.size = "large" if (box[2] - box[0]) * SIDE > 16 else "small"
+        self.size = "large" if (box[2] - box[0]) * SIDE > 21 else "small"
         self.column, self.row = (int((a + b) / 2 * 3) for a, b in ((box[0], box[2]), (box[1], box[3])))
         self.place = PLACES[3 * self.row + self.column]
 
@@ -268,15 +269,19 @@ def _asks_remove(things, rng):
                       f"so {number_of(left, 'shape')} would be left.")
 
 
+def distance(one, other):
+    """Between the cells of two things, squared."""
+    return (one.row - other.row) ** 2 + (one.column - other.column) ** 2
+
+
 def _asks_nearest(things, rng):
     if len(things) < 3:
         return None
     thing = rng.choice(things)
     name = name_of(thing, things)
-    distances = sorted(((t.row - thing.row) ** 2 + (t.column - thing.column) ** 2, i)
-                       for i, t in enumerate(things) if t is not thing)
+    distances = sorted((distance(t, thing), i) for i, t in enumerate(things) if t is not thing)
     nearest = things[distances[0][1]]
-    if not name or distances[0][0] == distances[1][0]:
+    if not name or distances[1][0] < 2 * distances[0][0]:  # what is nearest must be clear to the eye
         return None
     question = rng.choice((f"Which shape is nearest to the {name}?", f"What is closest to the {name}?"))
     return question, (f"The {name} is at the {thing.place}, and the shape nearest to it is the {nearest} "

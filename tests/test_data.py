@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from minillava.checkpoint import load_llava
-from minillava.data import LlavaData, collate, grouped_order
+from minillava.data import LlavaData, collate, grouped_order, index_of, micro_batches, words_of
 from minillava.model import IGNORE_INDEX, IMAGE_TOKEN
 
 MIXED = [5, -3, 8, 2, -7, 9, 4, -1, 6, 3, -2, 7, 1, 10, -4, 11]
@@ -52,3 +52,80 @@ def test_a_batch_is_padded_on_the_right_and_keeps_its_images_in_order(tmp_path):
     learned = labels[1][labels[1] != IGNORE_INDEX].tolist()
     assert tokenizer.decode(learned).strip() == "Hello!" and learned[-1] == tokenizer.eos_id
     assert (labels[1][len(data[1]["input_ids"]):] == IGNORE_INDEX).all()
+
+
+def chat(image="a.png", question="<image>\nHow many?", answer="One."):
+    sample = {"id": f"{image} {question[:12]}", "image": image,
+              "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
+    return sample if image else {key: value for key, value in sample.items() if key != "image"}
+
+
+@pytest.fixture(scope="module")
+def miniature():
+    return load_llava(device="cpu")
+
+
+@pytest.mark.parametrize("chunk", [7, 50, 1 << 24])
+@pytest.mark.parametrize("indent, ascii", [(None, True), (2, False)])
+def test_the_index_of_a_file_finds_what_json_finds(tmp_path, chunk, indent, ascii):
+    samples = [chat(), chat("b.png", 'a "quoted" [brace} <image>', "naïve 日本\u00a0語 \\ \n ]"), chat(None, "Hi \u3000 there"), {"id": 1}]
+    (tmp_path / "data.json").write_text(json.dumps(samples, indent=indent, ensure_ascii=ascii), encoding="utf-8")
+    index, raw = index_of(tmp_path / "data.json", tmp_path, chunk), (tmp_path / "data.json").read_bytes()
+    assert [json.loads(raw[first:end]) for first, end, _ in index] == samples
+    assert index[:, 2].tolist() == [words_of(sample) for sample in samples] == [4, 9, -3, 1]
+    assert (index_of(tmp_path / "data.json", tmp_path) == index).all()  # out of the cache
+
+
+@pytest.mark.parametrize("text, message", [("", "not a JSON array"), ("[]", "holds no samples"), ('[{"id": 1}, {"id": ', "after 1 samples"),
+                                           ('{"id": 1}', "not a JSON array"), ("[1, nope]", "after 1 samples"), ('[{"id": 1}', "after 1")])
+def test_a_file_that_is_no_array_of_samples_is_refused(tmp_path, text, message):
+    (tmp_path / "data.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        index_of(tmp_path / "data.json", tmp_path)
+
+
+BAD = {
+    "there is no image": chat("nowhere.png"), "is not within the image folder": chat("../a.png"), "is not within": chat("/a.png"),
+    "is not an image": chat("data.json"), "0 human turns with": chat(question="How many?"), "no answer": {"id": 1, "conversations": [
+        {"from": "human", "value": "Hi"}]}, "twice in a row": {"id": 2, "conversations": [{"from": "human", "value": "Hi"}] * 2 + [
+            {"from": "gpt", "value": "Hi"}]}, "no conversations": {"id": 3}, "is from None": {"id": 4, "conversations": [{"value": "Hi"}]}}
+
+
+def test_a_bad_sample_is_named_and_the_next_one_is_drawn(tmp_path, miniature):
+    model, tokenizer = miniature
+    Image.new("RGB", (72, 72)).save(tmp_path / "a.png")
+    (tmp_path / "data.json").write_text(json.dumps([*BAD.values(), 7, chat()]))
+    data = LlavaData(tmp_path / "data.json", tmp_path, tokenizer, model.config)
+    item = data[0]
+    assert item["id"] == "a.png <image>\nHow " and len(item["bad"]) == len(BAD) + 1
+    assert all(message in line for message, line in zip(BAD, item["bad"]))
+    with pytest.raises(ValueError, match="would fall into its image"):
+        LlavaData(tmp_path / "data.json", tmp_path, tokenizer, model.config, max_length=10).prepare(chat())
+    assert data.prepare(chat())["cut"] == 0
+    (tmp_path / "none.json").write_text(json.dumps([BAD["there is no image"]]))
+    with pytest.raises(ValueError, match="100 samples in a row"):
+        LlavaData(tmp_path / "none.json", tmp_path, tokenizer, model.config)[0]
+
+
+def test_a_sample_that_is_cut_says_so_and_keeps_its_image(tmp_path, miniature):
+    model, tokenizer = miniature
+    Image.new("RGB", (72, 72)).save(tmp_path / "a.png")
+    (tmp_path / "data.json").write_text(json.dumps([chat(answer="A red circle. " * 50)]))
+    item = LlavaData(tmp_path / "data.json", tmp_path, tokenizer, model.config, max_length=100)[0]
+    assert item["cut"] == 1 and len(item["input_ids"]) == len(item["labels"]) == 100
+    assert (item["input_ids"] == IMAGE_TOKEN).sum() == model.config.image_tokens
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_ranks_and_accumulation_share_the_same_global_batches(grouped):
+    rng = random.Random(0)
+    lengths = [rng.choice((1, 1, -1)) * rng.randint(1, 50) for _ in range(45)]
+    cut = lambda ranks, accumulate: [micro_batches(lengths, 2, ranks, rank, accumulate, grouped, 2, seed=3) for rank in range(ranks)]
+    steps = []
+    for ranks, accumulate in ((1, 4), (2, 2), (4, 1)):
+        mine = cut(ranks, accumulate)
+        assert len({len(batches) for batches in mine}) == 1
+        steps.append([sorted(i for batches in mine for batch in batches[start : start + accumulate] for i in batch)
+                      for start in range(0, len(mine[0]), accumulate)])
+    assert steps[0] == steps[1] == steps[2] and len(steps[0]) == 2 * 6
+    assert {i for step in steps[0][:6] for i in step} == set(range(45))

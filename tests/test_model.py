@@ -4,7 +4,7 @@ import torch
 
 from minillava.language import LanguageConfig
 from minillava.model import IGNORE_INDEX, IMAGE_TOKEN, Llava, LlavaConfig
-from minillava.optim import forward_in, make_optimizers, take_step
+from minillava.optim import forward_backward_in, make_optimizers, take_step
 from minillava.vision import VisionConfig, attention
 
 
@@ -44,6 +44,33 @@ def test_a_batch_with_nothing_to_learn_has_loss_zero_and_a_gradient(model):
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
+def gradients(model, dtype, checkpointing=False, **batch):
+    model.zero_grad()
+    model.language_model.checkpointing = checkpointing
+    loss = forward_backward_in(dtype, model, **batch)
+    return loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_neither_chunks_of_the_head_nor_activation_checkpointing_change_anything(model, dtype, monkeypatch):
+    input_ids, pixels, labels = batch()
+    model.freeze_for(2)
+    data = dict(input_ids=input_ids, pixels=pixels, labels=labels)
+    loss, plain = gradients(model, dtype, **data)
+    monkeypatch.setattr("minillava.model.HEAD_CHUNK", 3)  # of 4 supervised positions
+    again, cut = gradients(model, dtype, checkpointing=True, **data)
+    torch.testing.assert_close(again, loss)
+    torch.testing.assert_close(cut, plain, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-4)
+
+
+def test_a_batch_of_text_alone_gives_every_trained_parameter_a_gradient(model):
+    model.freeze_for(2)  # or DDP and FSDP2 would wait for the projector's for ever
+    input_ids, _, labels = batch()
+    _, found = gradients(model, torch.float32, input_ids=input_ids.clamp(min=0), pixels=torch.empty(0), labels=labels)
+    assert set(found) == {name for name, p in model.named_parameters() if p.requires_grad}
+    assert not any(gradient.any() for name, gradient in found.items() if name.startswith("mm_projector"))
+
+
 def test_padding_changes_nothing(model):
     input_ids, pixels, labels = batch()
     alone = model(input_ids[1:, :7], pixels[1:])
@@ -56,7 +83,7 @@ def test_a_stage_changes_what_it_trains_and_nothing_else(model, stage, trained):
     model.freeze_for(stage)
     input_ids, pixels, labels = batch()
     optimizers = make_optimizers(model, 1e-2, muon_lr=1e-2 if stage == 2 else None)
-    forward_in(torch.bfloat16, model, input_ids, pixels, labels=labels).backward()
+    forward_backward_in(torch.bfloat16, model, input_ids, pixels, labels=labels)
     take_step(optimizers)
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name]) != name.startswith(trained), name

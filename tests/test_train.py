@@ -1,0 +1,123 @@
+"""A run cannot be lost, and its result does not depend on how many ranks shared the work."""
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from minillava.checkpoint import TOY, load_llava
+from minillava.data import LlavaData
+from check_kill import bits, command, make_world
+
+ROOT = Path(__file__).parent.parent
+QUIET = dict(cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    make_world(folder, 16)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def peace(world, tmp_path_factory):
+    """A run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("runs") / "peace"
+    subprocess.run(command(world, out, "--save-every", 2), **QUIET, check=True)
+    return out
+
+
+def losses(out):
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_is_a_folder(peace):
+    config = json.loads((peace / "config.json").read_text())
+    assert "--recipe v1.5-finetune" in config["command"] and config["recipe"]["batch"] == 8 and config["settings"]["seed"] == 0
+    row = json.loads((peace / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"step", "loss", "lr", "gradient_norm", "tokens_per_second", "supervised", "memory_gib", "bad", "cut"} <= set(row)
+    assert (peace / "loss.png").exists() and len(list(peace.glob("checkpoint-*"))) == 2
+    model, _ = load_llava(peace / "llava", device="cpu")
+    assert (model.config.template, model.config.image_aspect_ratio) == ("vicuna_v1", "pad")
+
+
+def test_a_killed_run_resumes_to_the_same_bits(world, peace, tmp_path):
+    out = tmp_path / "killed"
+    run = subprocess.Popen(command(world, out, "--save-every", 2), cwd=ROOT, stderr=subprocess.DEVNULL, env=QUIET["env"])
+    while not (out / "checkpoint-2").exists() and run.poll() is None:
+        time.sleep(0.01)
+    run.kill()
+    run.wait()
+    (out / "checkpoint-4.tmp").mkdir(exist_ok=True)  # as if it had been saving
+    with open(out / "metrics.jsonl", "a") as log:
+        log.write('{"step": 2, "lo')
+    refused = subprocess.run(command(world, out), **QUIET)
+    assert refused.returncode == 2 and "go on with it by --resume" in refused.stderr
+    changed = subprocess.run(command(world, out, "--resume", "--lr", 1), **QUIET)
+    assert changed.returncode == 2 and "lr 0.001 to 1" in changed.stderr
+    subprocess.run(command(world, out, "--save-every", 2, "--resume"), **QUIET, check=True)
+    assert bits(out) == bits(peace)
+
+
+def test_sigterm_saves_and_says_how_to_go_on(world, peace, tmp_path):
+    out = tmp_path / "stopped"
+    run = subprocess.Popen(command(world, out), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=QUIET["env"])
+    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
+        time.sleep(0.01)
+    run.send_signal(signal.SIGTERM)
+    told = run.communicate()[0]
+    assert run.returncode == 128 + signal.SIGTERM and "--resume" in told and list(out.glob("checkpoint-*"))
+    subprocess.run(command(world, out, "--resume"), **QUIET, check=True)
+    assert bits(out) == bits(peace)
+
+
+def test_two_ranks_are_one_and_fsdp_is_ddp(world, peace, tmp_path):
+    for name, more in (("fsdp", []), ("ddp", ["--no-shard"])):
+        subprocess.run(command(world, tmp_path / name, "--save-every", 2, *more, ranks=2), **QUIET, check=True)
+        assert max(abs(a - b) for a, b in zip(losses(tmp_path / name), losses(peace), strict=True)) < 1e-5
+    out = tmp_path / "fsdp"  # the checkpoint of 2 ranks goes on with one, and with four
+    for ranks in (1, 4):
+        (out / "llava").rename(tmp_path / f"llava{ranks}")
+        more = ["--save-every", 2, "--keep", 9, "--resume"] + (["--per-gpu", 2] if ranks == 4 else [])
+        subprocess.run(command(world, out, *more, ranks=ranks), **QUIET, check=True)
+        assert max(abs(a - b) for a, b in zip(losses(out), losses(peace), strict=True)) < 1e-5
+
+
+def arguments(world, out, recipe="toy-pretrain", **more):
+    settled = train.RECIPES[recipe] | {"batch": 4, "per_gpu": 4}
+    names = dict(init=None, vision=TOY / "clip", language=TOY / "vicuna", images=world / "train", out=out, seed=0, dtype="bfloat16",
+                 resume=False, shard=False, workers=0, save_every=100, keep=2, settled=settled,
+                 data=world / ("brief.json" if recipe.endswith("pretrain") else "chat.json"))
+    return argparse.Namespace(**names | more)
+
+
+def test_stage_1_leaves_clip_and_the_language_model_bit_identical(world, tmp_path):
+    args = arguments(world, tmp_path)
+    before, _ = load_llava(vision=TOY / "clip", language=TOY / "vicuna", projector="mlp2x_gelu", device="cpu")
+    model, tokenizer = train.load_model(args, args.settled)
+    data = train.prepare_data(args, args.settled, tokenizer, model.config, 0)
+    after = train.train(model, tokenizer, data, args.settled, args, 0, torch.device("cpu")).state_dict()
+    same = {name: torch.equal(tensor, after[name].to(tensor.dtype)) for name, tensor in before.state_dict().items()}
+    assert all(equal != name.startswith("mm_projector") for name, equal in same.items())
+
+
+def test_a_loss_that_is_not_finite_names_step_and_samples(world, tmp_path):
+    args = arguments(world, tmp_path, "toy-finetune")
+    args.settled |= {"lr": float("inf")}
+    with pytest.raises(FloatingPointError, match=r"step \d+ is nan, of the samples 0000\S*_\w+, .* last good checkpoint is none"):
+        train.run(args, 0, torch.device("cpu"))
+
+
+def test_what_is_wrong_is_one_line(world, tmp_path):
+    for more, message in ((["--per-gpu", 3], "do not divide"), (["--init", "nowhere"], "nowhere"), (["--data", "README.md"], "is not a JSON array"),
+                          (["--images", tmp_path], "100 samples in a row"), (["--lr", 0], "--lr must be positive")):
+        done = subprocess.run(command(world, tmp_path / "out", *more), **QUIET)
+        assert done.returncode == 2 and message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
