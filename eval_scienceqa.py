@@ -154,7 +154,7 @@ def right(chosen, problems):
 def report(rows, problems, args):
     """rows: {name: {id: choice}}, all over the same ids. Prints how much was scored, and the table."""
     scored = {i: problems[i] for i in next(iter(rows.values()))}
-    whole = scienceqa.SPLIT_SIZES.get(args.split, len(problems))
+    whole = len(problems) if args.drawn else scienceqa.SPLIT_SIZES.get(args.split, len(problems))
     own = f" (ScienceQA's own {args.split} has {whole})" if whole != len(problems) else ""
     print(f"\nscored: {len(scored)} of {len(problems)} questions of split {args.split}{own}")
     shares = {name: right(chosen, problems) for name, chosen in rows.items()}
@@ -302,7 +302,8 @@ def main():
         if args.data is not None and not (args.out or args.score_only):
             raise ValueError("name a file for the answers with --out; a stopped evaluation goes on from it")
         with tempfile.TemporaryDirectory() as folder:
-            if args.data is None:
+            args.drawn = args.data is None
+            if args.drawn:
                 print(f"a mini ScienceQA: {args.questions} held-out questions of the toy world")
                 args.data, args.control = Path(folder), True
                 toy_world.make_scienceqa(args.data, {args.split: args.questions}, args.seed)
