@@ -124,7 +124,9 @@ def texts(problem, format, caption=""):
 
 
 def tidy(text, header):
-    # One pass: three spaces become two. So where lecture and solution are empty, an answer keeps a leading space: sic.
+    # sic, three times: one pass makes two spaces of three, so that an answer whose lecture and solution are empty keeps a
+    # space in front; BECAUSE: goes only where nothing follows it, not from the middle; and the header goes from wherever
+    # else it stands in the text, too.
     text = text.replace("  ", " ").strip().removesuffix("BECAUSE:").strip()
     return text.replace(header, "") if text.startswith(header) else text
 

@@ -562,6 +562,8 @@ def make_problem(rng, split):
         if source == "words" and split_of([question, *choices]) != split:
             continue
         solution = f"{answer} Among the options, {key} is ({'ABCDE'[choices.index(key)]})."  # as flash cards say it
+        if source == "picture":  # first what is to be seen: an answer is then looked up in words, as in the other parts
+            solution = f"The image shows {join([f'at the {t.place} {a(str(t))}' for t in things])}. {solution}"
         problem = {"question": question, "choices": choices, "answer": choices.index(key), "hint": hint,
                    "task": "closed choice", "grade": f"grade{grade}", "subject": subject,
                    "topic": "words" if source == "words" else kind, "category": source, "skill": f"{source} {kind}",
