@@ -14,6 +14,7 @@ import http.client
 import json
 import os
 import random
+import signal
 import socket
 import sys
 import threading
@@ -138,6 +139,8 @@ class Teacher:
         return (prompt * self.prices[0] + answer * self.prices[1]) / 1e6
 
     def report(self):
+        if self.cache is None:
+            return "nothing was spent"
         cost = f", ${self.cost(*self.spent):.2f}" if any(self.prices) else ""
         return (f"{self.asked} requests, {self.cached} more from the cache; "
                 f"{self.spent[0]} + {self.spent[1]} tokens of prompts and answers spent{cost}")
@@ -216,7 +219,7 @@ class Endpoint:
                 raise http.client.IncompleteRead(content, response.length)
         except (OSError, http.client.HTTPException) as error:
             late = time.monotonic() - began >= self.timeout
-            reason = f"no answer within {self.timeout:g} s" if late else f"{type(error).__name__} {error}".strip()
+            reason = f"no answer within {self.timeout:g} s" if late else str(error) or type(error).__name__
             raise Again(TeacherError(f"{self.host}: {reason}")) from None
         finally:
             connection.close()
@@ -262,7 +265,7 @@ class Local:
 def add_arguments(parser, temperature):
     """The flags of a teacher; open_teacher(args) makes it from them."""
     group = parser.add_argument_group("teacher")
-    group.add_argument("--teacher", required=True, metavar="toy|openai|FOLDER",
+    group.add_argument("--teacher", metavar="toy|openai|FOLDER",
                        help="the template teacher; the endpoint that OPENAI_BASE_URL, OPENAI_MODEL and OPENAI_API_KEY "
                             "name; or the folder of a Vicuna")
     group.add_argument("--cache", type=Path, default=Path("runs/teacher"), help="folder that keeps every answer")
@@ -279,6 +282,8 @@ def add_arguments(parser, temperature):
 
 def open_teacher(args):
     """-> Teacher. ValueError or OSError, in one line, if it cannot be had."""
+    if not args.teacher:
+        raise ValueError("--teacher says who is asked: toy, openai or the folder of a Vicuna")
     if args.max_tokens < 1 or args.concurrency < 1 or args.timeout <= 0 or args.retries < 0 or args.temperature < 0:
         raise ValueError("--max-tokens, --concurrency and --timeout are above 0, --retries and --temperature not below")
     if args.max_cost is not None and not all(price > 0 for price in args.prices):
@@ -299,3 +304,15 @@ def open_teacher(args):
     newest = max(file.stat().st_mtime_ns for file in Path(args.teacher).iterdir())  # trained on: other answers
     settings = settings | {"folder": str(Path(args.teacher).resolve()), "newest": newest}
     return Teacher(local, settings, args.cache, **limits)
+
+
+def run_command(parser):
+    """What a command does that asks a teacher: args.run(args), whose exit code is 1 where a limit left work undone."""
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: answers under way are waited for
+    try:
+        parser.exit(args.run(args))
+    except (OSError, ValueError) as error:
+        parser.exit(2, f"error: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "stopped; what was answered is kept, the same command goes on\n")

@@ -363,21 +363,23 @@ def ask(messages):
 
 
 def judge(text, boxes):
-    """Scores two answers by their statements: 1, and up to 9 more for the share of them that is right and complete (F1)."""
-    rng, things, (question, *answers) = random.Random(0), read(boxes), re.search(
+    """Scores two answers by their statements: 1, and up to 9 more the more of them are right, and none missing (F1)."""
+    question, *answers = re.search(
         r"\[Question\]\n(.*?)\n\n\[Assistant 1\]\n(.*?)\n\n\[End of Assistant 1\]\n\n"
         r"\[Assistant 2\]\n(.*?)\n\n\[End of Assistant 2\]", text, re.S).groups()
-    asked = (pair[1] for _ in range(3000) for ask_one in QUESTIONS.values()
-             if (pair := ask_one(things, rng)) and (pair[0] == question or ask_one is _asks_detail and question in DETAIL))
-    truth = next(asked, None)
+    things, rng = read(boxes), random.Random(0)
+    if question in DETAIL:
+        truth = _asks_detail(things, rng)[1]
+    else:  # what the teacher would answer, were it to come upon this question
+        pairs = (asks(things, rng) for _ in range(3000) for asks in QUESTIONS.values())
+        truth = next((pair[1] for pair in pairs if pair and pair[0] == question), None)
     if truth is None:
         raise ValueError(f"the toy judge does not know the question {question!r}")
-    facts = lambda answer: set(re.split(r"(?<=\.) |, so ", answer))
-    right = [len(facts(answer) & facts(truth)) for answer in answers]
-    scores = [1 + 18 * n / (len(facts(answer)) + len(facts(truth))) for n, answer in zip(right, answers)]
-    return (" ".join(f"{score:.3g}" for score in scores)
-            + "".join(f"\nAssistant {i} makes {len(facts(answer))} statements, {n} of them as in the annotations, "
-                      f"which hold {len(facts(truth))}." for i, (n, answer) in enumerate(zip(right, answers), 1)))
+    truth, *said = (set(re.split(r"(?<=\.) |, so ", answer)) for answer in (truth, *answers))
+    scores = [1 + 18 * len(facts & truth) / (len(facts) + len(truth)) for facts in said]
+    return " ".join(f"{score:.3g}" for score in scores) + "".join(
+        f"\nAssistant {i}: {len(facts)} statements, {len(facts & truth)} of them among the {len(truth)} of the annotations."
+        for i, facts in enumerate(said, 1))
 
 
 def small_talk(rng):
@@ -439,27 +441,6 @@ def read_world(folder, split):
         box = [x / image["width"], y / image["height"], (x + w) / image["width"], (y + h) / image["height"]]
         symbols[note["image_id"]][1].append((categories[note["category_id"]], [round(v, 3) for v in box]))
     return {images[i]["file_name"]: pair for i, pair in symbols.items()}
-
-
-def llava_json(symbols, kinds, seed, teacher=teach):
-    """{file name: (captions, boxes)} -> LLaVA-JSON samples, one per picture and kind; `kinds` maps a kind to its share.
-
-    As in LLaVA's files, <image> stands before or after the first question at random.
-    """
-    rng, samples = random.Random(seed), []
-    for name, (captions, boxes) in symbols.items():
-        for kind, share in kinds.items():
-            if rng.random() >= share:
-                continue
-            pairs = [small_talk(rng)] if kind == "text" else teacher(kind, captions, boxes, rng)
-            turns = [{"from": role, "value": text} for pair in pairs for role, text in zip(("human", "gpt"), pair)]
-            sample = {"id": f"{Path(name).stem}_{kind}", "image": name, "conversations": turns}
-            if kind == "text":
-                del sample["image"]
-            else:
-                turns[0]["value"] = rng.choice(("<image>\n{}", "{}\n<image>")).format(turns[0]["value"])
-            samples.append(sample)
-    return samples
 
 
 def heldout_questions(symbols, per_type, seed):

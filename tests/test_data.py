@@ -39,7 +39,7 @@ def test_a_batch_is_padded_on_the_right_and_keeps_its_images_in_order(tmp_path):
     model, tokenizer = load_llava(device="cpu")
     samples = []
     for name, shade in (("dark", 10), ("light", 240)):
-        Image.new("RGB", (72, 72), (shade,) * 3).save(tmp_path / f"{name}.png")
+        Image.new("RGB", (96, 96), (shade,) * 3).save(tmp_path / f"{name}.png")
         samples.append({"id": name, "image": f"{name}.png", "conversations": [
             {"from": "human", "value": "How many shapes are there?\n<image>"}, {"from": "gpt", "value": "There are no shapes."}]})
     samples.insert(1, {"id": "text", "conversations": [{"from": "human", "value": "Hello!"}, {"from": "gpt", "value": "Hello!"}]})
@@ -47,7 +47,7 @@ def test_a_batch_is_padded_on_the_right_and_keeps_its_images_in_order(tmp_path):
     data = LlavaData(tmp_path / "data.json", tmp_path, tokenizer, model.config)
     assert data.lengths() == [10, -2, 10]
     input_ids, labels, pixels = collate([data[i] for i in range(3)])
-    assert pixels.shape == (2, 3, 72, 72) and pixels[0].mean() < pixels[1].mean()
+    assert pixels.shape == (2, 3, 96, 96) and pixels[0].mean() < pixels[1].mean()
     assert (input_ids == IMAGE_TOKEN).sum(1).tolist() == [model.config.image_tokens, 0, model.config.image_tokens]
     learned = labels[1][labels[1] != IGNORE_INDEX].tolist()
     assert tokenizer.decode(learned).strip() == "Hello!" and learned[-1] == tokenizer.eos_id
@@ -93,7 +93,7 @@ BAD = {
 
 def test_a_bad_sample_is_named_and_the_next_one_is_drawn(tmp_path, miniature):
     model, tokenizer = miniature
-    Image.new("RGB", (72, 72)).save(tmp_path / "a.png")
+    Image.new("RGB", (96, 96)).save(tmp_path / "a.png")
     (tmp_path / "data.json").write_text(json.dumps([*BAD.values(), 7, chat()]))
     data = LlavaData(tmp_path / "data.json", tmp_path, tokenizer, model.config)
     item = data[0]
@@ -109,7 +109,7 @@ def test_a_bad_sample_is_named_and_the_next_one_is_drawn(tmp_path, miniature):
 
 def test_a_sample_that_is_cut_says_so_and_keeps_its_image(tmp_path, miniature):
     model, tokenizer = miniature
-    Image.new("RGB", (72, 72)).save(tmp_path / "a.png")
+    Image.new("RGB", (96, 96)).save(tmp_path / "a.png")
     (tmp_path / "data.json").write_text(json.dumps([chat(answer="A red circle. " * 50)]))
     item = LlavaData(tmp_path / "data.json", tmp_path, tokenizer, model.config, max_length=100)[0]
     assert item["cut"] == 1 and len(item["input_ids"]) == len(item["labels"]) == 100

@@ -14,7 +14,7 @@ from minillava.toy_world import QUESTIONS, as_fractions, draw, make_scene, read
 
 def pictures(count):
     torch.manual_seed(3)
-    return [Image.fromarray(torch.randint(0, 256, (72, 72, 3), dtype=torch.uint8).numpy()) for _ in range(count)]
+    return [Image.fromarray(torch.randint(0, 256, (96, 96, 3), dtype=torch.uint8).numpy()) for _ in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def test_cached_equals_uncached_at_every_position_in_a_batch_of_unequal_length(t
     torch.manual_seed(0)
     rows = [torch.randint(3, V, (length,)) for length in (20, 3, 11)]
     rows = [torch.cat([row[:2], torch.full((N,), IMAGE_TOKEN), row[2:]]) for row in rows]
-    pixels, longest = torch.randn(3, 3, 72, 72), max(map(len, rows))
+    pixels, longest = torch.randn(3, 3, 96, 96), max(map(len, rows))
     start = torch.tensor([longest - len(row) for row in rows])
     padded = torch.stack([torch.cat([torch.zeros(int(pad), dtype=torch.int64), row]) for pad, row in zip(start, rows)])
     cache = new_cache(model, 3, longest, start)

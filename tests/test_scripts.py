@@ -19,7 +19,7 @@ def run(*command, typed=None):
 def scene(tmp_path):
     path = tmp_path / "scene.png"
     import random
-    toy_world.draw([("red circle", [2, 2, 20, 20]), ("blue star", [50, 26, 68, 44])], random.Random(0)).save(path)
+    toy_world.draw([("red circle", [3, 3, 29, 29]), ("blue star", [67, 35, 93, 61])], random.Random(0)).save(path)
     return path
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minillava import toy_world
-from minillava.toy_world import QUESTIONS, Thing, draw, heldout_questions, llava_json, make_scene, make_world, read_world, split_of
+from minillava.toy_world import QUESTIONS, Thing, draw, heldout_questions, make_scene, make_world, read_world, split_of
 
 # red circle small top-left, blue star large center, red square large bottom-right, red circle large bottom-left
 BOXES = [("red circle", [0.03, 0.03, 0.18, 0.18]), ("blue star", [0.37, 0.37, 0.62, 0.62]),
@@ -84,18 +84,8 @@ def test_a_world_on_disk_is_coco_and_reads_back_as_what_was_drawn(tmp_path):
     first = make_scene(rng, "val")
     name, (texts, boxes) = next(iter(symbols.items()))
     assert name == "000000000001.png" and len(texts) == 5
-    assert boxes == [(category, [round(v / 72, 3) for v in box]) for category, box in first]
+    assert boxes == [(category, [round(v / toy_world.SIDE, 3) for v in box]) for category, box in first]
     assert str(Thing(*boxes[0])).endswith(first[0][0])
-
-
-def test_llava_json_holds_each_kind_once_per_picture_and_text_alone_without_image():
-    symbols = {"a.png": (["a red circle"] * 5, BOXES)}
-    samples = llava_json(symbols, {"brief": 1, "conversation": 1, "detail": 1, "reasoning": 1, "text": 1}, seed=0)
-    assert [s["id"] for s in samples] == ["a_brief", "a_conversation", "a_detail", "a_reasoning", "a_text"]
-    for sample in samples:
-        texts = [turn["value"] for turn in sample["conversations"]]
-        assert [turn["from"] for turn in sample["conversations"]] == ["human", "gpt"] * (len(texts) // 2)
-        assert sum("<image>" in text for text in texts) == ("image" in sample) == (not sample["id"].endswith("text"))
 
 
 def test_heldout_questions_are_as_many_of_each_type():

@@ -1,0 +1,318 @@
+"""Answers to any question file, the judge, the report: official files in, official files out."""
+import base64
+import csv
+import io
+import json
+import random
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minillava import toy_world
+from minillava.instruct_data import PROMPTS
+from minillava.llava_bench import (FORMS, answer_file, interval, main, parse_scores, parse_scores_officially,
+                                   read_questions, relative, review_messages)
+from tests.servers import serving
+
+COCO = Path(__file__).parent.parent / "../shared/data/coco"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """The command as typed, in this process -> returncode, out, err."""
+    def call(*typed, **environment):
+        monkeypatch.setattr(sys, "argv", ["llava_bench", *map(str, typed)])
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as exit:
+            main()
+        return SimpleNamespace(returncode=exit.value.code, **capsys.readouterr()._asdict())
+    return call
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# ------------------------------------------------------------------------------------------------------------- answers
+
+def test_answers_can_be_stopped_and_gone_on_with(tmp_path):
+    questions = [{"question_id": i, "prompt": "x" * (9 - i)} for i in range(6)]
+    asked = []
+
+    def answer(batch):
+        asked.extend(question["question_id"] for question in batch)
+        if len(asked) > 4:
+            raise KeyboardInterrupt
+        return [f"answer {question['question_id']}" for question in batch]
+
+    path = tmp_path / "a.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        answer_file(questions, path, answer, "m", {}, batch=2)
+    assert asked == [5, 4, 3, 2, 1, 0]  # the short ones together
+    with open(path, "a") as file:
+        file.write('{"question_id": 1, "te')  # killed while it wrote
+    asked.clear()
+    rows = answer_file(questions, path, answer, "m", {}, batch=2)
+    assert sorted(asked) == [0, 1] and read(path) == rows
+    assert [(row["question_id"], row["text"]) for row in rows] == [(i, f"answer {i}") for i in range(6)]
+    assert set(rows[0]) == {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}
+    assert answer_file(questions, path, None, "m", {}) == rows  # nothing left to ask
+    for other in ([{"question_id": 0, "prompt": "other"}], questions[:1]):
+        with pytest.raises(ValueError, match="answers other questions"):
+            answer_file(other, path, answer, "m", {})
+    with pytest.raises(ValueError, match="was answered by m"):
+        answer_file(questions, path, answer, "other model", {})
+
+
+def test_two_questions_may_share_an_id_as_in_mme_but_not_their_text_too(tmp_path):
+    questions = [{"question_id": "color/1.png", "prompt": text} for text in ("Is it red?", "Is it blue?")]
+    rows = answer_file(questions, tmp_path / "a.jsonl", lambda asked: [q["prompt"] for q in asked], "m", {})
+    assert [(row["question_id"], row["text"]) for row in rows] == [("color/1.png", q["prompt"]) for q in questions]
+    with pytest.raises(ValueError, match="'color/1.png' occurs twice"):
+        answer_file(questions + questions[:1], tmp_path / "b.jsonl", None, "m", {})
+
+
+def test_a_wish_for_the_form_is_added_once(tmp_path):
+    wish = FORMS["short_answer"]
+    path = write(tmp_path / "q.jsonl", [{"question_id": 1, "text": "What?", "image": "a.png"},
+                                        {"question_id": 2, "text": f"What?\n{wish}", "image": "a.png"}])
+    assert [row["prompt"] for row in read_questions(path, "short_answer")] == [f"What?\n{wish}"] * 2
+    assert [row["prompt"] for row in read_questions(path)] == ["What?", f"What?\n{wish}"]
+
+
+def png(color):
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8), color).save(data, "PNG")
+    return base64.b64encode(data.getvalue()).decode()
+
+
+def test_mmbench_is_read_as_it_is_published(tmp_path, run):
+    with open(tmp_path / "mm.tsv", "w", newline="") as file:
+        table = csv.DictWriter(file, ["index", "question", "hint", "A", "B", "C", "D", "image"], delimiter="\t")
+        table.writeheader()
+        table.writerow({"index": 241, "question": "Which?", "hint": 'A "long"\nhint', "A": "one", "B": "two",
+                        "C": "nan", "D": "", "image": png("red")})
+        table.writerow({"index": 242, "question": "Who?", "hint": "nan", "A": "a", "B": "b", "C": "c", "D": "d",
+                        "image": png("blue")})
+    first, second = read_questions(tmp_path / "mm.tsv", "option_letter")
+    assert first["prompt"] == f'A "long"\nhint\nWhich?\nA. one\nB. two\n{FORMS["option_letter"]}'
+    assert second["prompt"] == f'Who?\nA. a\nB. b\nC. c\nD. d\n{FORMS["option_letter"]}'
+    done = run("answer", "--questions", tmp_path / "mm.tsv", "--out", tmp_path / "a.jsonl", "--option-letter-cn",
+               "--max-new-tokens", 8)
+    assert done.returncode == 0, done.err
+    rows = read(tmp_path / "a.jsonl")
+    assert [row["question_id"] for row in rows] == ["241", "242"] and rows[0]["prompt"].endswith("\n请直接回答选项字母。")
+
+
+def test_the_miniature_answers_a_question_file(tmp_path, run):
+    rng = random.Random(0)
+    scene = [("red circle", toy_world.make_box(0, rng)), ("blue star", toy_world.make_box(5, rng))]
+    toy_world.draw(scene, rng).save(tmp_path / "scene.png")
+    questions = write(tmp_path / "q.jsonl", [
+        {"question_id": 0, "image": "scene.png", "text": "How many shapes are there?", "category": "conv"},
+        {"question_id": 1, "text": "What is a star?"},
+        {"question_id": 2, "image": "scene.png", "text": "What shape is at the top-left?"}])
+    done = run("answer", "--questions", questions, "--images", tmp_path, "--out", tmp_path / "a.jsonl")
+    assert done.returncode == 0 and done.out == f"3 answers are in {tmp_path / 'a.jsonl'}\n"
+    assert [row["text"] for row in read(tmp_path / "a.jsonl")] == [
+        "There are two shapes.", "A star is a shape with five points.", "The shape at the top-left is a circle."]
+    metadata = {"template": "vicuna_v1", "temperature": 0.0, "max_new_tokens": 1024}
+    assert read(tmp_path / "a.jsonl")[0]["metadata"] == metadata
+    again = run("answer", "--questions", questions, "--images", tmp_path, "--out", tmp_path / "a.jsonl",
+                "--short-answer")
+    assert again.returncode == 2 and "answers other questions" in again.err
+
+
+# ----------------------------------------------------------------------------------------------------------- the judge
+
+QUESTION = {"question_id": 4, "image": "a.jpg", "text": "What?", "category": "conv"}
+RULES = {name: {"role": "Assistant", "prompt": f"Rule of {name}."} for name in ("conv", "llava_bench_conv")}
+
+
+def test_the_judge_is_asked_in_the_official_layout():
+    context = {"captions": ["One.", "Two."], "instances": [{"category": "cat", "bbox": [0.5, 0.0, 1.0, 0.25]},
+                                                           {"category": "dog", "bbox": [0.1, 0.2, 0.3, 0.4]}]}
+    (system, user), name = review_messages(QUESTION, context, ["first", "second"], RULES)
+    assert name == "conv" and (system["role"], user["role"]) == ("system", "user")
+    assert user["content"] == (
+        "[Context]\nOne.\nTwo.\n\ncat: [0.5, 0.0, 1.0, 0.25]\ndog: [0.1, 0.2, 0.3, 0.4]\n\n[Question]\nWhat?\n\n"
+        "[Assistant 1]\nfirst\n\n[End of Assistant 1]\n\n[Assistant 2]\nsecond\n\n[End of Assistant 2]\n\n"
+        "[System]\nRule of conv.\n\n")
+    for caption in ("In the wild.\nYes.", ["In the wild.", "Yes."]):
+        (_, user), name = review_messages(QUESTION, {"caption": caption}, ["first", "second"], RULES)
+        assert name == "llava_bench_conv"
+        assert user["content"].startswith("[Context]\nIn the wild.\nYes.\n\n[Question]\nWhat?\n\n[A")
+        assert user["content"].endswith("[System]\nRule of llava_bench_conv.\n\n")
+
+
+@pytest.mark.parametrize("review, scores, official", [
+    ("8 9\nBecause.", [8, 9], [8, 9]), ("8,9", [8, 9], [8, 9]), ("9 8.5", [9, 8.5], [9, 8.5]),
+    ("8, 9", [8, 9], [-1, -1]), ("8 9 ", [8, 9], [-1, -1]), ("8\t9", [8, 9], [-1, -1]), ("8  9", [8, 9], [-1, -1]),
+    ("\n8 9", [8, 9], [-1, -1]), ("8/10 10/10", [8, 10], [-1, -1]), ("**8** **9**", [8, 9], [-1, -1]),
+    ("Scores: 8 9.", [8, 9], [-1, -1]),
+    ("Assistant 1: 8, Assistant 2: 9", None, [-1, -1]), ("I see 3 of 5 things.", None, [-1, -1]), ("8", None, [-1, -1]),
+    ("8 9 7", None, [-1, -1]), ("", None, [-1, -1]), ("85 90", None, [85, 90]), ("None of\n8 9", None, [-1, -1]),
+])
+def test_scores_are_read_tolerantly_and_officially(review, scores, official):
+    assert parse_scores(review) == scores
+    assert parse_scores_officially(review) == official
+
+
+def bench(folder, count=12):
+    """A question file, contexts, a reference and a candidate, and the flags that name them."""
+    ids, categories = range(count), ("conv", "detail", "complex")
+    write(folder / "q.jsonl", [{"question_id": i, "image": f"{i // 3}.jpg", "text": f"Question {i}?",
+                                "category": categories[i % 3]} for i in ids])
+    write(folder / "c.jsonl", [{"image": f"{i}.jpg", "captions": [f"Picture {i}."], "instances": []} for i in ids])
+    write(folder / "ref.jsonl", [{"question_id": i, "text": "good", "category": categories[i % 3]} for i in ids])
+    write(folder / "cand.jsonl", [{"question_id": i, "text": "fair", "answer_id": f"id{i}"} for i in ids[::-1]])
+    return ["judge", "--questions", folder / "q.jsonl", "--context", folder / "c.jsonl", "--answers",
+            folder / "ref.jsonl", folder / "cand.jsonl", "--teacher", "openai", "--cache", folder / "cache",
+            "--out", folder / "reviews.jsonl"]
+
+
+def number_of(request):
+    return int(re.search(r"Question (\d+)\?", request["messages"][-1]["content"])[1])
+
+
+def test_a_biased_judge_is_found_out(tmp_path, run):
+    def behave(server, request):  # one point more for whoever stands first; question 5 it will not judge
+        text = request["messages"][-1]["content"]
+        if number_of(request) == 5:
+            return "Both are good."
+        return "9, 6 \nExplained." if "[Assistant 1]\ngood" in text else "7 8\nExplained."
+
+    with serving(behave) as server:
+        done = run(*bench(tmp_path), "--both-orders", OPENAI_BASE_URL=server.base_url, OPENAI_MODEL="mock")
+        assert done.returncode == 0 and len(server.requests) == 24, done.err
+        assert server.requests[0]["temperature"] == 0.2 and server.requests[0]["max_tokens"] == 1024
+        assert run(*bench(tmp_path), "--both-orders").returncode == 0 and len(server.requests) == 24  # a rerun is free
+    rows = read(tmp_path / "reviews.jsonl")
+    assert rows[0] == {"id": 1, "question_id": 0, "answer1_id": 0, "answer2_id": "id0", "category": "conv",
+                       "content": "9, 6 \nExplained.", "tuple": [9, 6],
+                       "swapped_content": "7 8\nExplained.", "swapped_tuple": [8, 7]}
+    assert rows[5]["tuple"] == [-1, -1]
+    done = run("report", tmp_path / "reviews.jsonl")
+    lines = {line.split()[0]: line.split() for line in done.out.splitlines()[1:]}
+    assert lines["all"] == ["all", "76.5", "76.5", "-", "76.5", "85.0", "65.0", "11", "1"]
+    assert lines["complex"][1:] == ["76.5", "76.5", "-", "76.5", "85.0", "65.0", "3", "1"]
+    assert lines["conv"][-2:] == ["4", "0"]
+    assert "an answer gets +1.00 points for standing first; 0 of 11 verdicts turn round" in done.out
+    strict = run("report", "--strict-official", tmp_path / "reviews.jsonl")
+    names = "all", "complex", "conv", "detail"
+    assert strict.out.splitlines()[1:] == [f"{name} 100.0 -10.0 -10.0" for name in names]  # "9, 6 " is no score there
+
+
+def test_the_official_arithmetic(tmp_path, run):
+    contents = ["8 9", "7 9.5", "10 8, 9", "8 9\n", "6.5 5", "9 9"]
+    rows = [{"category": f"llava_bench_{('conv', 'detail')[i % 2]}", "content": content, "tuple": [0, 0]}
+            for i, content in enumerate(contents)]
+    done = run("report", "--strict-official", write(tmp_path / "r.jsonl", rows))
+    # conv: (8, 9), (-1, -1), (6.5, 5) -> 4.5, 4.333; detail: (7, 9.5), (8, 9), (9, 9) -> 8, 9.167; all -> 6.25, 6.75
+    assert done.out.splitlines()[1:] == ["all 108.0 62.5 67.5", "llava_bench_conv 96.3 45.0 43.3",
+                                         "llava_bench_detail 114.6 80.0 91.7"]
+    tolerant = run("report", tmp_path / "r.jsonl")
+    lines = {line.split()[0]: line.split() for line in tolerant.out.splitlines()[1:]}
+    assert lines["llava_bench_conv"][1] == "96.6" and lines["llava_bench_conv"][-4:] == ["72.5", "70.0", "2", "1"]
+
+
+def test_the_interval_holds_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(200):
+        pairs = np.stack([rng.normal(8, 1, 60), rng.normal(6, 1.5, 60)], 1)
+        low, high = interval(pairs, draws=300)
+        inside += low <= 75 <= high
+        assert low <= relative(pairs) <= high
+    assert 178 <= inside <= 200
+
+
+def test_the_judge_stops_at_the_limit_and_goes_on(tmp_path, run):
+    with serving(lambda server, request: "8 7\nWell.") as server:
+        environment = dict(OPENAI_BASE_URL=server.base_url, OPENAI_MODEL="mock")
+        done = run(*bench(tmp_path), "--max-tokens", 20, "--max-tokens-spent", 2000, **environment)
+        paid = len(server.requests)
+        assert 0 < paid < 12 and done.returncode == 1 and f"{12 - paid} were not asked for" in done.out
+        assert len(read(tmp_path / "reviews.jsonl")) == paid
+        assert run(*bench(tmp_path), "--max-tokens", 20, **environment).returncode == 0
+        assert len(server.requests) == 12 == len(read(tmp_path / "reviews.jsonl"))
+
+
+@pytest.mark.parametrize("break_it, message", [
+    (lambda folder: (folder / "cand.jsonl").write_text(""), "cand.jsonl has no answer to question 0"),
+    (lambda folder: (folder / "c.jsonl").write_text('{"image": "0.jpg"}\n'), "c.jsonl says nothing of 0.jpg"),
+    (lambda folder: (folder / "q.jsonl").write_text('{"question_id": 1}\n'), "q.jsonl is no question file"),
+    (lambda folder: (folder / "q.jsonl").write_text("{\n"), "line 1 of"),
+    (lambda folder: (folder / "ref.jsonl").unlink(), "No such file"),
+    (lambda folder: write(folder / "q.jsonl", [QUESTION | {"image": "1.jpg", "category": "poems"}]), "category poems"),
+])
+def test_what_is_wrong_with_the_judges_files_is_one_line(tmp_path, run, break_it, message):
+    typed = bench(tmp_path)
+    break_it(tmp_path)
+    done = run(*typed, OPENAI_BASE_URL="http://127.0.0.1:9/v1", OPENAI_MODEL="mock")
+    assert done.returncode == 2 and message in done.err and done.err.splitlines()[-1].startswith("error: ")
+    assert not (tmp_path / "reviews.jsonl").exists()
+
+
+@pytest.mark.parametrize("rows, typed, message", [
+    ([{"question_id": 1, "text": "Q", "image": "nowhere.png"}], [], "nowhere.png, of question 1, is not in --images"),
+    ([{"question_id": 1, "text": "Q", "image": "../q.jsonl"}], [], "../q.jsonl, of question 1, is not in --images"),
+    ([{"text": "Q"}], [], "question 1 of"),
+    ([{"question_id": 1, "text": "Q"}], ["--batch", "0"], "--batch"),
+    ([{"question_id": 1, "text": "Q"}], ["--model", "nowhere"], "nowhere"),
+])
+def test_what_is_wrong_with_the_questions_is_one_line(tmp_path, run, rows, typed, message):
+    (tmp_path / "images").mkdir()
+    done = run("answer", "--questions", write(tmp_path / "q.jsonl", rows), "--images", tmp_path / "images", "--out",
+               tmp_path / "a.jsonl", *typed)
+    assert done.returncode == 2 and message in done.err and done.err.splitlines()[-1].startswith("error: ")
+
+
+def test_a_file_without_reviews_is_told(tmp_path, run):
+    done = run("report", write(tmp_path / "r.jsonl", [{"category": "conv"}]))
+    assert done.returncode == 2 and "holds no reviews" in done.err
+
+
+def test_the_rule_covers_both_benches():
+    rules = json.loads((PROMPTS / "judge" / "rule.json").read_text())
+    assert set(rules) == {prefix + name for prefix in ("", "llava_bench_") for name in ("conv", "detail", "complex")}
+
+
+def test_the_toy_bench_answers_judges_and_reports(tmp_path, run):
+    done = run("toy", "--out", tmp_path, "--scenes", 4)
+    assert done.returncode == 0, done.err
+    rows = read(tmp_path / "reviews.jsonl")
+    assert len(rows) == 12 and all(row["tuple"][0] == 10 for row in rows)  # the reference is the teacher's own
+    answers, reference = read(tmp_path / "answers.jsonl"), read(tmp_path / "reference.jsonl")
+    for row, answer, right in zip(rows, answers, reference):
+        assert (row["tuple"][1] == 10) == (answer["text"] == right["text"])
+    assert done.out.splitlines()[-4].split()[0] == "all" and done.out.splitlines()[-1].split()[-2:] == ["4", "0"]
+
+
+@pytest.mark.skipif(not COCO.exists(), reason="the real LLaVA-Bench (COCO) is not here")
+def test_the_real_bench_through_a_server_with_moods(tmp_path, run):
+    def behave(server, request):
+        moods = {2: (429, {"Retry-After": "0"}, b"slow down"), 5: (500, {"Retry-After": "0"}, b""), 7: ("cut",)}
+        return moods.get(len(server.requests) % 9, "9 8\nWell.")
+
+    candidate = write(tmp_path / "cand.jsonl", [{"question_id": i, "text": f"Answer {i}."} for i in range(90)])
+    with serving(behave) as server:
+        done = run("judge", "--questions", COCO / "qa90_questions.jsonl",
+                   "--context", COCO / "caps_boxes_coco2014_val_80.jsonl",
+                   "--answers", COCO / "qa90_gpt4_answer.jsonl", candidate, "--teacher", "openai",
+                   "--cache", tmp_path / "cache", "--retries", 20, "--out", tmp_path / "r.jsonl",
+                   OPENAI_BASE_URL=server.base_url, OPENAI_MODEL="mock")
+    assert done.returncode == 0, done.err
+    report = run("report", "--strict-official", tmp_path / "r.jsonl").out.splitlines()
+    assert report[1:] == [f"{name} 88.9 90.0 80.0" for name in ("all", "complex", "conv", "detail")]
