@@ -1,10 +1,10 @@
 """ScienceQA from the questions to the table (section 5.2 of the paper).
 
-    python eval_scienceqa.py                          # the shipped miniature, on a mini ScienceQA drawn for the occasion
+    python eval_scienceqa.py                          # the shipped miniature, on a mini ScienceQA drawn for it
     python eval_scienceqa.py --model DIR --data ScienceQA --out answers.jsonl         # goes on where it was stopped
     python eval_scienceqa.py --data ScienceQA --score-only answers.jsonl              # official result files too
     python eval_scienceqa.py --data ScienceQA --score-only answers.jsonl --teacher gpt4.json --ensemble complement
-    python eval_scienceqa.py --data ScienceQA --score-only answers.jsonl --teacher gpt4.json --ensemble judge --judge openai
+    python eval_scienceqa.py ... --teacher gpt4.json --ensemble judge --judge openai  # asks again where the two differ
 
 Prompt format, template and image size are the checkpoint's own; the report states them. Decoding is greedy.
 """
@@ -31,23 +31,26 @@ from minillava.vision import load_image
 
 def settings_of(model, args):
     """{name: value} of all that decides the answers; prints each with where it comes from."""
-    config = model.config
-    own, used = config.prompt_format, args.prompt_format or config.prompt_format or "CQM-A"
-    letter = args.option_letter or not (args.prompt_format or own)
-    origin = ("the checkpoint's" if used == own else f"--prompt-format; the checkpoint says {own or 'nothing'}"
-              if args.prompt_format else "the checkpoint says nothing: as LLaVA-1.5 was evaluated without training for it")
-    origins = {"prompt_format": origin, "option_letter": "--option-letter" if args.option_letter else "as the prompt format"}
+    config, own = model.config, model.config.prompt_format
+    format, letter, origin = own, args.option_letter, "the checkpoint's"
+    if args.prompt_format:
+        format, origin = args.prompt_format, f"--prompt-format; the checkpoint says {own or 'nothing'}"
+    elif not own:
+        format, letter = "CQM-A", True
+        origin = "the checkpoint says nothing: as LLaVA-1.5, which was not trained for ScienceQA, is evaluated"
+    origins = {"prompt_format": origin, "option_letter": "--option-letter, or as the format",
+               "use_caption": "--use-caption", "max_new_tokens": "--max-new-tokens"}
     if args.template:
         origins["template"] = f"--template; the checkpoint says {config.template}"
         config = model.config = dataclasses.replace(config, template=args.template)
-    settings = {"prompt_format": used, "option_letter": letter, "use_caption": args.use_caption,
+    settings = {"prompt_format": format, "option_letter": letter, "use_caption": args.use_caption,
                 "template": config.template, "image_size": config.vision.image_size,
                 "image_aspect_ratio": config.image_aspect_ratio, "max_new_tokens": args.max_new_tokens,
                 "dtype": str(model.language_model.embed_tokens.weight.dtype).removeprefix("torch."),
                 "weights": fingerprint(model)}
     for name, value in settings.items():
-        at_hand = "flag" if name in ("use_caption", "max_new_tokens") else "the checkpoint's"
-        print(f"  {name:20}{value!s:12}  {origins.get(name, at_hand)}")
+        origin = origins.get(name, "the checkpoint's")
+        print(f"  {name:20}{value!s:12}  {origin}")
     return settings
 
 
@@ -61,7 +64,7 @@ def fingerprint(model):
 
 
 def answering(model, tokenizer, settings):
-    """-> a function from questions to texts, one batch: greedy, each image encoded with its prompt and never again."""
+    """-> a function from a batch of questions to their texts, greedy."""
     def answer(asked):
         prompts = [question["prompt"] for question in asked]
         images = [question["image"] and load_image(question["image"]) for question in asked]
@@ -120,18 +123,17 @@ def read_results(path, args, problems):
             if "text" not in row or i in texts:
                 raise ValueError(f"{path} has question {i} twice" if i in texts else f"{path}: a line without a text")
             texts[i] = row["text"]
-        found = [row.get("metadata") for row in rows]
-        if any(other != found[0] for other in found):
-            raise ValueError(f"{path} mixes answers of different settings, such as {found[0]}; score them apart")
-        settings = found[0] if found else None
+        settings = rows[0].get("metadata") if rows else None
+        if any(row.get("metadata") != settings for row in rows):
+            raise ValueError(f"{path} mixes answers of different settings, such as {settings}; score them apart")
     if not texts and not chosen:
         raise ValueError(f"{path} holds no answers")
     for table, kind in ((texts, str), (chosen, int)):
         for i, value in table.items():
             if i not in problems:
                 other = scienceqa.read_object(args.data / "problems.json").get(i)
-                raise ValueError(f"{path} answers question {i}, which " + (f"is of split {other['split']}, not {args.split}"
-                                 if other else f"{args.data} does not know"))
+                where = f"is of split {other['split']}, not {args.split}" if other else f"{args.data} does not know"
+                raise ValueError(f"{path} answers question {i}, which {where}")
             if type(value) is not kind:
                 raise ValueError(f"{path}: the answer to question {i} is {value!r:.40}, not {kind.__name__}")
     return texts, chosen, settings
@@ -139,9 +141,10 @@ def read_results(path, args, problems):
 
 def choices(texts, problems, args, shortcuts=True):
     """{id: text} -> {id: index of a choice, or -1}."""
+    counts = {i: len(problems[i]["choices"]) for i in texts}
     if args.strict_official:
-        return {i: scienceqa.official_choice_of(text, len(problems[i]["choices"]), shortcuts) for i, text in texts.items()}
-    return {i: scienceqa.choice_of(text, len(problems[i]["choices"])) for i, text in texts.items()}
+        return {i: scienceqa.official_choice_of(text, counts[i], shortcuts) for i, text in texts.items()}
+    return {i: scienceqa.choice_of(text, counts[i]) for i, text in texts.items()}
 
 
 def right(chosen, problems):
@@ -151,7 +154,7 @@ def right(chosen, problems):
 def report(rows, problems, args):
     """rows: {name: {id: choice}}, all over the same ids. Prints how much was scored, and the table."""
     scored = {i: problems[i] for i in next(iter(rows.values()))}
-    whole = scienceqa.SPLIT_SIZES.get(args.split, len(problems))
+    whole = len(problems) if args.drawn else scienceqa.SPLIT_SIZES.get(args.split, len(problems))
     own = f" (ScienceQA's own {args.split} has {whole})" if whole != len(problems) else ""
     print(f"\nscored: {len(scored)} of {len(problems)} questions of split {args.split}{own}")
     shares = {name: right(chosen, problems) for name, chosen in rows.items()}
@@ -164,15 +167,16 @@ def report(rows, problems, args):
 
 def single(texts, chosen, control, problems, args):
     """Scores one model's answers."""
-    unreadable = [i for i, choice in choices(texts, problems, args).items() if choice < 0]
-    rows = {"answers": chosen or choices(texts, problems, args)}
+    read = choices(texts, problems, args)
+    rows = {"answers": chosen or read}
     if control:
         rows["another image"] = choices(control, problems, args)
     if args.strict_official:  # a question without an answer has a wrong one
         rows = {name: {i: found.get(i, -1) for i in problems} for name, found in rows.items()}
-    shares = report(rows, problems, args)
-    print(f"unparsable: {len(unreadable)} of {len(texts)}" + (", " if unreadable else "") + (
-        "for which the choices stand that the file states" if unreadable and chosen else "wrong" if unreadable else ""))
+    shares, lost = report(rows, problems, args), sum(choice < 0 for choice in read.values())
+    if texts:
+        fate = "; for these the choice counts that the file states" if chosen else "; they count as wrong"
+        print(f"unparsable: {lost} of {len(texts)}{fate if lost else ''}")
     if args.strict_official:
         seen = [share for i, share in shares["answers"].items() if problems[i]["image"]]
         total = len(shares["answers"])
@@ -204,16 +208,16 @@ def ensemble(texts, problems, args):
         count = sum(choice < 0 for choice in found.values())
         print(f"no answer to be read from {name}: {count} of {len(both)} ({100 * count / len(both):.2f} %)")
     if args.ensemble == "judge":
-        print(f"the judge was asked about {len(asked)} questions and gave no answer to {len(failed)}: there ours stands")
+        print(f"the judge was asked {len(asked)} questions and gave no answer to {len(failed)}; there ours stands")
     return rows[args.ensemble], {i: theirs[i] if rows[args.ensemble][i] == teacher[i] else texts[i] for i in both}
 
 
 def verdicts_of(prompts, args, problems):
-    """{id: prompt of the second query} -> {id: the judge's text}; from --requery if that file exists, else written there."""
+    """{id: prompt of the second query} -> {id: the judge's text}; --requery is read if it exists, else written."""
     if args.requery and args.requery.exists():
         return read_results(args.requery, args, problems)[0]
     if not args.judge:
-        raise ValueError("--ensemble judge needs --judge toy|openai|FOLDER to ask, or --requery with its answers")
+        raise ValueError("--ensemble judge needs --judge openai|FOLDER to ask, or --requery with its answers")
     judge = open_teacher(argparse.Namespace(**vars(args) | {"teacher": args.judge}))
 
     def ask(i):
@@ -231,7 +235,7 @@ def verdicts_of(prompts, args, problems):
 
 
 def write_results(path, chosen, texts, problems):
-    """The JSON file of the official scripts."""
+    """A results file as the official scripts write it."""
     correct = sum(chosen[i] == problems[i]["answer"] for i in chosen)
     path.write_text(json.dumps({"acc": 100 * correct / len(chosen), "correct": correct, "count": len(chosen),
                                 "results": chosen, "outputs": texts}, indent=2))
@@ -242,12 +246,12 @@ def evaluate(args):
     chosen, control = {}, None
     if args.score_only:
         texts, chosen, settings = read_results(args.score_only, args, problems)
-        print("settings: " + (", ".join(f"{name} {value}" for name, value in settings.items()) if settings
-                              else f"{args.score_only} does not state any"))
+        print(f"settings: {json.dumps(settings) if settings else 'the file does not state them'}")
     else:
         toy = args.model is None and args.language is None
-        model, tokenizer = load_llava(TOY / "scienceqa" if toy else args.model, vision=args.vision, language=args.language,
-                                      projector=args.projector, device=args.device, dtype="float32" if toy else args.dtype)
+        model, tokenizer = load_llava(TOY / "scienceqa" if toy else args.model, vision=args.vision,
+                                      language=args.language, projector=args.projector, device=args.device,
+                                      dtype="float32" if toy else args.dtype)
         texts, control, settings = answers_of(model, tokenizer, args, problems)
     if args.teacher:
         chosen, texts = ensemble(texts, problems, args)
@@ -264,9 +268,9 @@ def main():
     parser.add_argument("--model", type=Path, help="folder of a LLaVA (default: the shipped miniature)")
     for part in ("vision", "language", "projector"):
         parser.add_argument(f"--{part}", help=f"the {part} where the model comes in parts, see the README")
-    parser.add_argument("--data", type=Path, help="ScienceQA's folder (default: a mini ScienceQA of the toy world is drawn)")
+    parser.add_argument("--data", type=Path, help="ScienceQA's folder (default: a mini one is drawn)")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--out", type=Path, help="answers, one JSON object a line; those that it holds are not asked again")
+    parser.add_argument("--out", type=Path, help="the answers, a line each; what is answered there is not asked again")
     parser.add_argument("--batch", type=int, default=16, help="questions at a time")
     parser.add_argument("--max-new-tokens", type=int, default=1024)
     parser.add_argument("--prompt-format", help="such as QCM-LEA (default: the checkpoint's)")
@@ -277,18 +281,18 @@ def main():
     parser.add_argument("--text-only", action="store_true", help="leave out the questions with an image")
     parser.add_argument("--control", action="store_true", help="ask again with each other's images")
     parser.add_argument("--score-only", type=Path, metavar="FILE", help="score this answer file, ask nothing")
-    parser.add_argument("--strict-official", action="store_true", help="read answers as the official script does, to the letter")
+    parser.add_argument("--strict-official", action="store_true", help="read answers just as the official script does")
     parser.add_argument("--topics", action="store_true", help="a table of topics too")
     parser.add_argument("--results", type=Path, help="write the official JSON of results and outputs")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...")
-    parser.add_argument("--dtype", default="auto", help="float32, bfloat16, ... (default: the file's)")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument("--questions", type=int, default=600, help="size of the mini ScienceQA")
     parser.add_argument("--seed", type=int, default=0, help="of the mini ScienceQA")
     add_arguments(parser, temperature=0.0)
     parser.add_argument("--teacher", type=Path, metavar="FILE", help="answers of a text-only teacher, for an ensemble")
     parser.add_argument("--ensemble", choices=("complement", "judge"), default="complement")
-    parser.add_argument("--judge", metavar="toy|openai|FOLDER", help="whom to ask where ours and the teacher's differ")
-    parser.add_argument("--requery", type=Path, metavar="FILE", help="the judge's answers: read if it exists, else written")
+    parser.add_argument("--judge", metavar="openai|FOLDER", help="whom to ask where ours and the teacher's differ")
+    parser.add_argument("--requery", type=Path, metavar="FILE", help="the judge's answers: read or written")
     args = parser.parse_args()
     try:
         if min(args.batch, args.max_new_tokens, args.questions) < 1:
@@ -298,7 +302,8 @@ def main():
         if args.data is not None and not (args.out or args.score_only):
             raise ValueError("name a file for the answers with --out; a stopped evaluation goes on from it")
         with tempfile.TemporaryDirectory() as folder:
-            if args.data is None:
+            args.drawn = args.data is None
+            if args.drawn:
                 print(f"a mini ScienceQA: {args.questions} held-out questions of the toy world")
                 args.data, args.control = Path(folder), True
                 toy_world.make_scienceqa(args.data, {args.split: args.questions}, args.seed)

@@ -34,8 +34,8 @@ def generate(model, tokenizer, prompts, images, max_new_tokens=512, temperature=
     """One question per row, each with its image (None: text alone) -> list of answers, without their stop.
 
     begun: texts with which the answers begin already; what is returned goes on from there. Rows are padded on the left,
-    so that all write their next token at the same place of the cache. An answer ends with the model's context; ValueError
-    if a prompt does not leave room for one.
+    so that all write their next token at the same place of the cache. An answer ends where the model's context does;
+    ValueError if a prompt leaves no room for one.
     """
     template, device, context = model.config.template, model.device, model.config.language.max_position_embeddings
     rows = []
@@ -45,7 +45,7 @@ def generate(model, tokenizer, prompts, images, max_new_tokens=512, temperature=
         rows.append(row + (tokenizer.segment(" " + start, first=False) if start else []))  # the ids of training
     longest, limits = max(map(len, rows)), [min(max_new_tokens, context - len(row)) for row in rows]
     if longest >= context:
-        raise ValueError(f"a prompt of {longest} tokens leaves no room for an answer: the model's context ends at {context}")
+        raise ValueError(f"a prompt of {longest} tokens leaves no room for an answer in a context of {context}")
     input_ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
     start = torch.tensor([longest - len(row) for row in rows], device=device)
     cache = new_cache(model, len(rows), longest + max(limits), start if start.any() else None)

@@ -84,7 +84,8 @@ def check_problem(i, problem):
         raise ValueError(f"problem {i} has no list of 2 to 5 choices")
     if type(answer) is not int or not 0 <= answer < len(choices):
         raise ValueError(f"problem {i}: answer {answer!r:.40} is none of its {len(choices)} choices, counted from 0")
-    if "image" not in problem or image is not None and not all(re.fullmatch(r"[\w-][\w .-]*", str(name)) for name in (i, image)):
+    inside = image is None or all(re.fullmatch(r"[\w-][\w .-]*", str(name)) for name in (i, image))
+    if "image" not in problem or not inside:
         raise ValueError(f"problem {i}: image {image!r:.80} is neither null nor the name of a file in its own folder")
 
 
@@ -123,7 +124,9 @@ def texts(problem, format, caption=""):
 
 
 def tidy(text, header):
-    # One pass: three spaces become two. So where lecture and solution are empty, an answer keeps a leading space: sic.
+    # sic, three times: one pass makes two spaces of three, so that an answer whose lecture and solution are empty keeps a
+    # space in front; BECAUSE: goes only where nothing follows it, not from the middle; and the header goes from wherever
+    # else it stands in the text, too.
     text = text.replace("  ", " ").strip().removesuffix("BECAUSE:").strip()
     return text.replace(header, "") if text.startswith(header) else text
 
@@ -192,7 +195,8 @@ def official_choice_of(text, count, shortcuts=True):
 GROUPS = {
     "NAT": lambda p: p["subject"] == "natural science", "SOC": lambda p: p["subject"] == "social science",
     "LAN": lambda p: p["subject"] == "language science",
-    "TXT": lambda p: bool(p["hint"]), "IMG": lambda p: bool(p["image"]), "NO": lambda p: not p["hint"] and not p["image"],
+    "TXT": lambda p: bool(p["hint"]), "IMG": lambda p: bool(p["image"]),
+    "NO": lambda p: not p["hint"] and not p["image"],
     "G1-6": lambda p: p["grade"] in [f"grade{n}" for n in range(1, 7)],
     "G7-12": lambda p: p["grade"] in [f"grade{n}" for n in range(7, 13)],
     "Avg": lambda p: True,
@@ -205,7 +209,8 @@ def table(problems, rows, topics=False):
     With `topics`, a line per topic instead of a column per group of questions. A group without questions shows -.
     """
     if topics:
-        groups = {topic: lambda p, topic=topic: p["topic"] == topic for topic in sorted({p["topic"] for p in problems.values()})}
+        names = sorted({p["topic"] for p in problems.values()})
+        groups = {topic: lambda p, topic=topic: p["topic"] == topic for topic in names}
     else:
         groups = GROUPS
     members = {group: [i for i in problems if belongs(problems[i])] for group, belongs in groups.items()}
@@ -216,8 +221,8 @@ def table(problems, rows, topics=False):
     if topics:
         cells = list(zip(*cells))
     widths = [max(map(len, column)) for column in zip(*cells)]
-    return "\n".join("  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))])
-                     for line in cells)
+    lines = [[cell.rjust(width) for cell, width in zip(line, widths)] for line in cells]
+    return "\n".join("  ".join([line[0].strip().ljust(widths[0]), *line[1:]]) for line in lines)
 
 
 # -------------------------------------------------------------------------------------------------------- ensembles
@@ -235,11 +240,12 @@ def disagree(ours, teacher):
 def judge_prompt(problem, ours, teacher):
     """The second query: the question, what the two said, and the request for an answer of its own."""
     unseen = "(The question comes with an image, which is not shown here.)\n" if problem["image"] else ""
-    return (f"Question: {problem['question']}\nContext: {problem['hint'] or 'N/A'}\nOptions: {options(problem)}\n{unseen}\n"
-            f"[Answer 1]\n{ours or '(none)'}\n[End of Answer 1]\n\n[Answer 2]\n{teacher or '(none)'}\n[End of Answer 2]\n\n"
+    return (f"{texts(problem, 'CQM-A')[0]}\n{unseen}"
+            f"\n[Answer 1]\n{ours or '(none)'}\n[End of Answer 1]\n"
+            f"\n[Answer 2]\n{teacher or '(none)'}\n[End of Answer 2]\n\n"
             "The two answers to this question do not agree. Weigh the reasons that they give, think about the question "
-            'yourself, and end with your own final answer in the words "The answer is X.", where X is the letter of one '
-            "option. Use these words only once.")
+            'yourself, and end with your own final answer in the words "The answer is X.", where X is the letter of '
+            "one option. Use these words only once.")
 
 
 def judged(ours, verdicts):

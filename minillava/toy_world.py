@@ -461,15 +461,16 @@ PROBLEMS = {
 CHOICES = (tuple(COLORS), SHAPES, tuple(SIZES), NUMBERS, tuple(f"at the {place}" for place in PLACES), ("Yes", "No"),
            ("to the left of", "to the right of"), ("above", "below"))
 WORDS = {"color": tuple(COLORS), "shape": SHAPES, "size": tuple(SIZES), "number": NUMBERS[1:]}
-CORNERS = {"circle": "is round", "star": "has five points", "square": "has four corners", "triangle": "has three corners"}
+LOOKS = {"circle": "is round", "star": "has five points", "square": "has four corners",
+         "triangle": "has three corners"}
 
 
 def make_scienceqa(folder, sizes, seed):
     """Writes a mini ScienceQA in the official layout; sizes: how many problems of each split, {"train": 20000, ...}.
 
-    Six in ten show a picture (a quarter of them with a hint where to look), a quarter are of text alone, whose hint tells
-    a scene in words, the rest has neither. Each has its own scene; those of val and test are held out from train, and
-    so are the questions without one, each with its options.
+    Six in ten show a picture, some with a hint where to look; a quarter are of text alone, and their hint tells a scene
+    in words; the rest has neither. Each has a scene of its own. Those of val and test are held out from train, and so
+    are the questions without a scene, each with its options.
     """
     folder, problems, splits, captions = Path(folder), {}, {}, {}
     for split, size in sizes.items():
@@ -525,11 +526,14 @@ def make_problem(rng, split):
         rng.shuffle(choices)
         if source == "words" and split_of([question, *choices]) != split:
             continue
-        letter = "ABCDE"[choices.index(key)]
-        return {"question": question, "choices": choices, "answer": choices.index(key), "hint": hint,
-                "task": "closed choice", "grade": f"grade{grade}", "subject": subject,
-                "topic": "words" if source == "words" else kind, "category": source, "skill": question.split("?")[0],
-                "lecture": lecture, "solution": f"{answer} Among the options, {key} is ({letter})."}, scene * (source == "picture")
+        solution = f"{answer} Among the options, {key} is ({'ABCDE'[choices.index(key)]})."  # as flash cards say it
+        if source == "picture":  # first what is to be seen: an answer is then looked up in words, as in the other parts
+            solution = f"The image shows {join([f'at the {t.place} {a(str(t))}' for t in things])}. {solution}"
+        problem = {"question": question, "choices": choices, "answer": choices.index(key), "hint": hint,
+                   "task": "closed choice", "grade": f"grade{grade}", "subject": subject,
+                   "topic": "words" if source == "words" else kind, "category": source, "skill": f"{source} {kind}",
+                   "lecture": lecture, "solution": solution}
+        return problem, scene if source == "picture" else None
 
 
 def _asks_words(rng):
@@ -539,7 +543,7 @@ def _asks_words(rng):
     word, shape = rng.choice(WORDS[of]), rng.choice(SHAPES)
     return rng.choice([
         (f"Which of these is a {of}?", f"The {of} is {word}.", word, WORDS[other]),
-        (f"Which shape {CORNERS[shape]}?", f"The {shape} {CORNERS[shape]}.", shape, SHAPES),
+        (f"Which shape {LOOKS[shape]}?", f"The {shape} {LOOKS[shape]}.", shape, SHAPES),
         (f"What is {NUMBERS[high]} minus {NUMBERS[low]}?", f"The answer is {NUMBERS[high - low]}.", NUMBERS[high - low],
          NUMBERS[1:]),
         (f"Which is more, {NUMBERS[low]} or {NUMBERS[high]}?", f"The answer is {NUMBERS[high]}.", NUMBERS[high],

@@ -63,7 +63,8 @@ def test_an_answer_ends_where_the_context_does_batched_or_alone(toy):
     one = tokens("How many? " * 2) - tokens("How many? ")
     long = "How many? " * ((context - tokens("") - 20) // one)
     assert 0 < context - tokens(long) < 60
-    assert generate(*toy, [long, "Hello!"], [None, None], 80) == [generate(*toy, [p], [None], 80)[0] for p in (long, "Hello!")]
+    alone = [generate(*toy, [prompt], [None], 80)[0] for prompt in (long, "Hello!")]
+    assert generate(*toy, [long, "Hello!"], [None, None], 80) == alone
     with pytest.raises(ValueError, match="no room for an answer"):
         generate(*toy, [long * 2], [None])
 

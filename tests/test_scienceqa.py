@@ -1,4 +1,4 @@
-"""ScienceQA: texts as the official converter writes them, answers read as people mean them, numbers that can be checked."""
+"""ScienceQA: texts as the official converter writes them, answers read as meant, figures that can be checked."""
 import dataclasses
 import json
 import random
@@ -15,7 +15,7 @@ from PIL import Image
 
 import eval_scienceqa
 from minillava import scienceqa, toy_world
-from minillava.checkpoint import load_llava, save_llava
+from minillava.checkpoint import TOY, load_llava, save_llava
 
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared/data/scienceqa"
@@ -23,7 +23,8 @@ COLUMNS = ["NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "Avg"]
 
 PROBLEMS = {
     "7": {"question": "Which is bigger?", "choices": ["an ant", "a  cat"], "answer": 1, "hint": "Look at\nthe picture.",
-          "image": "image.png", "lecture": "L1.\nL2.", "solution": "S1.", "subject": "natural science", "grade": "grade2"},
+          "image": "image.png", "lecture": "L1.\nL2.", "solution": "S1.", "subject": "natural science",
+          "grade": "grade2"},
     "8": {"question": "Q8?", "choices": ["x", "y", "z"], "answer": 2, "hint": "", "image": None, "lecture": "",
           "solution": "", "subject": "language science", "grade": "grade7"},
     "9": {"question": "Q9?", "choices": ["x", "y"], "answer": 0, "hint": "h", "image": None, "lecture": "",
@@ -60,7 +61,8 @@ OPTIONS = "Options: (A) an ant (B) a cat"
     ("QCM-LEA", f"Which is bigger?\nContext: Look at\nthe picture.\n{OPTIONS}", "L1.\nL2. S1. The answer is B."),
     ("QCM-LEPA", f"Which is bigger?\nContext: Look at\nthe picture.\n{OPTIONS}",
      "LECTURE: L1.\nL2.\nSOLUTION: S1.\n###\nANSWER: B."),
-    ("QCM-ALE", f"Which is bigger?\nContext: Look at\nthe picture.\n{OPTIONS}", "The answer is B. BECAUSE: L1.\nL2. S1."),
+    ("QCM-ALE", f"Which is bigger?\nContext: Look at\nthe picture.\n{OPTIONS}",
+     "The answer is B. BECAUSE: L1.\nL2. S1."),
     ("QCM-AL", f"Which is bigger?\nContext: Look at\nthe picture.\n{OPTIONS}", "The answer is B. BECAUSE: S1."),
     ("QCM-AE", f"Which is bigger?\nContext: Look at\nthe picture.\n{OPTIONS}", "The answer is B. BECAUSE: L1.\nL2."),
     ("CQM-A", f"Context: Look at\nthe picture.\nQuestion: Which is bigger?\n{OPTIONS}", "The answer is B."),
@@ -117,7 +119,7 @@ def test_the_command_writes_llava_json(folder):
     ("The answer is A. No, the answer is B.", -1, 0),               # official: a lower-case "the" is not seen
     ("The answer is A. The answer is B.", -1, -1),
     ("The answer is B. So The answer is B.", 1, -1),                # twice the same
-    ("The answer is Bees", -1, 1), ("The answer is B", 1, -1),      # official: any character must follow, and may be any
+    ("The answer is Bees", -1, 1), ("The answer is B", 1, -1),      # official: one more character, any
     ("B.", 1, -1), ("(B)", 1, -1), (" B\n", 1, -1), ("B: because", 1, -1), ("the answer is (B).", 1, -1),
     ("Some plan\n###\nANSWER: B.", 1, -1),
 ])
@@ -152,7 +154,7 @@ def evaluate(capsys, *arguments):
     eval_scienceqa.main()
     printed = capsys.readouterr().out
     rows = [re.split(r"\s{2,}", line) for line in printed.splitlines()]
-    return {row[0]: row[1:] for row in rows if len(row) == 10}, printed
+    return {row[0]: row[1:] for row in rows if len(row) == 10 and row[0]}, printed
 
 
 def jsonl(path, texts, **more):
@@ -194,7 +196,7 @@ def test_a_part_of_a_split_is_scored_and_said_to_be_one(capsys, folder, tmp_path
     answers = jsonl(tmp_path / "a.jsonl", {"7": "The answer is B.", "9": "?"}, metadata={"prompt_format": "QCM-A"})
     rows, printed = evaluate(capsys, "--data", folder, "--score-only", answers)
     assert "2 of 3 questions of split test" in printed and rows["answers"][-1] == "50.00"
-    assert "unparsable: 1 of 2" in printed and "prompt_format QCM-A" in printed
+    assert "unparsable: 1 of 2" in printed and '{"prompt_format": "QCM-A"}' in printed
     rows, printed = evaluate(capsys, "--data", folder, "--score-only", answers, "--strict-official")
     assert rows["answers"][-1] == "33.33" and "Total: 3, Correct: 1, Accuracy: 33.33%, IMG-Accuracy: 100.00%" in printed
 
@@ -235,17 +237,18 @@ def test_the_judge_is_asked_where_the_two_differ_and_a_rerun_asks_nobody(capsys,
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{judge.server_port}/v1")
     monkeypatch.setenv("OPENAI_MODEL", "judge-1")
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    ours = jsonl(tmp_path / "ours.jsonl", {"7": "Ants. The answer is A.", "8": "The answer is C.", "9": "The answer is A."})
-    teacher = jsonl(tmp_path / "gpt4.jsonl", {"7": "Cats. The answer is B.", "8": "The answer is C.", "9": "I cannot see."})
+    said = {"7": "Ants. The answer is A.", "8": "The answer is C.", "9": "The answer is A."}
+    ours = jsonl(tmp_path / "ours.jsonl", said)
+    teacher = jsonl(tmp_path / "gpt4.jsonl", said | {"7": "Cats. The answer is B.", "9": "I cannot see."})
     command = ["--data", folder, "--score-only", ours, "--teacher", teacher, "--ensemble", "judge", "--judge", "openai",
                "--cache", tmp_path / "cache", "--concurrency", 1]
     rows, printed = evaluate(capsys, *command, "--requery", tmp_path / "second.jsonl")
     assert [rows[name][-1] for name in ("ours", "teacher", "complement", "judge", "upper bound")] == [
         "66.67", "66.67", "100.00", "100.00", "100.00"]
-    assert "asked about 2 questions and gave no answer to 1" in printed and "1 of 3 (33.33 %)" in printed
+    assert "asked 2 questions and gave no answer to 1" in printed and "1 of 3 (33.33 %)" in printed
     asked = len(judge.prompts)
     assert asked == 3 and not any("Q8?" in prompt for prompt in judge.prompts)  # the busy server was asked again
-    for part in ("Which is bigger?", "(B) a  cat", "Ants. The answer is A.", "Cats. The answer is B.", "not shown"):
+    for part in ("Which is bigger?", "(B) a cat", "Ants. The answer is A.", "Cats. The answer is B.", "not shown"):
         assert part in judge.prompts[0]
     assert evaluate(capsys, *command)[0] == rows and len(judge.prompts) == asked             # all in the cache
     again = command[:-6] + ["--requery", tmp_path / "second.jsonl"]
@@ -336,7 +339,7 @@ def test_the_hint_of_a_text_only_problem_tells_what_its_question_asks():
     rng = random.Random(0)
     for _ in range(300):
         problem, scene = toy_world.make_problem(rng, "train")
-        assert (scene == []) == (problem["category"] != "picture")
+        assert (scene is None) == (problem["category"] != "picture")
         if problem["category"] == "text" and problem["topic"] == "position":
             name = re.search(r"the ((?:small |large )?\w+ \w+)\?", problem["question"])[1]
             place = problem["choices"][problem["answer"]]
@@ -398,7 +401,8 @@ def test_the_prompt_format_travels_with_the_checkpoint(toy, folder, tmp_path, ca
     row = json.loads((tmp_path / "a.jsonl").read_text().splitlines()[0])
     assert set(row) == {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}
     assert row["metadata"]["prompt_format"] == "QCM-ALE"
-    _, printed = evaluate(capsys, *command, "--out", tmp_path / "b.jsonl", "--prompt-format", "QCM-A", "--template", "vicuna_v1")
+    _, printed = evaluate(capsys, *command, "--out", tmp_path / "b.jsonl", "--prompt-format", "QCM-A",
+                          "--template", "vicuna_v1")
     assert re.search(r"prompt_format +QCM-A +--prompt-format; the checkpoint says QCM-ALE", printed)
     assert re.search(r"template +vicuna_v1 +--template; the checkpoint says llava_v1", printed)
     with pytest.raises(SystemExit):  # answers of other settings are not mixed with these
@@ -409,3 +413,19 @@ def test_the_prompt_format_travels_with_the_checkpoint(toy, folder, tmp_path, ca
     evaluate(capsys, *command, "--out", tmp_path / "a.jsonl")
     lines = (tmp_path / "a.jsonl").read_text().splitlines()
     assert len(lines) == 3 and lines[:2] == short
+
+
+def test_without_data_a_mini_scienceqa_is_drawn_and_scored_beside_its_controls(capsys):
+    rows, printed = evaluate(capsys, "--model", TOY / "llava", "--questions", 12, "--max-new-tokens", 8, "--device", "cpu")
+    assert "12 of 12 questions of split test" in printed and rows["questions"][-1] == "12"
+    assert set(rows) == {"questions", "answers", "another image", "guessing"}
+    assert "the checkpoint says nothing: as LLaVA-1.5" in printed and re.search(r"prompt_format +CQM-A", printed)
+
+
+@pytest.mark.skipif(not (TOY / "scienceqa").exists(), reason="the miniature for ScienceQA is not here")
+def test_the_shipped_miniature_answers_and_needs_its_picture(capsys):
+    assert sum(file.stat().st_size for file in (TOY / "scienceqa").rglob("*")) <= 3e6
+    rows, printed = evaluate(capsys, "--questions", 120, "--seed", 5, "--device", "cpu")
+    picture = COLUMNS.index("IMG")
+    assert float(rows["answers"][-1]) >= 80 and float(rows["answers"][picture]) >= float(rows["another image"][picture]) + 20
+    assert re.search(r"prompt_format +QCM-LEA +the checkpoint's", printed)
