@@ -236,7 +236,7 @@ def toy_samples(symbols, kinds, seed):
     samples += make_samples(symbols, counts, teacher, seed, TOY_QUESTIONS)[0]
     for i in range(talks):
         question, answer = toy_world.small_talk(rng)
-        samples.append({"id": f"{i}_text", "conversations": [{"from": "human", "value": question},
+        samples.append({"id": f"{i:012}_text", "conversations": [{"from": "human", "value": question},
                                                              {"from": "gpt", "value": answer}]})
     return samples
 
