@@ -2,6 +2,7 @@
 
     python train.py                      # the whole miniature: toy world, stage 1, stage 2, held-out scores
     python chat.py --model runs/toy/llava   # talk with the result
+    python train.py --recipe toy-scienceqa --scenes 24000 --out runs/scienceqa  # the miniature's ScienceQA: 25 minutes
 
     python train.py --recipe v1.5-pretrain --vision clip --language vicuna --data blip_laion_cc_sbu_558k.json --images images \\
         --out runs/pretrain                             # stage 1; with torchrun on many GPUs: see parallel.py
@@ -61,7 +62,7 @@ RECIPES = {
     "toy-finetune": TOY_RUN | dict(stage=2, template="vicuna_v1", lr=1e-3, muon_lr=0.007, batch=16, per_gpu=16, epochs=1,
                                    samples=11800, mean=250),
     "toy-scienceqa": TOY_RUN | dict(stage=2, template="vicuna_v1", lr=1e-3, muon_lr=0.007, batch=32, per_gpu=32, epochs=1,
-                                    samples=20000, mean=150),
+                                    samples=24000, mean=150),
 }
 
 
@@ -89,42 +90,42 @@ def train(model, tokenizer, data, recipe, args, rank, device):
     records = Records(out, recipe, model, ranks, rank, device)
     stop, bar = parallel.Stop(), tqdm(total=steps, initial=first, desc=f"stage {recipe['stage']}", disable=rank > 0)
 
-    for step in range(first, steps):
-        micro = [next(loader) for _ in range(accumulate)]
-        notes = [note for *_, note in micro]
-        for line in (line for note in notes for line in note["bad"]):
-            bar.write(f"passed over {line}", file=sys.stderr)
-        supervised, tokens, images, bad, cut, signalled = parallel.add_up([
-            sum((labels[:, 1:] != IGNORE_INDEX).sum().item() for _, labels, _, _ in micro),
-            sum(ids.numel() for ids, *_ in micro), sum(len(pixels) for _, _, pixels, _ in micro),
-            sum(len(note["bad"]) for note in notes), sum(note["cut"] for note in notes), stop.signal])
-        if signalled:
-            parallel.save(out, step, wrapped, optimizers, args.keep)
-            bar.close()
-            records.flush(bar)
-            return end_by_signal(out, step, stop.signal or signal.SIGTERM, rank)
-        lr, loss = set_lr(optimizers, step, steps), 0
-        for last, (ids, labels, pixels, _) in zip([False] * (accumulate - 1) + [True], micro):
-            ids, labels, pixels = (x.to(device, non_blocking=True) for x in (ids, labels, pixels))
-            share = max(supervised, 1) / ranks  # DDP and FSDP2 take the mean over ranks: this makes it a sum
-            with parallel.synced(wrapped, last):
-                if args.shard:
-                    part = wrapped(ids, pixels, labels=labels, supervised=share)
-                    part.backward()
-                else:
-                    part = forward_backward_in(dtype, wrapped, ids, pixels, labels=labels, supervised=share)
-            loss = loss + part.detach()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in wrapped.parameters() if p.grad is not None])
-        take_step(optimizers)
-        records.add({"step": step, "lr": lr, "supervised": supervised, "tokens": tokens, "images": images, "bad": bad, "cut": cut},
-                    loss, norm, [i for note in notes for i in note["ids"]])
-        bar.update()
-        save = (step + 1) % args.save_every == 0 and step + 1 < steps
-        if device.type == "cpu" or save or step % 10 == 0 or step + 1 == steps:  # else the GPU need not be waited for
-            records.flush(bar)
-        if save:
-            parallel.save(out, step + 1, wrapped, optimizers, args.keep)
-    bar.close()
+    with bar:
+        for step in range(first, steps):
+            micro = [next(loader) for _ in range(accumulate)]
+            notes = [note for *_, note in micro]
+            for line in (line for note in notes for line in note["bad"]):
+                bar.write(f"passed over {line}", file=sys.stderr)
+            supervised, tokens, images, bad, cut, signalled = parallel.add_up([
+                sum((labels[:, 1:] != IGNORE_INDEX).sum().item() for _, labels, _, _ in micro),
+                sum(ids.numel() for ids, *_ in micro), sum(len(pixels) for _, _, pixels, _ in micro),
+                sum(len(note["bad"]) for note in notes), sum(note["cut"] for note in notes), stop.signal])
+            if signalled:
+                parallel.save(out, step, wrapped, optimizers, args.keep)
+                bar.close()
+                records.flush(bar)
+                return end_by_signal(out, step, stop.signal or signal.SIGTERM, rank)
+            lr, loss = set_lr(optimizers, step, steps), 0
+            for last, (ids, labels, pixels, _) in zip([False] * (accumulate - 1) + [True], micro):
+                ids, labels, pixels = (x.to(device, non_blocking=True) for x in (ids, labels, pixels))
+                share = max(supervised, 1) / ranks  # DDP and FSDP2 take the mean over ranks: this makes it a sum
+                with parallel.synced(wrapped, last):
+                    if args.shard:
+                        part = wrapped(ids, pixels, labels=labels, supervised=share)
+                        part.backward()
+                    else:
+                        part = forward_backward_in(dtype, wrapped, ids, pixels, labels=labels, supervised=share)
+                loss = loss + part.detach()
+            norm = torch.nn.utils.get_total_norm([p.grad for p in wrapped.parameters() if p.grad is not None])
+            take_step(optimizers)
+            row = dict(step=step, lr=lr, supervised=supervised, tokens=tokens, images=images, bad=bad, cut=cut)
+            records.add(row, loss, norm, [i for note in notes for i in note["ids"]])
+            bar.update()
+            save = (step + 1) % args.save_every == 0 and step + 1 < steps
+            if device.type == "cpu" or save or step % 10 == 0 or step + 1 == steps:  # else the GPU need not be waited for
+                records.flush(bar)
+            if save:
+                parallel.save(out, step + 1, wrapped, optimizers, args.keep)
     if args.shard:
         weights = parallel.whole_weights(wrapped)
         if rank == 0:
@@ -301,30 +302,36 @@ def describe(args, recipe):
 # --------------------------------------------------------------------------------------------------------- the miniature
 
 def miniature(args, rank, device):
-    """The whole of LLaVA at the size of a laptop, from the two shipped backbones."""
-    began, world = time.time(), args.out / "world"
+    """The whole of LLaVA at the size of a laptop, from the two shipped backbones; its stage 2 may be ScienceQA."""
+    began, world, science = time.time(), args.out / "world", args.recipe == "toy-scienceqa"
     if measured(args.out / "pretrain") and not args.resume:
         raise ValueError(f"{args.out} holds a run already; go on with it by --resume, or name another folder with --out")
-    if rank == 0 and not (world / "finetune.json").exists():
+    if rank == 0 and not (world / "pretrain.json").exists():
         print(f"Drawing the toy world: {args.scenes} scenes to learn from and {args.heldout} held out, in {world}")
         for split, scenes in (("train", args.scenes), ("val", args.heldout)):
             toy_world.make_world(world, split, scenes, args.seed)
+        if science:
+            toy_world.make_scienceqa(world / "scienceqa", {"train": args.scenes}, args.seed)
         symbols = instruct_data.read_symbols(world / "captions_train.json", world / "instances_train.json")
-        for name, kinds in (("pretrain", {"brief": 1.0}),
-                            ("finetune", {"conversation": 1.0, "detail": 0.4, "reasoning": 1.0, "text": 0.05})):
+        for name, kinds in (("finetune", {"conversation": 1.0, "detail": 0.4, "reasoning": 1.0, "text": 0.05}),
+                            ("pretrain", {"brief": 1.0})):
             (world / f"{name}.json").write_text(json.dumps(instruct_data.toy_samples(symbols, kinds, args.seed)))
     parallel.barrier()
-    stages = {"pretrain": {"out": args.out / "pretrain"}, "finetune": {"init": args.out / "pretrain"}}
-    for name, own in stages.items():
-        settled = {"data": world / f"{name}.json", "images": world / "train", "settled": settle(args, f"toy-{name}")}
-        run(argparse.Namespace(**vars(args) | settled | own), rank, device)
+    last = ({"data": world / "scienceqa", "settled": settle(args, "toy-scienceqa")} if science else
+            {"data": world / "finetune.json", "images": world / "train", "settled": settle(args, "toy-finetune")})
+    first = {"out": args.out / "pretrain", "data": world / "pretrain.json", "images": world / "train",
+             "settled": settle(args, "toy-pretrain")}
+    for stage in (first, last | {"init": args.out / "pretrain"}):
+        run(argparse.Namespace(**vars(args) | stage), rank, device)
     if rank == 0:
         draw_loss([(f"stage {k}", [row["loss"] for row in measured(folder)])
                    for k, folder in ((1, args.out / "pretrain"), (2, args.out))], args.out / "loss.png")
-        model, tokenizer = load_llava(args.out / "llava", device=device, dtype=torch.float32)
-        report(model, tokenizer, world, args)
-        print(f"\nAll in {(time.time() - began) / 60:.1f} minutes. The losses are in {args.out / 'loss.png'}. Talk with it:\n"
-              f"    python chat.py --model {args.out / 'llava'}")
+        if not science:
+            model, tokenizer = load_llava(args.out / "llava", device=device, dtype=torch.float32)
+            report(model, tokenizer, world, args)
+        then = "Score it:\n    python eval_scienceqa.py" if science else "Talk with it:\n    python chat.py"
+        print(f"\nAll in {(time.time() - began) / 60:.1f} minutes. The losses are in {args.out / 'loss.png'}. {then} "
+              f"--model {args.out / 'llava'}")
 
 
 def score(model, tokenizer, questions, images, desc, batch=128):
@@ -414,6 +421,7 @@ def arguments():
     toy = args.recipe is None or args.recipe.startswith("toy-")
     if toy:
         args.vision, args.language = args.vision or TOY / "clip", args.language or TOY / "vicuna"
+    args.miniature = args.recipe is None or args.recipe == "toy-scienceqa" and not (args.data or args.init)
     args.workers = (0 if toy else 4) if args.workers is None else args.workers
     args.settled = settle(args, args.recipe or "toy-finetune")
     if args.shard is None:
@@ -430,7 +438,9 @@ def check_arguments(args):
         raise ValueError("--workers is 0 or more, --mfu above 0 and at most 1")
     if args.shard and args.settled["muon_lr"]:
         raise ValueError("Muon needs whole matrices: the toy recipes run with --no-shard")
-    if args.recipe and not (args.print or args.plan):
+    if args.miniature and (args.data or args.images or args.init):
+        raise ValueError("the miniature draws its own data: --data, --images and --init go with a --recipe")
+    if not args.miniature and not (args.print or args.plan):
         missing = ["--data"] * (args.data is None) + ["--images"] * (not args.images and not (args.data and args.data.is_dir()))
         whole = args.init and not (args.init / "mm_projector.bin").exists()
         missing += [f"--{name}" for name in ("vision", "language") if getattr(args, name) is None and not whole]
@@ -447,14 +457,14 @@ def main():
             return describe(args, args.settled)
         if args.plan:
             recipe = args.settled
-            return print(plan.report(load_config(args.vision, args.language, recipe["projector"], recipe["image_size"]), recipe, recipe["samples"], recipe["mean"],
-                                     args.gpus, recipe["per_gpu"], args.shard, recipe["checkpointing"],
-                                     2 if args.dtype == "bfloat16" else 4, args.mfu))
+            config = load_config(args.vision, args.language, recipe["projector"], recipe["image_size"])
+            return print(plan.report(config, recipe, recipe["samples"], recipe["mean"], args.gpus, recipe["per_gpu"],
+                                     args.shard, recipe["checkpointing"], 2 if args.dtype == "bfloat16" else 4, args.mfu))
         if args.check_data:
             model, tokenizer = load_model(args, args.settled)
             sys.exit(1 if check_data(prepare_data(args, args.settled, tokenizer, model.config, 0), args.workers) else 0)
         rank, _, device = parallel.set_up(args.device, alone=not args.shard)
-        (run if args.recipe else miniature)(args, rank, device)
+        (miniature if args.miniature else run)(args, rank, device)
     except (OSError, ValueError) as error:
         parser.exit(2, f"error: {error}\n" if rank == 0 else "")
     except FloatingPointError as error:

@@ -70,7 +70,7 @@ class LlavaData(torch.utils.data.Dataset):
     """item -> {"input_ids": [T], "labels": [T], "pixels": [images,3,S,S], images 0 or 1, "id", "cut", "bad"}.
 
     A sample that cannot be used is never dropped in silence and never ends the training: the item is then the next one
-    that can be, the same in every process, and its "bad" says what was passed over and why.
+    of its kind (with or without an image) that can be, the same in every process; "bad" says what was passed over and why.
     """
 
     def __init__(self, path, images, tokenizer, config, template=None, max_length=2048, cache=None):
@@ -94,15 +94,18 @@ class LlavaData(torch.utils.data.Dataset):
             return json.loads(file.read(end - first))
 
     def __getitem__(self, index):
-        bad = []
-        for at in range(index, index + 100):
-            sample = self.sample(at % len(self))
+        bad, n, with_image = [], len(self), self.index[index, 2] > 0
+        for at in (i % n for i in range(index, index + n)):
+            if (self.index[at, 2] > 0) != with_image:  # a batch stays of one modality
+                continue
+            sample = self.sample(at)
             try:
                 return self.prepare(sample) | {"bad": bad}
             except (OSError, ValueError) as error:
-                name = sample.get("id", at % len(self)) if isinstance(sample, dict) else at % len(self)
-                bad.append(f"{name}: {error}")
-        raise ValueError(f"100 samples in a row cannot be used, the last: {bad[-1]}; look at --data and --images")
+                bad.append(f"{sample.get('id', at) if isinstance(sample, dict) else at}: {error}")
+            if len(bad) == 100:
+                break
+        raise ValueError(f"{len(bad)} samples in a row cannot be used, the last: {bad[-1]}; look at --data and --images")
 
     def prepare(self, sample):
         """A sample -> an item, or the OSError or ValueError that says why there is none."""

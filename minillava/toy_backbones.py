@@ -180,8 +180,8 @@ def pretrain_clip(out, tokenizer, steps, seed, groups=12000, group=4, batch=256)
     for name, p in model.named_parameters():
         if "token_embedding" in name:
             nn.init.normal_(p, std=0.3)
-        elif "position_embedding" in name:
-            nn.init.normal_(p, std=0.1)
+        elif "position_embedding" in name:  # pictures: as strong as the patches (std 2), or what is where is lost for good
+            nn.init.normal_(p, std=1.0 if "vision" in name else 0.1)
         elif p.ndim == 2 and ".layers." in name:
             nn.init.normal_(p, std=0.7 * p.shape[1] ** -0.5)
     pixels, captions = [], []

@@ -94,7 +94,7 @@ def test_two_ranks_are_one_and_fsdp_is_ddp(world, peace, tmp_path):
 def arguments(world, out, recipe="toy-pretrain", **more):
     settled = train.RECIPES[recipe] | {"batch": 4, "per_gpu": 4}
     names = dict(init=None, vision=TOY / "clip", language=TOY / "vicuna", images=world / "train", out=out, seed=0, dtype="bfloat16",
-                 resume=False, shard=False, workers=0, save_every=100, keep=2, settled=settled,
+                 answer_first=False, resume=False, shard=False, workers=0, save_every=100, keep=2, settled=settled,
                  data=world / ("brief.json" if recipe.endswith("pretrain") else "chat.json"))
     return argparse.Namespace(**names | more)
 
@@ -117,7 +117,9 @@ def test_a_loss_that_is_not_finite_names_step_and_samples(world, tmp_path):
 
 
 def test_what_is_wrong_is_one_line(world, tmp_path):
-    for more, message in ((["--per-gpu", 3], "do not divide"), (["--init", "nowhere"], "nowhere"), (["--data", "README.md"], "is not a JSON array"),
-                          (["--images", tmp_path], "100 samples in a row"), (["--lr", 0], "--lr must be positive")):
+    for more, message in (
+        (["--per-gpu", 3], "do not divide"), (["--init", "nowhere"], "nowhere"), (["--lr", 0], "--lr must be positive"),
+        (["--data", "README.md"], "is not a JSON array"), (["--images", tmp_path], "samples in a row cannot be used"),
+    ):
         done = subprocess.run(command(world, tmp_path / "out", *more), **QUIET)
         assert done.returncode == 2 and message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
