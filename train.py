@@ -4,11 +4,12 @@
     python chat.py --model runs/toy/llava   # talk with the result
     python train.py --recipe toy-scienceqa --scenes 24000 --out runs/scienceqa  # the miniature's ScienceQA: 25 minutes
 
-    python train.py --recipe v1.5-pretrain --vision clip --language vicuna --data blip_laion_cc_sbu_558k.json --images images \\
-        --out runs/pretrain                             # stage 1; with torchrun on many GPUs: see parallel.py
+    python train.py --recipe v1.5-pretrain --vision clip --language vicuna --data blip_laion_cc_sbu_558k.json \\
+        --images images --out runs/pretrain             # stage 1; with torchrun on many GPUs: see parallel.py
     torchrun --nproc-per-node 8 train.py --recipe v1.5-finetune --vision clip --language vicuna --init runs/pretrain \\
         --data llava_v1_5_mix665k.json --images playground/data --out runs/finetune             # stage 2
-    python train.py --recipe v1-scienceqa --vision clip --language vicuna --init runs/pretrain --data ScienceQA --out runs/sqa
+    python train.py --recipe v1-scienceqa --vision clip --language vicuna --init runs/pretrain --data ScienceQA \\
+        --out runs/scienceqa
     python train.py --recipe v1.5-finetune --plan       # before that: what will it take?
     ... --check-data                                    # and is every sample in order?
     ... --resume                                        # after a stop of any kind: go on, to the same bits
@@ -41,21 +42,25 @@ from minillava.vision import load_image
 
 # batch is that of a step over all GPUs and accumulation; per_gpu is how much of it fits on an A100 of 80 GB. All use AdamW,
 # cosine, 3 % warm-up, no decay and no clipping (LLaVA's DeepSpeed configurations name none). mean: tokens of a sample.
-V1 = dict(projector="linear", aspect="square", image_size=224, max_length=2048, muon_lr=None, grouped=False, checkpointing=True)
+V1 = dict(projector="linear", aspect="square", image_size=224, max_length=2048, muon_lr=None, grouped=False,
+          checkpointing=True)
 V15 = V1 | dict(projector="mlp2x_gelu", image_size=336)
 TOY_RUN = dict(projector="mlp2x_gelu", aspect="square", image_size=96, max_length=1024, grouped=True, checkpointing=False)
 RECIPES = {
     # LLaVA, section 5 and appendix; scripts/pretrain.sh: CC3M-595K, rate 2e-3, 128 samples a step, one epoch
     "v1-pretrain": V1 | dict(stage=1, template="plain", lr=2e-3, batch=128, per_gpu=16, epochs=1, samples=595375, mean=280),
     # the same; scripts/finetune_full_schedule.sh: 158K, 2e-5, 32 (the script says 128), three epochs
-    "v1-finetune": V1 | dict(stage=2, template="vicuna_v1", lr=2e-5, batch=32, per_gpu=4, epochs=3, samples=157712, mean=620),
+    "v1-finetune": V1 | dict(stage=2, template="vicuna_v1", lr=2e-5, batch=32, per_gpu=4, epochs=3, samples=157712,
+                              mean=620),
     # section 5.2; scripts/finetune_sqa.sh: 12 epochs from stage 1 on, reasoning before the answer
-    "v1-scienceqa": V1 | dict(stage=2, template="vicuna_v1", lr=2e-5, batch=32, per_gpu=4, epochs=12, samples=12726, mean=450),
+    "v1-scienceqa": V1 | dict(stage=2, template="vicuna_v1", lr=2e-5, batch=32, per_gpu=4, epochs=12,
+                               samples=12726, mean=450),
     # LLaVA-1.5, table 9; scripts/v1_5/pretrain.sh
-    "v1.5-pretrain": V15 | dict(stage=1, template="plain", lr=1e-3, batch=256, per_gpu=32, epochs=1, samples=558128, mean=600),
+    "v1.5-pretrain": V15 | dict(stage=1, template="plain", lr=1e-3, batch=256, per_gpu=32, epochs=1,
+                                 samples=558128, mean=600),
     # the same; scripts/v1_5/finetune.sh: pictures padded to a square, batches of like length and of one modality
-    "v1.5-finetune": V15 | dict(stage=2, template="vicuna_v1", lr=2e-5, batch=128, per_gpu=16, epochs=1, samples=665298, mean=900,
-                                aspect="pad", grouped=True),
+    "v1.5-finetune": V15 | dict(stage=2, template="vicuna_v1", lr=2e-5, batch=128, per_gpu=16, epochs=1,
+                                 samples=665298, mean=900, aspect="pad", grouped=True),
     # measured on two cores: Muon reaches the loss of AdamW in a third of the steps
     "toy-pretrain": TOY_RUN | dict(stage=1, template="plain", lr=2e-3, muon_lr=None, batch=32, per_gpu=32, epochs=5,
                                    samples=4800, mean=60),
@@ -168,8 +173,8 @@ class Records:
                 if not math.isfinite(loss):
                     ids = [i for part in parallel.gather(ids) for i in part]
                     raise FloatingPointError(
-                        f"the loss of step {row['step']} is {loss}, of the samples {', '.join(map(str, ids))}; the last good "
-                        f"checkpoint is {list(parallel.checkpoints(self.out).values())[-1:] or 'none'}")
+                        f"the loss of step {row['step']} is {loss}, of the samples {', '.join(map(str, ids))}; the last "
+                        f"good checkpoint is {list(parallel.checkpoints(self.out).values())[-1:] or 'none'}")
                 row |= {"loss": loss, "gradient_norm": norm.item(), "tokens_per_second": row["tokens"] / seconds}
                 if self.peak:
                     flops = plan.step_flops(self.skeleton, self.stage, row["tokens"], row["images"])
@@ -194,7 +199,8 @@ def run(args, rank, device):
     """A recipe from its data to its weights: args.out/mm_projector.bin after stage 1, args.out/llava after stage 2."""
     recipe, out = args.settled, args.out
     result = out / ("mm_projector.bin" if recipe["stage"] == 1 else "llava")
-    settings = {name: getattr(args, name) for name in ("vision", "language", "init", "data", "images", "seed", "dtype", "answer_first")}
+    settings = {name: getattr(args, name) for name in
+                ("vision", "language", "init", "data", "images", "seed", "dtype", "answer_first")}
     accumulation(recipe, parallel.ranks())
     began = bool(measured(out))
     if began:
@@ -218,7 +224,7 @@ def run(args, rank, device):
     if rank == 0:
         draw_loss([(f"stage {recipe['stage']}", [row["loss"] for row in measured(out)])], out / "loss.png")
         if recipe["stage"] == 1:
-            weights = {f"model.mm_projector.{name}": tensor.cpu() for name, tensor in model.mm_projector.state_dict().items()}
+            weights = {f"model.mm_projector.{name}": p.cpu() for name, p in model.mm_projector.state_dict().items()}
             torch.save(weights, out / "mm_projector.tmp")
             os.replace(out / "mm_projector.tmp", result)
         else:
@@ -230,7 +236,8 @@ def load_model(args, recipe):
     """CLIP, LLaMA and a projector, new or from the run of stage 1 in args.init; or a whole LLaVA from there."""
     init = args.init
     if init and not (init / "mm_projector.bin").exists():
-        model, tokenizer = load_llava(init / "llava" if (init / "llava").exists() else init, vision=args.vision, device="cpu")
+        whole = init / "llava" if (init / "llava").exists() else init
+        model, tokenizer = load_llava(whole, vision=args.vision, device="cpu")
     else:
         projector = init / "mm_projector.bin" if init else recipe["projector"]
         model, tokenizer = load_llava(vision=args.vision, language=args.language, projector=projector, device="cpu")
@@ -287,10 +294,11 @@ def check_data(data, workers):
 
 def describe(args, recipe):
     """What a recipe would train, freeze, read and write."""
-    model = plan.skeleton(load_config(args.vision, args.language, recipe["projector"], recipe["image_size"]), recipe["stage"])
+    config = load_config(args.vision, args.language, recipe["projector"], recipe["image_size"])
+    model = plan.skeleton(config, recipe["stage"])
     parts = {"CLIP": model.vision_tower, "projector": model.mm_projector, "language model": model.language_model}
     for name, part in parts.items():
-        print(f"{'trained' if any(p.requires_grad for p in part.parameters()) else 'frozen':8} {name:15} {plan.count(part):>15,}")
+        print(f"{'trained' if plan.count(part, trained=True) else 'frozen':8} {name:15} {plan.count(part):>15,}")
     for name in ("vision", "language", "init", "data", "images"):
         print(f"{'reads':8} --{name:13} {getattr(args, name)}")
     print(f"{'writes':8} {args.out}/: config.json, metrics.jsonl, loss.png, checkpoint-N, "
@@ -390,15 +398,15 @@ def arguments():
     flag = argparse.BooleanOptionalAction
     parser.add_argument("--recipe", choices=RECIPES, help="which training (default: the whole miniature)")
     for name, text in (("vision", "folder of a CLIP"), ("language", "folder of a Vicuna, of any Llama"),
-                       ("init", "run of stage 1, or a whole LLaVA, to begin with"), ("data", "file of LLaVA-JSON, or ScienceQA's folder"),
-                       ("images", "folder of its images")):
+                       ("init", "run of stage 1, or a whole LLaVA, to begin with"),
+                       ("data", "file of LLaVA-JSON, or ScienceQA's folder"), ("images", "folder of its images")):
         parser.add_argument(f"--{name}", type=Path, help=text)
     parser.add_argument("--answer-first", action=flag, default=False, help="ScienceQA: answer, then reason (section 5.2)")
     parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="folder of the run")
     parser.add_argument("--resume", action=flag, default=False, help="go on with the run in --out")
-    parser.add_argument("--print", action=flag, default=False, help="only show what would be trained, frozen, read and written")
+    parser.add_argument("--print", action=flag, default=False, help="only show what it trains, freezes, reads, writes")
     parser.add_argument("--plan", action=flag, default=False, help="only work out memory, arithmetic and hours")
-    parser.add_argument("--check-data", action=flag, default=False, help="only read every sample and name those that are bad")
+    parser.add_argument("--check-data", action=flag, default=False, help="only read every sample and name the bad ones")
     parser.add_argument("--gpus", type=int, default=8, help="for --plan")
     parser.add_argument("--mfu", type=float, default=0.45, help="for --plan: the part of the peak that is reached")
     parser.add_argument("--batch", type=int, help="samples per step, over all GPUs (default: the recipe's, as all below)")
@@ -408,13 +416,14 @@ def arguments():
     parser.add_argument("--max-length", type=int, help="tokens, image included, where a sample is cut")
     parser.add_argument("--checkpointing", action=flag, default=None, help="compute activations again rather than keep them")
     parser.add_argument("--shard", action=flag, default=None, help="FSDP2 (default: stage 2 of the real recipes), else DDP")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="to compute in; weights are fp32")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16",
+                        help="to compute in; weights are fp32")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...")
     parser.add_argument("--workers", type=int, default=None, help="processes that load data (default: 4, the miniature 0)")
     parser.add_argument("--save-every", type=int, default=500, help="steps from one checkpoint to the next")
     parser.add_argument("--keep", type=int, default=2, help="checkpoints kept")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scenes", type=int, default=4800, help="miniature: training scenes; more take longer and teach better")
+    parser.add_argument("--scenes", type=int, default=4800, help="miniature: training scenes; more teach better")
     parser.add_argument("--heldout", type=int, default=400, help="miniature: held-out scenes")
     parser.add_argument("--per-type", type=int, default=110, help="miniature: held-out questions of each type")
     args = parser.parse_args()
@@ -430,7 +439,8 @@ def arguments():
 
 
 def check_arguments(args):
-    for name in ("batch", "per_gpu", "epochs", "max_length", "save_every", "keep", "gpus", "scenes", "heldout", "per_type", "lr"):
+    for name in ("batch", "per_gpu", "epochs", "max_length", "save_every", "keep", "gpus", "scenes", "heldout",
+                 "per_type", "lr"):
         value = getattr(args, name)
         if value is not None and value <= 0:
             raise ValueError(f"--{name.replace('_', '-')} must be positive, not {value}")
@@ -441,7 +451,8 @@ def check_arguments(args):
     if args.miniature and (args.data or args.images or args.init):
         raise ValueError("the miniature draws its own data: --data, --images and --init go with a --recipe")
     if not args.miniature and not (args.print or args.plan):
-        missing = ["--data"] * (args.data is None) + ["--images"] * (not args.images and not (args.data and args.data.is_dir()))
+        missing = ["--data"] * (args.data is None)
+        missing += ["--images"] * (not args.images and not (args.data and args.data.is_dir()))
         whole = args.init and not (args.init / "mm_projector.bin").exists()
         missing += [f"--{name}" for name in ("vision", "language") if getattr(args, name) is None and not whole]
         if missing:

@@ -23,7 +23,7 @@ TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)  # a checkpo
 
 
 def set_up(device="auto", alone=True):
-    """-> (rank, ranks, device) of this process, started by torchrun or alone; alone=False: a group even of one, for FSDP2."""
+    """-> (rank, ranks, device) of this process, by torchrun or alone; alone=False: a group even of one, for FSDP2."""
     cuda = torch.cuda.is_available() if device == "auto" else torch.device(device).type == "cuda"
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     if "RANK" in os.environ:
@@ -104,8 +104,8 @@ def synced(model, last):
 
 def checkpoints(folder):
     """The finished checkpoints of a run, {step: folder}, oldest first."""
-    found = {int(path.name[11:]): path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)}
-    return dict(sorted(found.items()))
+    finished = (path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name))
+    return dict(sorted((int(path.name[11:]), path) for path in finished))
 
 
 def save(folder, step, model, optimizers, keep):

@@ -76,6 +76,7 @@ def report(config, recipe, samples, tokens, ranks, per_gpu, shard, checkpointing
     lines += [f"steps       {steps:>16,}  ({samples:,} samples x {recipe['epochs']} / {recipe['batch']}, "
               f"accumulating {accumulate}x)",
               f"per step    {flops:>16.3g}  FLOPs ({tokens} tokens a sample)"]
-    lines += [f"on {ranks} {name:<8}{steps * flops / (mfu * PEAKS[name] * ranks) / 3600:>12.1f}  hours at an MFU of {mfu:.0%}"
-              for name in ("A100", "H100")]
+    for name in ("A100", "H100"):
+        hours = steps * flops / (mfu * PEAKS[name] * ranks) / 3600
+        lines.append(f"on {ranks} {name:<8}{hours:>12.1f}  hours at an MFU of {mfu:.0%}")
     return "\n".join(lines)

@@ -14,8 +14,9 @@ def git_state():
     """The commit this runs from, with "+" if files were changed since; None outside a repository."""
     here = Path(__file__).parent
     try:
-        git = lambda *command: subprocess.run(["git", "-C", here, *command], capture_output=True, text=True, check=True).stdout
-        return git("rev-parse", "HEAD").strip() + "+" * bool(git("status", "--porcelain", "--untracked-files=no"))
+        commit, changed = (subprocess.run(["git", "-C", here, *command], capture_output=True, text=True, check=True).stdout
+                           for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]))
+        return commit.strip() + "+" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -61,7 +61,8 @@ def train_tokenizer(folder, rng):
     core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     thing = f"(▁(small|large))?▁({'|'.join(toy_world.COLORS)})▁({'|'.join(toy_world.SHAPES)})(?![a-z])"
     fixed = [sentence.strip().replace(" ", "▁") for sentence in TEMPLATES["vicuna_v1"].system.rstrip(".").split(".")]
-    phrase = f"{thing}|▁at▁the▁[a-z-]+|▁\\([A-E]\\)|{'|'.join('▁' + sentence for sentence in fixed)}|▁?[\\w-]+|[^\\w▁]|▁"
+    fixed = "|".join("▁" + sentence for sentence in fixed)
+    phrase = f"{thing}|▁at▁the▁[a-z-]+|▁\\([A-E]\\)|{fixed}|▁?[\\w-]+|[^\\w▁]|▁"
     core.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(phrase), "isolated")
     texts = []
     for _ in range(3000):
@@ -226,11 +227,17 @@ def cards(boxes, rng, count=10):
         clear = len(near) > 1 and near[1][0] >= 2 * near[0][0]
         of = rng.choice(("color", "shape"))
         ranked = Counter(getattr(other, of) for other in things).most_common(2)
+        other, across = rng.choice(things), rng.random() < 0.5
+        low, high = ("to the left of", "to the right of") if across else ("above", "below")
+        difference = other.column - thing.column if across else other.row - thing.row
+        both = name and difference and toy_world.name_of(other, things)
         deck.append(rng.choice(
             [(f"at the {thing.place}", str(thing)), (f"How many {noun}s", toy_world.NUMBERS[many])]
-            + [(f"nearest to {name}", other) for _, other in near[:1]] * 2 * bool(name and clear)
+            + [(f"nearest to {name}", close) for _, close in near[:1]] * 4 * bool(name and clear)
+            + [(f"Is {name} {low} or {high} {both}", low if difference > 0 else high)] * 4 * bool(both)
             + [(f"Which {of} most", ranked[0][0])] * (len(ranked) > 1 and ranked[0][1] > ranked[1][1])
-            + [(f"Where {name}", f"at the {thing.place}")] * 3 * bool(name) + [(f"How big {short}", thing.size)] * (name == short)
+            + [(f"Where {name}", f"at the {thing.place}")] * 3 * bool(name)
+            + [(f"How big {short}", thing.size)] * (name == short)
             + [(f"What color {thing.shape}", thing.color)] * (sum(other.shape == thing.shape for other in things) == 1)
             + [(f"What shape {thing.color}", thing.shape)] * (sum(other.color == thing.color for other in things) == 1)))
     return deck
@@ -239,7 +246,8 @@ def cards(boxes, rng, count=10):
 def options(rng, count=6):
     """The choices of a question as ScienceQA writes them, and flash cards: which letter is which?"""
     things = toy_world.read(symbols(rng)[1])
-    pool = rng.choice((list(toy_world.COLORS), toy_world.SHAPES, toy_world.NUMBERS, [f"at the {place}" for place in toy_world.PLACES],
+    pool = rng.choice((list(toy_world.COLORS), toy_world.SHAPES, toy_world.NUMBERS,
+                       [f"at the {place}" for place in toy_world.PLACES],
                        sorted({str(thing) for thing in things} | {f"{thing.color} {thing.shape}" for thing in things})))
     choices = rng.sample(pool, min(len(pool), rng.randint(2, 5)))
     letters = dict(zip(choices, "ABCDE"))
