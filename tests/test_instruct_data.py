@@ -8,14 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from minillava import toy_world
 from minillava.data import LlavaData
-from minillava.instruct_data import (PROMPTS, brief_samples, choose, in_symbols, instructions, main, make_samples,
-                                     parse, questions_of, read_symbols, shares_of, thin, toy_samples)
+from minillava.instruct_data import (brief_samples, choose, in_symbols, instructions, main, make_samples, parse,
+                                     questions_of, read_symbols, shares_of, thin, toy_samples)
 from minillava.teacher import Teacher
 from tests.servers import serving
 
@@ -238,19 +237,6 @@ def test_the_miniatures_data_is_made_by_the_engine():
 
 def command(*typed):
     return [sys.executable, "-m", "minillava.instruct_data", *map(str, typed)]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """The command as typed, in this process -> returncode, stdout, stderr."""
-    def call(*typed, **environment):
-        monkeypatch.setattr(sys, "argv", ["instruct_data", *map(str, typed)])
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        with pytest.raises(SystemExit) as exit:
-            main()
-        return SimpleNamespace(returncode=exit.value.code, **capsys.readouterr()._asdict())
-    return call
 
 
 @pytest.fixture

@@ -5,9 +5,7 @@ import io
 import json
 import random
 import re
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,19 +18,6 @@ from minillava.llava_bench import (FORMS, answer_file, interval, main, parse_sco
 from tests.servers import serving
 
 COCO = Path(__file__).parent.parent / "../shared/data/coco"
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """The command as typed, in this process -> returncode, out, err."""
-    def call(*typed, **environment):
-        monkeypatch.setattr(sys, "argv", ["llava_bench", *map(str, typed)])
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        with pytest.raises(SystemExit) as exit:
-            main()
-        return SimpleNamespace(returncode=exit.value.code, **capsys.readouterr()._asdict())
-    return call
 
 
 def write(path, rows):

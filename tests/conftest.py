@@ -1,0 +1,18 @@
+"""What tests of several files share."""
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+
+@pytest.fixture
+def run(request, monkeypatch, capsys):
+    """Calls the `main` of the test's file in this process, with these words typed -> returncode, out, err."""
+    def call(*typed, **environment):
+        monkeypatch.setattr(sys, "argv", ["main", *map(str, typed)])
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as exit:
+            request.module.main()
+        return SimpleNamespace(returncode=exit.value.code, **capsys.readouterr()._asdict())
+    return call
