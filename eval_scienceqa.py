@@ -265,6 +265,7 @@ def main():
     # "resolve": --teacher is a file here, who is asked is --judge; the other flags of a teacher are the same.
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      conflict_handler="resolve")
+    flag = argparse.BooleanOptionalAction
     parser.add_argument("--model", type=Path, help="folder of a LLaVA (default: the shipped miniature)")
     for part in ("vision", "language", "projector"):
         parser.add_argument(f"--{part}", help=f"the {part} where the model comes in parts, see the README")
@@ -276,13 +277,14 @@ def main():
     parser.add_argument("--prompt-format", help="such as QCM-LEA (default: the checkpoint's)")
     parser.add_argument("--template", choices=[name for name in TEMPLATES if name != "plain"],
                         help="default: the checkpoint's")
-    parser.add_argument("--option-letter", action="store_true", help=f'end the prompt with "{scienceqa.OPTION_LETTER}"')
-    parser.add_argument("--use-caption", action="store_true", help="the image's caption goes into the context")
-    parser.add_argument("--text-only", action="store_true", help="leave out the questions with an image")
-    parser.add_argument("--control", action="store_true", help="ask again with each other's images")
+    parser.add_argument("--option-letter", action=flag, default=False,
+                        help=f'end the prompt with "{scienceqa.OPTION_LETTER}"')
+    parser.add_argument("--use-caption", action=flag, default=False, help="the image's caption goes into the context")
+    parser.add_argument("--text-only", action=flag, default=False, help="leave out the questions with an image")
+    parser.add_argument("--control", action=flag, default=False, help="ask again with each other's images")
     parser.add_argument("--score-only", type=Path, metavar="FILE", help="score this answer file, ask nothing")
-    parser.add_argument("--strict-official", action="store_true", help="read answers just as the official script does")
-    parser.add_argument("--topics", action="store_true", help="a table of topics too")
+    parser.add_argument("--strict-official", action=flag, default=False, help="read answers as the official script does")
+    parser.add_argument("--topics", action=flag, default=False, help="a table of topics too")
     parser.add_argument("--results", type=Path, help="write the official JSON of results and outputs")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))

@@ -302,7 +302,8 @@ def main():
     parser.add_argument("--instances", type=Path, help="COCO's instances_*.json")
     parser.add_argument("--kinds", default="conversation,detail,reasoning", help="or brief, for stage 1")
     parser.add_argument("--count", type=int, help="samples in all, 58 : 23 : 77 as in the paper (default: all it can)")
-    parser.add_argument("--keep-all", action="store_true", help="brief: do not thin the captions")
+    parser.add_argument("--keep-all", action=argparse.BooleanOptionalAction, default=False,
+                        help="brief: do not thin the captions")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     add_arguments(parser, temperature=0.7)

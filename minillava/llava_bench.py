@@ -338,6 +338,7 @@ def toy(args):
 def make_parser():
     parser = argparse.ArgumentParser(prog="python -m minillava.llava_bench", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    flag = argparse.BooleanOptionalAction
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("answer", help="a question file and pictures -> answers")
     command.set_defaults(run=answer)
@@ -348,7 +349,7 @@ def make_parser():
     command.add_argument("--vision", help="folder of its CLIP, where it has none of its own")
     form = command.add_mutually_exclusive_group()
     for name, wish in FORMS.items():
-        form.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=f'asks: "{wish}"')
+        form.add_argument(f"--{name.replace('_', '-')}", action=flag, default=False, help=f'asks: "{wish}"')
     command.add_argument("--max-new-tokens", type=int, default=1024)
     command.add_argument("--temperature", type=float, default=0.0)
     command.add_argument("--batch", type=int, default=8)
@@ -359,13 +360,13 @@ def make_parser():
     command.add_argument("--context", type=Path, required=True, help="captions and boxes, or captions in the wild")
     command.add_argument("--answers", type=Path, nargs=2, required=True, metavar=("REFERENCE", "CANDIDATE"))
     command.add_argument("--rule", type=Path, default=PROMPTS / "judge" / "rule.json", help="what the judge is told")
-    command.add_argument("--both-orders", action="store_true", help="ask a second time with the answers changed over")
+    command.add_argument("--both-orders", action=flag, default=False, help="ask again with the answers changed over")
     command.add_argument("--out", type=Path, required=True)
     add_arguments(command, temperature=0.2)
     command = commands.add_parser("report", help="reviews -> relative scores")
     command.set_defaults(run=report)
     command.add_argument("reviews", type=Path, nargs="+")
-    command.add_argument("--strict-official", action="store_true", help="the official script's arithmetic and output")
+    command.add_argument("--strict-official", action=flag, default=False, help="the official arithmetic and output")
     command = commands.add_parser("toy", help="answer, judge and report in the toy world")
     command.set_defaults(run=toy)
     command.add_argument("--model", type=Path)

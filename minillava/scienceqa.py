@@ -258,8 +258,9 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="ScienceQA's folder")
     parser.add_argument("--split", default="train")
     parser.add_argument("--format", default="QCM-LEA")
-    parser.add_argument("--use-caption", action="store_true", help="put the captions of the images into the context")
-    parser.add_argument("--text-only", action="store_true", help="leave out the questions with an image")
+    flag = argparse.BooleanOptionalAction
+    parser.add_argument("--use-caption", action=flag, default=False, help="put the images' captions into the context")
+    parser.add_argument("--text-only", action=flag, default=False, help="leave out the questions with an image")
     parser.add_argument("--out", type=Path, help="default: llava_SPLIT_FORMAT.json in the folder")
     args = parser.parse_args()
     try:
