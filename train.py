@@ -228,6 +228,7 @@ def run(args, rank, device):
             torch.save(weights, out / "mm_projector.tmp")
             os.replace(out / "mm_projector.tmp", result)
         else:
+            model.drop_unused_blocks()
             save_llava(model.to("cpu", torch.bfloat16), tokenizer, result)
     parallel.barrier()
 

@@ -6,7 +6,7 @@ An image is N tokens. `input_ids` hold IMAGE_TOKEN N times where it stands, so i
 length from the start, and splicing is one indexed assignment.
 """
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +69,13 @@ class Llava(nn.Module):
         self.vision_tower.requires_grad_(False)
         self.mm_projector.requires_grad_(True)
         self.language_model.requires_grad_(stage == 2)
+
+    def drop_unused_blocks(self):
+        """Removes CLIP's blocks above the asked layer, which never run: the same model, smaller on the disk."""
+        blocks = self.vision_tower.encoder.layers
+        del blocks[self.config.vision_feature_layer % (len(blocks) + 1) :]
+        vision = replace(self.config.vision, num_hidden_layers=len(blocks))
+        self.config = replace(self.config, vision=vision, vision_feature_layer=-1)
 
     def encode_images(self, pixels):
         """[images,3,S,S] -> [images,N,D], as many word embeddings as an image has tokens."""

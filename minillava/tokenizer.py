@@ -135,7 +135,7 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         for file in FILES:
             (folder / file).unlink(missing_ok=True)
-        self._first.save(str(folder / "tokenizer.json"))
+        self._first.save(str(folder / "tokenizer.json"), pretty=False)
         if self._model:
             (folder / "tokenizer.model").write_bytes(self._model)
         names = {"bos_token": self.bos_id, "eos_token": self.eos_id, "unk_token": self.unk_id, "pad_token": self.pad_id}

@@ -90,6 +90,16 @@ def test_a_stage_changes_what_it_trains_and_nothing_else(model, stage, trained):
         assert p.dtype == torch.float32
 
 
+def test_blocks_that_never_run_can_go(model):
+    input_ids, pixels, _ = batch()
+    before = model(input_ids, pixels)
+    model.drop_unused_blocks()
+    assert model.config.vision.num_hidden_layers == len(model.vision_tower.encoder.layers) == 2
+    again = Llava(model.config)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(model(input_ids, pixels), before) and torch.equal(again(input_ids, pixels), before)
+
+
 def test_each_image_goes_where_its_tokens_are(model):
     input_ids, pixels, _ = batch()
     features = model.encode_images(pixels)

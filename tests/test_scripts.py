@@ -1,4 +1,5 @@
 """The scripts as a user types them: what they print, and how they say that something is wrong."""
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,6 @@ def run(*command, typed=None):
 @pytest.fixture
 def scene(tmp_path):
     path = tmp_path / "scene.png"
-    import random
     toy_world.draw([("red circle", [3, 3, 29, 29]), ("blue star", [67, 35, 93, 61])], random.Random(0)).save(path)
     return path
 
@@ -29,7 +29,8 @@ def test_chat_prints_the_answer_alone(scene):
 
 
 def test_chat_goes_on_over_turns_and_survives_wrong_commands(scene, tmp_path):
-    typed = "What shape is at the top-left?\n/image nowhere.png\n/what\nWhere is the blue star?\n/clear\nHow many circles are there?\n"
+    typed = ("What shape is at the top-left?\n/image nowhere.png\n/what\nWhere is the blue star?\n/clear\n"
+             "How many circles are there?\n")
     done = run("chat.py", "--image", scene, typed=typed)
     assert done.returncode == 0 and not done.stderr
     for text in ("a circle.", "there is no image nowhere.png", "no command /what", "The blue star is at the middle-right.",
@@ -54,6 +55,15 @@ def test_chat_says_in_one_line_what_is_wrong(scene, tmp_path, arguments, message
     assert done.returncode == 2 and not done.stdout
     assert message in done.stderr.splitlines()[-1] and done.stderr.splitlines()[-1].startswith(("error: ", "chat.py: error: "))
     assert "Traceback" not in done.stderr
+
+
+def test_the_miniature_of_scienceqa_is_one_command_and_is_scored_by_another(tmp_path):
+    done = run("train.py", "--recipe", "toy-scienceqa", "--out", tmp_path / "run", "--scenes", 40, "--heldout", 1, "--epochs", 1)
+    assert done.returncode == 0, done.stderr
+    scored = run("eval_scienceqa.py", "--model", tmp_path / "run/llava", "--questions", 8, "--max-new-tokens", 8)
+    assert scored.returncode == 0 and "scored: 8 of 8" in scored.stdout and "QCM-LEA" in scored.stdout, scored.stderr
+    mixed = run("train.py", "--data", "chat.json")
+    assert mixed.returncode == 2 and "go with a --recipe" in mixed.stderr
 
 
 def test_train_runs_the_whole_story_and_its_result_chats(scene, tmp_path):
