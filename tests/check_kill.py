@@ -44,7 +44,8 @@ def bits(out):
     """What a run came to: every loss and gradient norm, and a digest of its final weights."""
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(len(rows)))
-    return [(row["loss"], row["gradient_norm"]) for row in rows], hashlib.sha256((out / "llava/model.safetensors").read_bytes()).hexdigest()
+    weights = hashlib.sha256((out / "llava/model.safetensors").read_bytes()).hexdigest()
+    return [(row["loss"], row["gradient_norm"]) for row in rows], weights
 
 
 def main():

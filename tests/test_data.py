@@ -68,7 +68,8 @@ def miniature():
 @pytest.mark.parametrize("chunk", [7, 50, 1 << 24])
 @pytest.mark.parametrize("indent, ascii", [(None, True), (2, False)])
 def test_the_index_of_a_file_finds_what_json_finds(tmp_path, chunk, indent, ascii):
-    samples = [chat(), chat("b.png", 'a "quoted" [brace} <image>', "naïve 日本\u00a0語 \\ \n ]"), chat(None, "Hi \u3000 there"), {"id": 1}]
+    samples = [chat(), chat("b.png", 'a "quoted" [brace} <image>', "naïve 日本\u00a0語 \\ \n ]"),
+               chat(None, "Hi \u3000 there"), {"id": 1}]
     (tmp_path / "data.json").write_text(json.dumps(samples, indent=indent, ensure_ascii=ascii), encoding="utf-8")
     index, raw = index_of(tmp_path / "data.json", tmp_path, chunk), (tmp_path / "data.json").read_bytes()
     assert [json.loads(raw[first:end]) for first, end, _ in index] == samples
@@ -76,8 +77,9 @@ def test_the_index_of_a_file_finds_what_json_finds(tmp_path, chunk, indent, asci
     assert (index_of(tmp_path / "data.json", tmp_path) == index).all()  # out of the cache
 
 
-@pytest.mark.parametrize("text, message", [("", "not a JSON array"), ("[]", "holds no samples"), ('[{"id": 1}, {"id": ', "after 1 samples"),
-                                           ('{"id": 1}', "not a JSON array"), ("[1, nope]", "after 1 samples"), ('[{"id": 1}', "after 1")])
+@pytest.mark.parametrize("text, message", [
+    ("", "not a JSON array"), ("[]", "holds no samples"), ('[{"id": 1}, {"id": ', "after 1 samples"),
+    ('{"id": 1}', "not a JSON array"), ("[1, nope]", "after 1 samples"), ('[{"id": 1}', "after 1")])
 def test_a_file_that_is_no_array_of_samples_is_refused(tmp_path, text, message):
     (tmp_path / "data.json").write_text(text)
     with pytest.raises(ValueError, match=message):
@@ -126,7 +128,8 @@ def test_a_sample_that_is_cut_says_so_and_keeps_its_image(tmp_path, miniature):
 def test_ranks_and_accumulation_share_the_same_global_batches(grouped):
     rng = random.Random(0)
     lengths = [rng.choice((1, 1, -1)) * rng.randint(1, 50) for _ in range(45)]
-    cut = lambda ranks, accumulate: [micro_batches(lengths, 2, ranks, rank, accumulate, grouped, 2, seed=3) for rank in range(ranks)]
+    cut = lambda ranks, accumulate: [micro_batches(lengths, 2, ranks, rank, accumulate, grouped, 2, seed=3)
+                                     for rank in range(ranks)]
     steps = []
     for ranks, accumulate in ((1, 4), (2, 2), (4, 1)):
         mine = cut(ranks, accumulate)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from minillava.checkpoint import TOY, load_language, load_llava, load_vision
 from minillava.conversation import render
-from minillava.generate import Answer, Memory, generate, new_cache, next_logits, sample, stream
+from minillava.generate import Answer, Memory, generate, new_cache, sample, stream
 from minillava.model import IMAGE_TOKEN
 from minillava.toy_world import QUESTIONS, as_fractions, draw, make_scene, read
 

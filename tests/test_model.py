@@ -11,7 +11,8 @@ from minillava.vision import VisionConfig, attention
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return Llava(LlavaConfig(VisionConfig(32, 64, 3, 2, 28, 14), LanguageConfig(50, 32, 48, 2, 4, 2, max_position_embeddings=64)))
+    language = LanguageConfig(50, 32, 48, 2, 4, 2, max_position_embeddings=64)
+    return Llava(LlavaConfig(VisionConfig(32, 64, 3, 2, 28, 14), language))
 
 
 def batch(lengths=(9, 7)):

@@ -53,12 +53,14 @@ def test_chat_says_in_one_line_what_is_wrong(scene, tmp_path, arguments, message
     broken.write_bytes(scene.read_bytes()[:60])
     done = run("chat.py", "--prompt", "Hi!", *(argument.format(broken=broken) for argument in arguments))
     assert done.returncode == 2 and not done.stdout
-    assert message in done.stderr.splitlines()[-1] and done.stderr.splitlines()[-1].startswith(("error: ", "chat.py: error: "))
+    last = done.stderr.splitlines()[-1]
+    assert message in last and last.startswith(("error: ", "chat.py: error: "))
     assert "Traceback" not in done.stderr
 
 
 def test_the_miniature_of_scienceqa_is_one_command_and_is_scored_by_another(tmp_path):
-    done = run("train.py", "--recipe", "toy-scienceqa", "--out", tmp_path / "run", "--scenes", 40, "--heldout", 1, "--epochs", 1)
+    done = run("train.py", "--recipe", "toy-scienceqa", "--out", tmp_path / "run", "--scenes", 40, "--heldout", 1,
+               "--epochs", 1)
     assert done.returncode == 0, done.stderr
     scored = run("eval_scienceqa.py", "--model", tmp_path / "run/llava", "--questions", 8, "--max-new-tokens", 8)
     assert scored.returncode == 0 and "scored: 8 of 8" in scored.stdout and "QCM-LEA" in scored.stdout, scored.stderr

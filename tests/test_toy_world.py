@@ -57,7 +57,8 @@ def test_the_teacher_asks_nothing_that_has_two_answers():
 
 def test_train_and_heldout_scenes_never_show_the_same_group_of_coloured_shapes():
     rng = random.Random(0)
-    groups = {split: {tuple(sorted(name for name, _ in make_scene(rng, split))) for _ in range(2000)} for split in ("train", "val")}
+    groups = {split: {tuple(sorted(name for name, _ in make_scene(rng, split))) for _ in range(2000)}
+              for split in ("train", "val")}
     assert not groups["train"] & groups["val"]
     assert split_of(["red circle", "blue star"]) == split_of(["blue star", "red circle"])
 

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import torch
 
 import train
 from minillava.checkpoint import TOY, load_llava
-from minillava.data import LlavaData
 from check_kill import bits, command, make_world
 
 ROOT = Path(__file__).parent.parent
@@ -69,7 +67,8 @@ def test_a_killed_run_resumes_to_the_same_bits(world, peace, tmp_path):
 
 def test_sigterm_saves_and_says_how_to_go_on(world, peace, tmp_path):
     out = tmp_path / "stopped"
-    run = subprocess.Popen(command(world, out), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=QUIET["env"])
+    run = subprocess.Popen(command(world, out), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                           env=QUIET["env"])
     while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
         time.sleep(0.01)
     run.send_signal(signal.SIGTERM)
@@ -93,8 +92,8 @@ def test_two_ranks_are_one_and_fsdp_is_ddp(world, peace, tmp_path):
 
 def arguments(world, out, recipe="toy-pretrain", **more):
     settled = train.RECIPES[recipe] | {"batch": 4, "per_gpu": 4}
-    names = dict(init=None, vision=TOY / "clip", language=TOY / "vicuna", images=world / "train", out=out, seed=0, dtype="bfloat16",
-                 answer_first=False, resume=False, shard=False, workers=0, save_every=100, keep=2, settled=settled,
+    names = dict(init=None, vision=TOY / "clip", language=TOY / "vicuna", images=world / "train", out=out, seed=0,
+                 dtype="bfloat16", answer_first=False, resume=False, shard=False, workers=0, save_every=100, keep=2, settled=settled,
                  data=world / ("brief.json" if recipe.endswith("pretrain") else "chat.json"))
     return argparse.Namespace(**names | more)
 
@@ -112,7 +111,8 @@ def test_stage_1_leaves_clip_and_the_language_model_bit_identical(world, tmp_pat
 def test_a_loss_that_is_not_finite_names_step_and_samples(world, tmp_path):
     args = arguments(world, tmp_path, "toy-finetune")
     args.settled |= {"lr": float("inf")}
-    with pytest.raises(FloatingPointError, match=r"step \d+ is nan, of the samples 0000\S*_\w+, .* last good checkpoint is none"):
+    told = r"step \d+ is nan, of the samples 0000\S*_\w+, .* last good checkpoint is none"
+    with pytest.raises(FloatingPointError, match=told):
         train.run(args, 0, torch.device("cpu"))
 
 

@@ -51,8 +51,9 @@ def one_billion(folder):
     toy_world.make_world(folder / "world", "train", 64, seed=0)
     symbols = read_symbols(folder / "world/captions_train.json", folder / "world/instances_train.json")
     (folder / "data.json").write_text(json.dumps(toy_samples(symbols, {"conversation": 1, "reasoning": 1}, 0)))
-    command = [sys.executable, ROOT / "train.py", "--recipe", "v1.5-finetune", "--vision", TOY / "clip", "--language", folder / "language",
-               "--data", folder / "data.json", "--images", folder / "world/train", "--batch", "16", "--per-gpu", "8", "--save-every", "4"]
+    command = [sys.executable, ROOT / "train.py", "--recipe", "v1.5-finetune", "--vision", TOY / "clip", "--language",
+               folder / "language", "--data", folder / "data.json", "--images", folder / "world/train", "--batch", "16",
+               "--per-gpu", "8", "--save-every", "4"]
     losses = lambda out: [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     subprocess.run([*command, "--out", folder / "whole"], check=True, stderr=subprocess.DEVNULL)
     run = subprocess.Popen([*command, "--out", folder / "cut"], stderr=subprocess.DEVNULL)
