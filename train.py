@@ -67,7 +67,7 @@ RECIPES = {
     "toy-finetune": TOY_RUN | dict(stage=2, template="vicuna_v1", lr=1e-3, muon_lr=0.007, batch=16, per_gpu=16, epochs=1,
                                    samples=11800, mean=250),
     "toy-scienceqa": TOY_RUN | dict(stage=2, template="vicuna_v1", lr=1e-3, muon_lr=0.007, batch=32, per_gpu=32, epochs=1,
-                                    samples=24000, mean=150),
+                                    samples=48000, mean=150),
 }
 
 
@@ -320,7 +320,7 @@ def miniature(args, rank, device):
         for split, scenes in (("train", args.scenes), ("val", args.heldout)):
             toy_world.make_world(world, split, scenes, args.seed)
         if science:
-            toy_world.make_scienceqa(world / "scienceqa", {"train": args.scenes}, args.seed)
+            toy_world.make_scienceqa(world / "scienceqa", {"train": 2 * args.scenes}, args.seed)
         symbols = instruct_data.read_symbols(world / "captions_train.json", world / "instances_train.json")
         for name, kinds in (("finetune", {"conversation": 1.0, "detail": 0.4, "reasoning": 1.0, "text": 0.05}),
                             ("pretrain", {"brief": 1.0})):
