@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process alone is no news
 TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)  # a checkpoint holds what changes
 
 
