@@ -526,8 +526,10 @@ def make_problem(rng, split):
         rng.shuffle(choices)
         if source == "words" and split_of([question, *choices]) != split:
             continue
-        solution = f"{answer} Among the options, {key} is ({'ABCDE'[choices.index(key)]})."  # as flash cards say it
-        if source == "picture":  # first what is to be seen: an answer is then looked up in words, as in the other parts
+        # What is to be seen, the question once more, the answer, its letter: each step looks up what stands before it,
+        # as in the chats that the language model knows. Without the question again, counting stayed at one in two.
+        solution = f"{question} {answer} Among the options, {key} is ({'ABCDE'[choices.index(key)]})."
+        if source == "picture":
             solution = f"The image shows {join([f'at the {t.place} {a(str(t))}' for t in things])}. {solution}"
         problem = {"question": question, "choices": choices, "answer": choices.index(key), "hint": hint,
                    "task": "closed choice", "grade": f"grade{grade}", "subject": subject,
