@@ -1,5 +1,6 @@
 """A cache, a batch and a later turn change what an answer costs, never the answer."""
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -123,11 +124,11 @@ def test_the_shipped_miniature_sees(toy):
     images, questions, expected = zip(*kept)
     answers = generate(*toy, questions, images, max_new_tokens=40)
     right = sum(answer == truth for answer, truth in zip(answers, expected))
-    assert right >= 0.75 * len(kept)  # 0.2 without seeing
+    assert right >= 0.95 * len(kept)  # 0.2 without seeing
 
 
 def test_the_miniature_and_its_backbones_are_small_and_load_strictly():
-    assert sum(file.stat().st_size for file in TOY.rglob("*")) <= 8e6
-    vision, (language, _) = load_vision(TOY / "clip"), load_language(TOY / "vicuna")
-    assert vision.config == load_llava()[0].config.vision
-    assert language.config.hidden_size == load_llava()[0].config.language.hidden_size
+    assert sum(file.stat().st_size for name in ("clip", "vicuna", "llava") for file in (TOY / name).iterdir()) <= 8e6
+    vision, (language, _), (model, _) = load_vision(TOY / "clip"), load_language(TOY / "vicuna"), load_llava()
+    assert model.config.vision == replace(vision.config, num_hidden_layers=3)  # the last never runs
+    assert model.config.language.hidden_size == language.config.hidden_size
