@@ -63,9 +63,9 @@ RECIPES = {
                                  samples=665298, mean=900, aspect="pad", grouped=True),
     # measured on two cores: Muon reaches the loss of AdamW in a third of the steps
     "toy-pretrain": TOY_RUN | dict(stage=1, template="plain", lr=2e-3, muon_lr=None, batch=32, per_gpu=32, epochs=5,
-                                   samples=4800, mean=60),
+                                   samples=4200, mean=60),
     "toy-finetune": TOY_RUN | dict(stage=2, template="vicuna_v1", lr=1e-3, muon_lr=0.007, batch=16, per_gpu=16, epochs=1,
-                                   samples=11800, mean=250),
+                                   samples=10300, mean=250),
     "toy-scienceqa": TOY_RUN | dict(stage=2, template="vicuna_v1", lr=1e-3, muon_lr=0.007, batch=32, per_gpu=32, epochs=1,
                                     samples=48000, mean=150),
 }
@@ -424,7 +424,7 @@ def arguments():
     parser.add_argument("--save-every", type=int, default=500, help="steps from one checkpoint to the next")
     parser.add_argument("--keep", type=int, default=2, help="checkpoints kept")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scenes", type=int, default=4800, help="miniature: training scenes; more teach better")
+    parser.add_argument("--scenes", type=int, default=4200, help="miniature: training scenes; more teach better")
     parser.add_argument("--heldout", type=int, default=400, help="miniature: held-out scenes")
     parser.add_argument("--per-type", type=int, default=110, help="miniature: held-out questions of each type")
     args = parser.parse_args()
