@@ -316,7 +316,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="a folder for clip/ and vicuna/")
     parser.add_argument("--clip-steps", type=int, default=2500)
-    parser.add_argument("--vicuna-steps", type=int, default=6000)
+    parser.add_argument("--vicuna-steps", type=int, default=4800)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     spawn = torch.multiprocessing.get_context("spawn")
