@@ -200,7 +200,7 @@ def run(args, rank, device):
     recipe, out = args.settled, args.out
     result = out / ("mm_projector.bin" if recipe["stage"] == 1 else "llava")
     settings = {name: getattr(args, name) for name in
-                ("vision", "language", "init", "data", "images", "seed", "dtype", "answer_first")}
+                ("vision", "language", "init", "data", "images", "seed", "dtype", "answer_first", "text_only")}
     accumulation(recipe, parallel.ranks())
     began = bool(measured(out))
     if began:
@@ -253,7 +253,7 @@ def prepare_data(args, recipe, tokenizer, config, rank):
     if path.is_dir():  # ScienceQA's own folder
         path, images = args.out / "scienceqa.json", scienceqa.image_folder(path, "train")
         if rank == 0:
-            samples = scienceqa.convert(args.data, "train", config.prompt_format)
+            samples = scienceqa.convert(args.data, "train", config.prompt_format, text_only=args.text_only)
             scienceqa.check_images(samples, images)
             args.out.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(samples))
@@ -403,6 +403,7 @@ def arguments():
                        ("data", "file of LLaVA-JSON, or ScienceQA's folder"), ("images", "folder of its images")):
         parser.add_argument(f"--{name}", type=Path, help=text)
     parser.add_argument("--answer-first", action=flag, default=False, help="ScienceQA: answer, then reason (section 5.2)")
+    parser.add_argument("--text-only", action=flag, default=False, help="ScienceQA: leave out the questions with an image")
     parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="folder of the run")
     parser.add_argument("--resume", action=flag, default=False, help="go on with the run in --out")
     parser.add_argument("--print", action=flag, default=False, help="only show what it trains, freezes, reads, writes")
