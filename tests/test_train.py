@@ -93,7 +93,8 @@ def test_two_ranks_are_one_and_fsdp_is_ddp(world, peace, tmp_path):
 def arguments(world, out, recipe="toy-pretrain", **more):
     settled = train.RECIPES[recipe] | {"batch": 4, "per_gpu": 4}
     names = dict(init=None, vision=TOY / "clip", language=TOY / "vicuna", images=world / "train", out=out, seed=0,
-                 dtype="bfloat16", answer_first=False, text_only=False, resume=False, shard=False, workers=0, save_every=100, keep=2, settled=settled,
+                 dtype="bfloat16", answer_first=False, text_only=False, resume=False, shard=False,
+                 workers=0, save_every=100, keep=2, settled=settled,
                  data=world / ("brief.json" if recipe.endswith("pretrain") else "chat.json"))
     return argparse.Namespace(**names | more)
 
