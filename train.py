@@ -91,7 +91,8 @@ def train(model, tokenizer, data, recipe, args, rank, device):
     if rank == 0:
         rewind(out, first)
     loader = iter(DataLoader(data, batch_sampler=batches[first * accumulate :], collate_fn=collate_noted,
-                             num_workers=args.workers, pin_memory=device.type == "cuda"))
+                             num_workers=args.workers, pin_memory=device.type == "cuda",
+                             worker_init_fn=parallel.ignore_signals))
     records = Records(out, recipe, model, ranks, rank, device)
     stop, bar = parallel.Stop(), tqdm(total=steps, initial=first, desc=f"stage {recipe['stage']}", disable=rank > 0)
 
@@ -480,6 +481,8 @@ def main():
         (miniature if args.miniature else run)(args, rank, device)
     except (OSError, ValueError) as error:
         parser.exit(2, f"error: {error}\n" if rank == 0 else "")
+    except KeyboardInterrupt:
+        parser.exit(130, "\nstopped\n" if rank == 0 else "")
     except FloatingPointError as error:
         parser.exit(1, f"error: {error}\n" if rank == 0 else "")
 

@@ -140,6 +140,12 @@ def whole_weights(model):
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
+def ignore_signals(worker):
+    """For the loader's workers: a signal reaches the whole process group, and they must serve until the run has saved."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class Stop:
     """Set by SIGTERM or Ctrl-C, so that a run can end after its step; a second Ctrl-C ends it at once."""
 

@@ -67,11 +67,11 @@ def test_a_killed_run_resumes_to_the_same_bits(world, peace, tmp_path):
 
 def test_sigterm_saves_and_says_how_to_go_on(world, peace, tmp_path):
     out = tmp_path / "stopped"
-    run = subprocess.Popen(command(world, out), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                           env=QUIET["env"])
+    run = subprocess.Popen(command(world, out, "--workers", 2), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                           text=True, env=QUIET["env"], start_new_session=True)
     while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
         time.sleep(0.01)
-    run.send_signal(signal.SIGTERM)
+    os.killpg(run.pid, signal.SIGTERM)  # as a scheduler or a terminal does: the loader's workers get it too
     told = run.communicate()[0]
     assert run.returncode == 128 + signal.SIGTERM and "--resume" in told and list(out.glob("checkpoint-*"))
     subprocess.run(command(world, out, "--resume"), **QUIET, check=True)
