@@ -2,7 +2,7 @@
 
     python train.py                      # the whole miniature: toy world, stage 1, stage 2, held-out scores
     python chat.py --model runs/toy/llava   # talk with the result
-    python train.py --recipe toy-scienceqa --scenes 24000 --out runs/scienceqa  # the miniature's ScienceQA: 25 minutes
+    python train.py --recipe toy-scienceqa --scenes 24000 --out runs/scienceqa  # the miniature's ScienceQA: 23 minutes on a core
 
     python train.py --recipe v1.5-pretrain --vision clip --language vicuna --data blip_laion_cc_sbu_558k.json \\
         --images images --out runs/pretrain             # stage 1; with torchrun on many GPUs: see parallel.py
