@@ -16,13 +16,12 @@ import tempfile
 import zlib
 from pathlib import Path
 
-import torch
-
 from minillava import scienceqa, toy_world
 from minillava.checkpoint import TOY, load_llava
 from minillava.conversation import TEMPLATES
 from minillava.generate import generate
-from minillava.llava_bench import answer_file, read_jsonl
+from minillava.instruct_data import read_jsonl
+from minillava.llava_bench import answer_file
 from minillava.teacher import BadReply, add_arguments, open_teacher
 from minillava.vision import load_image
 

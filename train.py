@@ -33,11 +33,11 @@ from tqdm import tqdm
 from minillava import instruct_data, parallel, plan, scienceqa, toy_world
 from minillava.checkpoint import TOY, load_config, load_llava, save_llava
 from minillava.conversation import IGNORE_INDEX, human_turn
-from minillava.data import LlavaData, collate_noted, micro_batches
+from minillava.data import LlavaData, collate_noted, index_of, micro_batches
 from minillava.generate import generate, stream
 from minillava.model import Llava
 from minillava.optim import forward_backward_in, make_optimizers, set_lr, take_step
-from minillava.run import begin, draw_loss, measured, rewind
+from minillava.run import begin, draw_loss, measured, rewind, write
 from minillava.vision import load_image
 
 # batch is that of a step over all GPUs and accumulation; per_gpu is how much of it fits on an A100 of 80 GB. All use AdamW,
@@ -155,9 +155,11 @@ class Records:
 
     def __init__(self, out, recipe, model, ranks, rank, device):
         self.out, self.stage, self.ranks, self.rank, self.device = out, recipe["stage"], ranks, rank, device
-        self.skeleton, self.waiting, self.began = plan.skeleton(model.config, recipe["stage"]), [], time.time()
+        self.waiting, self.began = [], time.time()
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
         self.peak = next((flops for gpu, flops in plan.PEAKS.items() if gpu in name), None)
+        if self.peak:
+            self.skeleton = plan.skeleton(model.config, recipe["stage"])
 
     def add(self, row, loss, norm, ids):
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # a DTensor, of FSDP2
@@ -256,10 +258,11 @@ def prepare_data(args, recipe, tokenizer, config, rank):
         if rank == 0:
             samples = scienceqa.convert(args.data, "train", config.prompt_format, text_only=args.text_only)
             scienceqa.check_images(samples, images)
-            args.out.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(samples))
+            text = json.dumps(samples)
+            if not path.exists() or path.read_text() != text:  # a file written anew would want a new index
+                write(path, text)
     if rank == 0:  # one process makes the index, the others find it
-        LlavaData(path, images, tokenizer, config, cache=args.out)
+        index_of(path, args.out)
     parallel.barrier()
     return LlavaData(path, images, tokenizer, config, recipe["template"], recipe["max_length"], args.out)
 
@@ -294,9 +297,8 @@ def check_data(data, workers):
     return bad
 
 
-def describe(args, recipe):
+def describe(args, recipe, config):
     """What a recipe would train, freeze, read and write."""
-    config = load_config(args.vision, args.language, recipe["projector"], recipe["image_size"])
     model = plan.skeleton(config, recipe["stage"])
     parts = {"CLIP": model.vision_tower, "projector": model.mm_projector, "language model": model.language_model}
     for name, part in parts.items():
@@ -322,10 +324,10 @@ def miniature(args, rank, device):
             toy_world.make_world(world, split, scenes, args.seed)
         if science:
             toy_world.make_scienceqa(world / "scienceqa", {"train": 2 * args.scenes}, args.seed)
+        chats = {} if science else {"finetune": {"conversation": 1.0, "detail": 0.4, "reasoning": 1.0, "text": 0.05}}
         symbols = instruct_data.read_symbols(world / "captions_train.json", world / "instances_train.json")
-        for name, kinds in (("finetune", {"conversation": 1.0, "detail": 0.4, "reasoning": 1.0, "text": 0.05}),
-                            ("pretrain", {"brief": 1.0})):
-            (world / f"{name}.json").write_text(json.dumps(instruct_data.toy_samples(symbols, kinds, args.seed)))
+        for name, kinds in (chats | {"pretrain": {"brief": 1.0}}).items():
+            write(world / f"{name}.json", json.dumps(instruct_data.toy_samples(symbols, kinds, args.seed)))
     parallel.barrier()
     last = ({"data": world / "scienceqa", "settled": settle(args, "toy-scienceqa")} if science else
             {"data": world / "finetune.json", "images": world / "train", "settled": settle(args, "toy-finetune")})
@@ -467,11 +469,11 @@ def main():
     rank = int(os.environ.get("RANK", 0))
     try:
         check_arguments(args)
-        if args.print:
-            return describe(args, args.settled)
-        if args.plan:
+        if args.print or args.plan:
             recipe = args.settled
             config = load_config(args.vision, args.language, recipe["projector"], recipe["image_size"])
+            if args.print:
+                return describe(args, recipe, config)
             return print(plan.report(config, recipe, recipe["samples"], recipe["mean"], args.gpus, recipe["per_gpu"],
                                      args.shard, recipe["checkpointing"], 2 if args.dtype == "bfloat16" else 4, args.mfu))
         if args.check_data:

@@ -13,10 +13,10 @@
     run.py, plan.py   a run is a folder; what a training would take
     toy_world.py      the synthetic world of the miniature, and its template teacher
     toy_backbones.py  pretrains the toy CLIP and the toy Vicuna
+    scienceqa.py      its problems become conversations, its answers a table
     teacher.py        who writes data and judges: ask(messages) -> text
     instruct_data.py  captions and boxes become instruction data
     llava_bench.py    answers to question files, a judge, relative scores
-    scienceqa.py      its problems become conversations, its answers a table
     ../train.py       stage 1, stage 2
     ../chat.py        talk with it
     ../eval_scienceqa.py    answer, score, ensemble

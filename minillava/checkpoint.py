@@ -235,11 +235,16 @@ def _folder(path):
     return path, config
 
 
+def _eye(path, data):
+    """The VisionConfig of a whole CLIP or of the image tower alone."""
+    source = path / "config.json"
+    return vision_config(section(data, "vision_config", source) or data, source)
+
+
 def read_vision(path):
     """openai/clip-vit-*: the whole CLIP or the image tower alone."""
     path, data = _folder(path)
-    source = path / "config.json"
-    return vision_config(section(data, "vision_config", source) or data, source), rename(read_tensors(path), CLIP)
+    return _eye(path, data), rename(read_tensors(path), CLIP)
 
 
 def read_language(path):
@@ -331,10 +336,7 @@ def compose(vision, language, projector):
 
 def load_config(vision, language, projector, image_size):
     """The LlavaConfig of two folders, of which config.json alone is read; None: a ViT-L/14 of that size, a LLaMA-7B."""
-    eye = VisionConfig(1024, 4096, 24, 16, image_size, 14)
-    if vision:
-        path, data = _folder(vision)
-        eye = vision_config(section(data, "vision_config", path) or data, path / "config.json")
+    eye = _eye(*_folder(vision)) if vision else VisionConfig(1024, 4096, 24, 16, image_size, 14)
     mouth = language_config(_folder(language)[1], Path(language) / "config.json") if language else LanguageConfig()
     return LlavaConfig(eye, mouth, projector)
 

@@ -10,7 +10,6 @@ second command needs no teacher: stage 1 learns from captions alone, thinned as 
 """
 import argparse
 import json
-import os
 import random
 import re
 from collections import Counter, defaultdict
@@ -18,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from minillava import toy_world
+from minillava.run import write
 from minillava.teacher import LimitReached, Teacher, add_arguments, open_teacher, run_command
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -254,12 +254,6 @@ def show(samples, rejects):
         human, gpt = (sum(counts) / max(1, len(counts)) for counts in words.values())
         print(f"{kind:14}{sum(kind_of(s) == kind for s in samples):9}{len(words['human']):11}{human:18.1f}{gpt:17.1f}"
               f"{sum(row['kind'] == kind for row in rejects):9}")
-
-
-def write(path, text):
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(f"{path}.tmp").write_text(text, encoding="utf-8")
-    os.replace(f"{path}.tmp", path)
 
 
 def run(args):

@@ -15,7 +15,6 @@ import base64
 import csv
 import io
 import json
-import os
 import random
 import re
 import shlex
@@ -30,13 +29,15 @@ from tqdm import tqdm
 from minillava import toy_world
 from minillava.checkpoint import load_llava
 from minillava.generate import generate
-from minillava.instruct_data import PROMPTS, read_jsonl, read_symbols, write
+from minillava.instruct_data import PROMPTS, read_jsonl, read_symbols
+from minillava.run import write
+from minillava.scienceqa import OPTION_LETTER
 from minillava.teacher import LimitReached, add_arguments, open_teacher, run_command
 from minillava.vision import load_image
 
 FORMS = {  # LLaVA-1.5's wishes for the form of an answer (its table 7); official question files have theirs already
     "short_answer": "Answer the question using a single word or phrase.",
-    "option_letter": "Answer with the option's letter from the given choices directly.",
+    "option_letter": OPTION_LETTER,
     "option_letter_cn": "请直接回答选项字母。"}
 
 
@@ -88,9 +89,7 @@ def answer_file(questions, path, answer, model_id, metadata, batch=8):
             out.flush()
             bar.update(len(asked))
     if todo:
-        ordered = Path(f"{path}.tmp")
-        ordered.write_text("".join(json.dumps(done[key_of(q)]) + "\n" for q in questions), encoding="utf-8")
-        os.replace(ordered, path)
+        write(path, "".join(json.dumps(done[key_of(q)]) + "\n" for q in questions))
     return [done[key_of(q)] for q in questions]
 
 

@@ -112,14 +112,14 @@ def checkpoints(folder):
 
 def save(folder, step, model, optimizers, keep):
     """folder/checkpoint-STEP, on as many ranks as there are; it has its name only once all of it is written."""
-    new = Path(folder) / f"checkpoint-{step}.tmp"
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    new, leads = Path(folder) / f"checkpoint-{step}.tmp", not dist.is_initialized() or dist.get_rank() == 0
+    if leads:
         for left in Path(folder).glob("checkpoint-*.tmp"):  # by a run that was killed while saving
             shutil.rmtree(left)
     barrier()
     weights, moments = get_state_dict(model, optimizers, options=TRAINED)
     dcp.save({"model": weights, "optim": moments, "rng": torch.get_rng_state()}, checkpoint_id=new)
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    if leads:
         os.replace(new, new.with_suffix(""))
         for old in list(checkpoints(folder).values())[:-keep]:
             shutil.rmtree(old.rename(old.with_name(old.name + ".tmp")))

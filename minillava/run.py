@@ -21,11 +21,17 @@ def git_state():
         return None
 
 
+def write(path, text):
+    """Text into a file, the whole of it or nothing, whenever the process may be killed."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(f"{path}.tmp").write_text(text, encoding="utf-8")
+    os.replace(f"{path}.tmp", path)
+
+
 def begin(folder, recipe, settings):
     """Makes the folder and its config.json: the command, the recipe and all settings, as JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
     config = {"command": shlex.join(sys.argv), "git": git_state(), "recipe": recipe, "settings": settings}
-    (folder / "config.json").write_text(json.dumps(config, indent=1, default=str))
+    write(folder / "config.json", json.dumps(config, indent=1, default=str))
 
 
 def measured(folder):
@@ -38,9 +44,7 @@ def measured(folder):
 def rewind(folder, step):
     """Forgets what was measured from `step` on: it will be done again."""
     rows = [row for row in measured(folder) if row["step"] < step]
-    new = folder / "metrics.jsonl.tmp"
-    new.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(new, folder / "metrics.jsonl")
+    write(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def draw_loss(curves, path):

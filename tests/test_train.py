@@ -12,7 +12,7 @@ import torch
 
 import train
 from minillava.checkpoint import TOY, load_llava
-from check_kill import bits, command, make_world
+from tests.check_kill import bits, command, make_world
 
 ROOT = Path(__file__).parent.parent
 QUIET = dict(cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
