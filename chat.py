@@ -10,11 +10,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from minillava import toy_world
 from minillava.checkpoint import load_llava
 from minillava.conversation import human_turn
 from minillava.generate import Memory, stream
-from minillava.vision import load_image
+from minillava.images import load_image
+from minillava.toy import world
 
 HELP = """/image FILE   look at another picture, and start anew
 /new          draw another toy scene, and start anew
@@ -45,7 +45,7 @@ def answer(model, tokenizer, turns, image, args, memory):
 
 def draw_scene():
     rng = random.Random()
-    return toy_world.draw(toy_world.make_scene(rng, "val"), rng)
+    return world.draw(world.make_scene(rng, "val"), rng)
 
 
 def chat(model, tokenizer, image, args):

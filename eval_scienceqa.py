@@ -16,14 +16,16 @@ import tempfile
 import zlib
 from pathlib import Path
 
-from minillava import scienceqa, toy_world
 from minillava.checkpoint import TOY, load_llava
 from minillava.conversation import TEMPLATES
+from minillava.evaluation import scienceqa, scienceqa_scores
+from minillava.evaluation.answers import answer_file
+from minillava.files import read_jsonl, read_object
 from minillava.generate import generate
-from minillava.instruct_data import read_jsonl
-from minillava.llava_bench import answer_file
-from minillava.teacher import BadReply, add_arguments, open_teacher
-from minillava.vision import load_image
+from minillava.images import load_image
+from minillava.instruct.command import add_arguments, open_teacher
+from minillava.instruct.teacher import BadReply
+from minillava.toy.scienceqa import make_scienceqa
 
 
 # ------------------------------------------------------------------------------------------------------- answering
@@ -107,7 +109,7 @@ def read_results(path, args, problems):
     if not path.is_file():
         raise FileNotFoundError(f"there is no answer file {path}")
     try:
-        data = scienceqa.read_object(path)
+        data = read_object(path)
     except ValueError:
         data = {}
     chosen, settings = {}, None
@@ -130,7 +132,7 @@ def read_results(path, args, problems):
     for table, kind in ((texts, str), (chosen, int)):
         for i, value in table.items():
             if i not in problems:
-                other = scienceqa.read_object(args.data / "problems.json").get(i)
+                other = read_object(args.data / "problems.json").get(i)
                 where = f"is of split {other['split']}, not {args.split}" if other else f"{args.data} does not know"
                 raise ValueError(f"{path} answers question {i}, which {where}")
             if type(value) is not kind:
@@ -142,8 +144,8 @@ def choices(texts, problems, args, shortcuts=True):
     """{id: text} -> {id: index of a choice, or -1}."""
     counts = {i: len(problems[i]["choices"]) for i in texts}
     if args.strict_official:
-        return {i: scienceqa.official_choice_of(text, counts[i], shortcuts) for i, text in texts.items()}
-    return {i: scienceqa.choice_of(text, counts[i]) for i, text in texts.items()}
+        return {i: scienceqa_scores.official_choice_of(text, counts[i], shortcuts) for i, text in texts.items()}
+    return {i: scienceqa_scores.choice_of(text, counts[i]) for i, text in texts.items()}
 
 
 def right(chosen, problems):
@@ -158,9 +160,9 @@ def report(rows, problems, args):
     print(f"\nscored: {len(scored)} of {len(problems)} questions of split {args.split}{own}")
     shares = {name: right(chosen, problems) for name, chosen in rows.items()}
     shares["guessing"] = {i: 1 / len(problem["choices"]) for i, problem in scored.items()}
-    print(scienceqa.table(scored, shares))
+    print(scienceqa_scores.table(scored, shares))
     if args.topics:
-        print(f"\n{scienceqa.table(scored, shares, topics=True)}")
+        print(f"\n{scienceqa_scores.table(scored, shares, topics=True)}")
     return shares
 
 
@@ -194,13 +196,13 @@ def ensemble(texts, problems, args):
     if not both:
         raise ValueError(f"no question is answered both by us and by {args.teacher}")
     ours, teacher = (choices({i: said[i] for i in both}, problems, args, shortcuts=False) for said in (texts, theirs))
-    rows, failed = {"ours": ours, "teacher": teacher, "complement": scienceqa.complement(ours, teacher)}, []
+    rows, failed = {"ours": ours, "teacher": teacher, "complement": scienceqa_scores.complement(ours, teacher)}, []
     if args.ensemble == "judge":
-        asked = scienceqa.disagree(ours, teacher)
-        said = verdicts_of({i: scienceqa.judge_prompt(problems[i], texts[i], theirs[i]) for i in asked}, args, problems)
+        asked = scienceqa_scores.disagree(ours, teacher)
+        said = verdicts_of({i: scienceqa_scores.judge_prompt(problems[i], texts[i], theirs[i]) for i in asked}, args, problems)
         verdicts = choices({i: said[i] for i in asked if i in said}, problems, args, shortcuts=False)
         failed = [i for i in asked if verdicts.get(i, -1) < 0]
-        rows["judge"] = scienceqa.judged(ours, verdicts)
+        rows["judge"] = scienceqa_scores.judged(ours, verdicts)
     rows["upper bound"] = {i: teacher[i] if teacher[i] == problems[i]["answer"] else ours[i] for i in both}
     report(rows, problems, args)
     for name, found in (("ours", ours), ("the teacher", teacher)):
@@ -307,7 +309,7 @@ def main():
             if args.drawn:
                 print(f"a mini ScienceQA: {args.questions} held-out questions of the toy world")
                 args.data, args.control = Path(folder), True
-                toy_world.make_scienceqa(args.data, {args.split: args.questions}, args.seed)
+                make_scienceqa(args.data, {args.split: args.questions}, args.seed)
             args.out = args.out or Path(folder, "answers.jsonl")
             evaluate(args)
     except (OSError, ValueError) as error:

@@ -5,7 +5,7 @@
     python train.py --recipe toy-scienceqa --scenes 24000 --out runs/scienceqa  # the miniature's ScienceQA: 23 minutes on a core
 
     python train.py --recipe v1.5-pretrain --vision clip --language vicuna --data blip_laion_cc_sbu_558k.json \\
-        --images images --out runs/pretrain             # stage 1; with torchrun on many GPUs: see parallel.py
+        --images images --out runs/pretrain             # stage 1; with torchrun on many GPUs
     torchrun --nproc-per-node 8 train.py --recipe v1.5-finetune --vision clip --language vicuna --init runs/pretrain \\
         --data llava_v1_5_mix665k.json --images playground/data --out runs/finetune             # stage 2
     python train.py --recipe v1-scienceqa --vision clip --language vicuna --init runs/pretrain --data ScienceQA \\
@@ -30,15 +30,26 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from minillava import instruct_data, parallel, plan, scienceqa, toy_world
-from minillava.checkpoint import TOY, load_config, load_llava, save_llava
-from minillava.conversation import IGNORE_INDEX, human_turn
-from minillava.data import LlavaData, collate_noted, index_of, micro_batches
+from minillava.checkpoint import TOY, load_llava
+from minillava.conversation import human_turn
+from minillava.data import LlavaData, collate_noted, words_of
+from minillava.evaluation import scienceqa
+from minillava.files import index_of, write
 from minillava.generate import generate, stream
-from minillava.model import Llava
-from minillava.optim import forward_backward_in, make_optimizers, set_lr, take_step
-from minillava.run import begin, draw_loss, measured, rewind, write
-from minillava.vision import load_image
+from minillava.images import load_image
+from minillava.instruct.symbols import read_symbols
+from minillava.llava import IGNORE_INDEX, Llava
+from minillava.toy.annotations import make_world
+from minillava.toy.instruct import toy_samples
+from minillava.toy.questions import heldout_questions
+from minillava.toy.scienceqa import make_scienceqa
+from minillava.toy.teacher import teach
+from minillava.training import checkpoints, distributed, plan
+from minillava.training.optimizer import forward_backward_in, make_optimizers, set_lr, take_step
+from minillava.training.run_folder import begin, draw_loss, measured, rewind
+from minillava.training.sampler import micro_batches
+from minillava.weights.layouts import load_config
+from minillava.weights.saving import save_llava
 
 # batch is that of a step over all GPUs and accumulation; per_gpu is how much of it fits on an A100 of 80 GB. All use AdamW,
 # cosine, 3 % warm-up, no decay and no clipping (LLaVA's DeepSpeed configurations name none). mean: tokens of a sample.
@@ -75,26 +86,26 @@ RECIPES = {
 
 def train(model, tokenizer, data, recipe, args, rank, device):
     """One stage, from the last checkpoint in args.out on if there is one; leaves the trained weights in `model` (rank 0)."""
-    ranks, out = parallel.ranks(), args.out
+    ranks, out = distributed.ranks(), args.out
     accumulate = accumulation(recipe, ranks)
     batches = micro_batches(data.lengths(), recipe["per_gpu"], ranks, rank, accumulate, recipe["grouped"], recipe["epochs"],
                             args.seed)
     steps, dtype = len(batches) // accumulate, {"bfloat16": torch.bfloat16, "float32": torch.float32}[args.dtype]
     model.freeze_for(recipe["stage"])
     model.language_model.checkpointing = recipe["checkpointing"]
-    wrapped = parallel.wrap(model, device, args.shard, dtype)
+    wrapped = distributed.wrap(model, device, args.shard, dtype)
     optimizers = make_optimizers(wrapped, recipe["lr"], recipe["muon_lr"])
-    done = parallel.checkpoints(out)
+    done = checkpoints.checkpoints(out)
     first = max(done, default=0)
     if first:
-        parallel.load(done[first], wrapped, optimizers)
+        checkpoints.load(done[first], wrapped, optimizers)
     if rank == 0:
         rewind(out, first)
     loader = iter(DataLoader(data, batch_sampler=batches[first * accumulate :], collate_fn=collate_noted,
                              num_workers=args.workers, pin_memory=device.type == "cuda",
-                             worker_init_fn=parallel.ignore_signals))
+                             worker_init_fn=distributed.ignore_signals))
     records = Records(out, recipe, model, ranks, rank, device)
-    stop, bar = parallel.Stop(), tqdm(total=steps, initial=first, desc=f"stage {recipe['stage']}", disable=rank > 0)
+    stop, bar = distributed.Stop(), tqdm(total=steps, initial=first, desc=f"stage {recipe['stage']}", disable=rank > 0)
 
     with bar:
         for step in range(first, steps):
@@ -102,12 +113,12 @@ def train(model, tokenizer, data, recipe, args, rank, device):
             notes = [note for *_, note in micro]
             for line in (line for note in notes for line in note["bad"]):
                 bar.write(f"passed over {line}", file=sys.stderr)
-            supervised, tokens, images, bad, cut, signalled = parallel.add_up([
+            supervised, tokens, images, bad, cut, signalled = distributed.add_up([
                 sum((labels[:, 1:] != IGNORE_INDEX).sum().item() for _, labels, _, _ in micro),
                 sum(ids.numel() for ids, *_ in micro), sum(len(pixels) for _, _, pixels, _ in micro),
                 sum(len(note["bad"]) for note in notes), sum(note["cut"] for note in notes), stop.signal])
             if signalled:
-                parallel.save(out, step, wrapped, optimizers, args.keep)
+                checkpoints.save(out, step, wrapped, optimizers, args.keep)
                 bar.close()
                 records.flush(bar)
                 return end_by_signal(out, step, stop.signal or signal.SIGTERM, rank)
@@ -115,7 +126,7 @@ def train(model, tokenizer, data, recipe, args, rank, device):
             for last, (ids, labels, pixels, _) in zip([False] * (accumulate - 1) + [True], micro):
                 ids, labels, pixels = (x.to(device, non_blocking=True) for x in (ids, labels, pixels))
                 share = max(supervised, 1) / ranks  # DDP and FSDP2 take the mean over ranks: this makes it a sum
-                with parallel.synced(wrapped, last):
+                with distributed.synced(wrapped, last):
                     if args.shard:
                         part = wrapped(ids, pixels, labels=labels, supervised=share)
                         part.backward()
@@ -131,9 +142,9 @@ def train(model, tokenizer, data, recipe, args, rank, device):
             if device.type == "cpu" or save or step % 10 == 0 or step + 1 == steps:  # else the GPU need not be waited for
                 records.flush(bar)
             if save:
-                parallel.save(out, step + 1, wrapped, optimizers, args.keep)
+                checkpoints.save(out, step + 1, wrapped, optimizers, args.keep)
     if args.shard:
-        weights = parallel.whole_weights(wrapped)
+        weights = distributed.whole_weights(wrapped)
         if rank == 0:
             with torch.device("meta"):
                 model = Llava(model.config)
@@ -169,15 +180,15 @@ class Records:
         """Writes what waits. FloatingPointError at a loss that is not finite, alike on all ranks."""
         if not self.waiting:
             return
-        losses = parallel.mean_over_ranks(torch.stack([loss for _, loss, _, _ in self.waiting])).tolist()
+        losses = distributed.mean_over_ranks(torch.stack([loss for _, loss, _, _ in self.waiting])).tolist()
         seconds = (time.time() - self.began) / len(self.waiting)
         with open(self.out / "metrics.jsonl", "a") as log:
             for (row, _, norm, ids), loss in zip(self.waiting, losses):
                 if not math.isfinite(loss):
-                    ids = [i for part in parallel.gather(ids) for i in part]
+                    ids = [i for part in distributed.gather(ids) for i in part]
                     raise FloatingPointError(
                         f"the loss of step {row['step']} is {loss}, of the samples {', '.join(map(str, ids))}; the last "
-                        f"good checkpoint is {list(parallel.checkpoints(self.out).values())[-1:] or 'none'}")
+                        f"good checkpoint is {list(checkpoints.checkpoints(self.out).values())[-1:] or 'none'}")
                 row |= {"loss": loss, "gradient_norm": norm.item(), "tokens_per_second": row["tokens"] / seconds}
                 if self.peak:
                     flops = plan.step_flops(self.skeleton, self.stage, row["tokens"], row["images"])
@@ -204,7 +215,7 @@ def run(args, rank, device):
     result = out / ("mm_projector.bin" if recipe["stage"] == 1 else "llava")
     settings = {name: getattr(args, name) for name in
                 ("vision", "language", "init", "data", "images", "seed", "dtype", "answer_first", "text_only")}
-    accumulation(recipe, parallel.ranks())
+    accumulation(recipe, distributed.ranks())
     began = bool(measured(out))
     if began:
         if not args.resume:
@@ -222,7 +233,7 @@ def run(args, rank, device):
     data = prepare_data(args, recipe, tokenizer, model.config, rank)
     if rank == 0 and not began:
         begin(out, recipe, settings)
-    parallel.barrier()
+    distributed.barrier()
     model = train(model, tokenizer, data, recipe, args, rank, device)
     if rank == 0:
         draw_loss([(f"stage {recipe['stage']}", [row["loss"] for row in measured(out)])], out / "loss.png")
@@ -233,7 +244,7 @@ def run(args, rank, device):
         else:
             model.drop_unused_blocks()
             save_llava(model.to("cpu", torch.bfloat16), tokenizer, result)
-    parallel.barrier()
+    distributed.barrier()
 
 
 def load_model(args, recipe):
@@ -262,8 +273,8 @@ def prepare_data(args, recipe, tokenizer, config, rank):
             if not path.exists() or path.read_text() != text:  # a file written anew would want a new index
                 write(path, text)
     if rank == 0:  # one process makes the index, the others find it
-        index_of(path, args.out)
-    parallel.barrier()
+        index_of(path, args.out, words_of)
+    distributed.barrier()
     return LlavaData(path, images, tokenizer, config, recipe["template"], recipe["max_length"], args.out)
 
 
@@ -321,14 +332,14 @@ def miniature(args, rank, device):
     if rank == 0 and not (world / "pretrain.json").exists():
         print(f"Drawing the toy world: {args.scenes} scenes to learn from and {args.heldout} held out, in {world}")
         for split, scenes in (("train", args.scenes), ("val", args.heldout)):
-            toy_world.make_world(world, split, scenes, args.seed)
+            make_world(world, split, scenes, args.seed)
         if science:
-            toy_world.make_scienceqa(world / "scienceqa", {"train": 2 * args.scenes}, args.seed)
+            make_scienceqa(world / "scienceqa", {"train": 2 * args.scenes}, args.seed)
         chats = {} if science else {"finetune": {"conversation": 1.0, "detail": 0.4, "reasoning": 1.0, "text": 0.05}}
-        symbols = instruct_data.read_symbols(world / "captions_train.json", world / "instances_train.json")
+        symbols = read_symbols(world / "captions_train.json", world / "instances_train.json")
         for name, kinds in (chats | {"pretrain": {"brief": 1.0}}).items():
-            write(world / f"{name}.json", json.dumps(instruct_data.toy_samples(symbols, kinds, args.seed)))
-    parallel.barrier()
+            write(world / f"{name}.json", json.dumps(toy_samples(symbols, kinds, args.seed)))
+    distributed.barrier()
     last = ({"data": world / "scienceqa", "settled": settle(args, "toy-scienceqa")} if science else
             {"data": world / "finetune.json", "images": world / "train", "settled": settle(args, "toy-finetune")})
     first = {"out": args.out / "pretrain", "data": world / "pretrain.json", "images": world / "train",
@@ -361,8 +372,8 @@ def score(model, tokenizer, questions, images, desc, batch=128):
 
 def report(model, tokenizer, world, args):
     """Held-out accuracy per type of question beside two controls, no picture and another scene's; then a sample chat."""
-    heldout = instruct_data.read_symbols(world / "captions_val.json", world / "instances_val.json")
-    questions = toy_world.heldout_questions(heldout, args.per_type, args.seed)
+    heldout = read_symbols(world / "captions_val.json", world / "instances_val.json")
+    questions = heldout_questions(heldout, args.per_type, args.seed)
     pictures = {name: load_image(world / "val" / name) for name in heldout}
     names = list(pictures)
     shown = [pictures[q["image"]] for q in questions]
@@ -383,7 +394,7 @@ def report(model, tokenizer, world, args):
     print(f"\nA chat about {world / 'val' / names[0]}")
     turns = []
     for kind in ("detail", "conversation", "reasoning"):
-        question, _ = toy_world.teach(kind, *heldout[names[0]], random.Random(args.seed))[0]
+        question, _ = teach(kind, *heldout[names[0]], random.Random(args.seed))[0]
         turns.append(human_turn(question, image=not turns))
         turns.append(("gpt", "".join(stream(model, tokenizer, turns, pictures[names[0]])).strip()))
         print(f"  you>   {question}\n  llava> {turns[-1][1]}")
@@ -479,7 +490,7 @@ def main():
         if args.check_data:
             model, tokenizer = load_model(args, args.settled)
             sys.exit(1 if check_data(prepare_data(args, args.settled, tokenizer, model.config, 0), args.workers) else 0)
-        rank, _, device = parallel.set_up(args.device, alone=not args.shard)
+        rank, _, device = distributed.set_up(args.device, alone=not args.shard)
         (miniature if args.miniature else run)(args, rank, device)
     except (OSError, ValueError) as error:
         parser.exit(2, f"error: {error}\n" if rank == 0 else "")

@@ -1,25 +1,27 @@
 """minillava: LLaVA from scratch. Read the files in this order; each imports only from those above it.
 
-    vision.py         an image becomes N feature vectors (CLIP ViT)
-    language.py       embeddings become hidden states become words (LLaMA)
-    model.py          the projector between them, the splice, the loss
+    files.py          JSON in, whole files out, the index of a JSON file of any size
+    images.py         a picture becomes numbers
+    attention.py      softmax attention
+    vit.py            numbers become N feature vectors (CLIP ViT)
+    llama.py          embeddings become hidden states become words (LLaMA)
+    llava.py          the projector between them, the splice, the loss
+    sentencepiece.py  LLaMA's tokenizer.model
     tokenizer.py      text <-> ids
     conversation.py   a dialogue becomes ids and labels, in one pass
     data.py           LLaVA-JSON becomes batches
     generate.py       prefill, decode, sample, stream
-    checkpoint.py     weights in and out
-    optim.py          schedule, AdamW and Muon, bf16 over fp32
-    parallel.py       one process or many: DDP, FSDP2, checkpoints of a run
-    run.py, plan.py   a run is a folder; what a training would take
-    toy_world.py      the synthetic world of the miniature, and its template teacher
-    toy_backbones.py  pretrains the toy CLIP and the toy Vicuna
-    scienceqa.py      its problems become conversations, its answers a table
-    teacher.py        who writes data and judges: ask(messages) -> text
-    instruct_data.py  captions and boxes become instruction data
-    llava_bench.py    answers to question files, a judge, relative scores
-    ../train.py       stage 1, stage 2
-    ../chat.py        talk with it
-    ../eval_scienceqa.py    answer, score, ensemble
+    checkpoint.py     the front door of weights
+
+Around them, a room for each part of the paper:
+
+    weights/          the official layouts in, one layout out
+    training/         sampler, optimiser, DDP and FSDP2, the folder of a run, plan
+    instruct/         section 3: captions and boxes become instruction data, by a teacher
+    evaluation/       section 5: answers, the judge, ScienceQA
+    toy/              the synthetic world, its teacher, its backbones, the shipped weights
+
+    ../train.py, ../chat.py, ../eval_scienceqa.py
 
 Letters in shape comments: B batch, T tokens, N image tokens, D width, H heads, C channels of one head, V vocabulary.
 """

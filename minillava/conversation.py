@@ -10,7 +10,7 @@ text, since a piece of LLaMA's vocabulary begins with a space or has none: no to
 from dataclasses import dataclass
 from itertools import groupby
 
-from minillava.model import IGNORE_INDEX, IMAGE_TOKEN
+from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN
 
 IMAGE = "<image>"  # marks the image in a human turn
 
@@ -29,13 +29,11 @@ def helpful(person):
     return (f"A chat between a curious {person} and an artificial intelligence assistant. "
             f"The assistant gives helpful, detailed, and polite answers to the {person}'s questions.")
 
-
 SEES = ("A chat between a curious user and an artificial intelligence assistant. "
         "The assistant is able to understand the visual content that the user provides, "
         "and assist the user with a variety of tasks using natural language."  # sic: no space follows
         "The visual content will be provided with the following format: <Image>visual content</Image>.")
 TAGS = ("<Image>", "</Image>")
-
 TEMPLATES = {
     "vicuna_v1": Template("two", helpful("user"), "USER", "ASSISTANT"),                      # LLaVA-1.5
     "llava_v1": Template("two", helpful("human"), "USER", "ASSISTANT"),                      # LLaVA-1, July 2023
@@ -118,8 +116,6 @@ def checked(turns, style, image_tokens):
         raise ValueError("template plain takes an image and its caption: one human turn with <image>, one gpt turn")
     return turns
 
-
-# The three styles. Each yields pairs (piece, learn); a piece is text, IMAGE_TOKEN or the id of a control token.
 
 def two(turns, t, tokenizer, image_tokens):
     """Two separators: a space ends the question, the end token the answer. No space follows the end token: sic."""

@@ -6,16 +6,15 @@ is held in memory, three numbers a sample. Batches are padded on the right, so t
 and attention needs no mask of its own.
 """
 import json
-import os
 from pathlib import Path, PurePosixPath
 
-import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from minillava.conversation import IGNORE_INDEX, IMAGE, render
-from minillava.model import IMAGE_TOKEN
-from minillava.vision import load_image, preprocess
+from minillava.conversation import IMAGE, render
+from minillava.files import index_of
+from minillava.images import load_image, preprocess
+from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN
 
 
 def words_of(sample):
@@ -25,45 +24,6 @@ def words_of(sample):
         return max(words, 1) * (1 if "image" in sample else -1)
     except (AttributeError, KeyError, TypeError):
         return 1
-
-
-def index_of(path, cache, chunk=1 << 24):
-    """A JSON array of samples, of any size -> int64 [samples, 3]: first byte, last byte + 1, words (see words_of).
-
-    One pass over the file, parsed by the chunk. The folder `cache` keeps the index for the next time.
-    """
-    stat = os.stat(path)
-    kept = Path(cache) / f"index-{stat.st_size}-{stat.st_mtime_ns}.npy"
-    if kept.exists():
-        return np.load(kept, mmap_mode="r")
-    rows, decode, base = [], json.JSONDecoder().raw_decode, 0  # base: where in the file `text` begins
-    with open(path, "rb") as file:
-        text, at = file.read(chunk).decode("latin-1"), 0  # a character is a byte, so positions are those of the file
-        while True:
-            while text[at : at + 1].isspace() or text[at : at + 1] in ("," if rows else "[",) and at + base < stat.st_size:
-                at += 1
-            if text[at : at + 1] == "]":
-                break
-            try:
-                sample, end = decode(text, at)
-            except json.JSONDecodeError as error:
-                more = file.read(chunk).decode("latin-1")
-                if not more:
-                    raise ValueError(f"{path} is not a JSON array of samples: {error.msg} at byte {base + error.pos}, "
-                                     f"after {len(rows)} samples") from None
-                text, base, at = text[at:] + more, base + at, 0
-                continue
-            if not text[at:end].isascii():  # words are those of the real text
-                sample = json.loads(text[at:end].encode("latin-1"))
-            rows.append((base + at, base + end, words_of(sample)))
-            at = end
-    if not rows:
-        raise ValueError(f"{path} holds no samples")
-    Path(cache).mkdir(parents=True, exist_ok=True)
-    new = kept.with_suffix(f".{os.getpid()}.npy")
-    np.save(new, np.array(rows, dtype=np.int64))
-    os.replace(new, kept)
-    return np.load(kept, mmap_mode="r")
 
 
 class LlavaData(torch.utils.data.Dataset):
@@ -78,7 +38,7 @@ class LlavaData(torch.utils.data.Dataset):
         folder for the index (default: that of the file); max_length: tokens, image included, where a sample is cut."""
         self.path, self.images, self.tokenizer, self.config = Path(path), Path(images), tokenizer, config
         self.template, self.max_length = template or config.template, max_length
-        self.index = index_of(path, cache or self.path.parent)
+        self.index = index_of(path, cache or self.path.parent, words_of)
 
     def __len__(self):
         return len(self.index)
@@ -141,56 +101,3 @@ def collate_noted(items):
     """As collate, and what the run's records want to know: the ids, what was passed over, how many were cut."""
     return *collate(items), {"ids": [item["id"] for item in items], "bad": [line for item in items for line in item["bad"]],
                              "cut": sum(item["cut"] for item in items)}
-
-
-def micro_batches(lengths, batch, world, rank, accumulate, grouped, epochs, seed):
-    """What one of `world` ranks trains on, list of lists of indices: `accumulate` micro-batches of `batch` to a step.
-
-    The order depends on the seed and on the size of the global batch alone, so that 2 ranks that accumulate twice see
-    the very global batches of 1 rank that accumulates 4 times. An epoch whose last step falls short is filled up from
-    its beginning. grouped: of like length and one modality, as in LLaVA-1.5's second stage; else at random.
-    """
-    mine = []
-    for epoch in range(epochs):
-        generator = torch.Generator().manual_seed(seed + epoch)
-        order = (grouped_order(lengths, batch, world * accumulate, generator) if grouped
-                 else torch.randperm(len(lengths), generator=generator).tolist())
-        size = batch * world * accumulate
-        order += [order[i % len(order)] for i in range(-len(order) % size)]
-        mine += [order[start : start + batch] for start in range(rank * batch, len(order), world * batch)]
-    return mine
-
-
-def grouped_order(lengths, batch, world, generator):
-    """A shuffled order in which each global batch holds samples of like length, and of one modality: llava_trainer.py.
-
-    lengths: ints, negative for text alone; batch: samples per rank and step; world: ranks x accumulation steps. The last
-    batch is the only mixed one. The same generator state gives the same order as the official code.
-    """
-    if all(n > 0 for n in lengths) or all(n < 0 for n in lengths):
-        return [i for mega in _megabatches(lengths, batch, world, generator) for i in mega]
-    kinds = []
-    for sign in (1, -1):
-        indices = [i for i, n in enumerate(lengths) if n * sign > 0]
-        megabatches = _megabatches([abs(lengths[i]) for i in indices], batch, world, generator)
-        order = [indices[i] for mega in megabatches for i in mega]
-        kinds.append([order[i : i + batch * world] for i in range(0, len(order), batch * world)])
-    last = sorted(kinds[0].pop() + kinds[1].pop())
-    megabatches = kinds[0] + kinds[1]
-    shuffled = [megabatches[i] for i in torch.randperm(len(megabatches), generator=generator).tolist()]
-    return [i for mega in shuffled + [last] for i in mega]
-
-
-def _megabatches(lengths, batch, world, generator):
-    order, size = torch.randperm(len(lengths), generator=generator).tolist(), batch * world
-    for start in range(0, len(order), size):
-        mega = sorted(order[start : start + size], key=lambda i: lengths[i], reverse=True)
-        if len(mega) % world:
-            yield [i for rank in range(world) for i in mega[rank::world]]
-        else:  # the longest left goes to the rank with the least so far
-            ranks, sums = [[] for _ in range(world)], [0] * world
-            for i in mega:
-                rank = min((r for r in range(world) if len(ranks[r]) < len(mega) // world), key=lambda r: sums[r])
-                ranks[rank].append(i)
-                sums[rank] += lengths[i]
-            yield [i for rank in ranks for i in rank]

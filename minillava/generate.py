@@ -4,9 +4,10 @@ Sampling as in the official demo: greedy at temperature 0, else the smallest set
 """
 import torch
 
-from minillava.conversation import IMAGE_TOKEN, TEMPLATES, human_turn, render
-from minillava.language import KVCache
-from minillava.vision import preprocess
+from minillava.conversation import TEMPLATES, human_turn, render
+from minillava.images import preprocess
+from minillava.llama import KVCache
+from minillava.llava import IMAGE_TOKEN
 
 
 def sample(logits, temperature=0.0, top_p=1.0):

@@ -10,15 +10,15 @@ them, as in Vicuna v0 to v1.3, or only the first one of a text, as in Vicuna v1.
 import codecs
 import json
 import re
-import struct
 from pathlib import Path
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+
+from minillava.files import read_json
+from minillava.sentencepiece import SPACE, from_sentencepiece, rebuild
 
 # All that says how a folder's text becomes ids, here and in transformers; what one of them adds, no other may deny.
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "added_tokens.json", "special_tokens_map.json")
-SPACE = "▁"  # how SentencePiece writes a space
 BYTE = re.compile("<0x([0-9A-F]{2})>")  # a piece that is one byte of a character without a piece of its own
 
 
@@ -166,10 +166,6 @@ class Streamer:
         return self._utf8.decode(b"", final=True)
 
 
-# Bytes that are no UTF-8 become one U+FFFD each, as in SentencePiece ("replace" writes one for several).
-codecs.register_error("one_mark_per_byte", lambda error: ("\ufffd" * (error.end - error.start), error.end))
-
-
 def spell_piece(piece):
     byte = BYTE.fullmatch(piece)
     return bytes.fromhex(byte[1]) if byte else piece.replace(SPACE, " ").encode()
@@ -182,22 +178,6 @@ def byte_level_speller():
     alphabet = {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(other)}
     return lambda token: bytes(alphabet[c] for c in token) if all(c in alphabet for c in token) else token.encode()
 
-
-def read_json(path):
-    """A parsed JSON object; {} where the file does not exist."""
-    try:
-        parsed = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); download it again") from None
-    if not isinstance(parsed, dict):
-        raise ValueError(f"{path} is not a JSON object; download it again")
-    return parsed
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# tokenizer.json
 
 def from_json(parsed, path, legacy):
     """A parsed tokenizer.json -> (first, rest, prefix, legacy), as Tokenizer takes them; legacy None: the file's."""
@@ -228,110 +208,5 @@ def from_json(parsed, path, legacy):
     rest = rebuild(first, rest.normalizer, rest.pre_tokenizer)
     return first, rest, bool(prefixing), all(prefixing) if legacy is None else legacy
 
-
-def rebuild(tokenizer, normalizer, pre_tokenizer, empty=False):
-    """The same model (shared, not copied) and added tokens, or an empty model, in another pipeline."""
-    new = tokenizers.Tokenizer(models.BPE() if empty else tokenizer.model)
-    if normalizer:
-        new.normalizer = normalizer
-    if pre_tokenizer:
-        new.pre_tokenizer = pre_tokenizer
-    if not empty:
-        new.add_tokens([token for _, token in sorted(tokenizer.get_added_tokens_decoder().items())])
-    return new
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# tokenizer.model: the protobuf message sentencepiece.ModelProto
-
-NORMAL, UNKNOWN, CONTROL, BYTE_PIECE = 1, 2, 3, 6  # ModelProto.SentencePiece.Type
-
-
-def from_sentencepiece(path, legacy):
-    """A SentencePiece BPE model -> (first, rest, prefix, legacy), as Tokenizer takes them; ids equal SentencePiece's.
-
-    SentencePiece merges, again and again, the neighbours that together make the piece of the highest score, the
-    leftmost ones first. `tokenizers` wants a ranked list of pairs instead: every way to cut a piece in two, by score.
-    The trap is equal scores. LLaMA gives all runs of spaces, `▁▁` to 16 times `▁`, the score -1e9, so that they are
-    merged after everything else ("x▁▁hello" is x ▁ ▁hello, not x ▁▁ hello), and then from the left, each run growing
-    space by space. So among equals the longest piece goes first, or twenty spaces would become 8 and 12, not 16 and 4.
-    """
-    pieces, byte_fallback, dummy_prefix = read_sentencepiece(path)
-    vocab = {piece: i for i, (piece, _, _) in enumerate(pieces)}
-    mergeable = {piece for piece, _, kind in pieces if kind == NORMAL}
-    merges = []
-    for piece, score, kind in pieces:
-        if kind == NORMAL:
-            for cut in range(1, len(piece)):
-                if piece[:cut] in mergeable and piece[cut:] in mergeable:
-                    merges.append((-score, -len(piece), piece[:cut], piece[cut:]))
-    merges.sort(key=lambda merge: merge[:2])  # stable: equals stay in the order of the vocabulary
-    unknown = next((piece for piece, _, kind in pieces if kind == UNKNOWN), None)
-    first = tokenizers.Tokenizer(models.BPE(vocab, [merge[2:] for merge in merges], unk_token=unknown, fuse_unk=True,
-                                            byte_fallback=byte_fallback))
-    first.add_special_tokens([AddedToken(piece, special=True, normalized=False)
-                              for piece, _, kind in pieces if kind in (UNKNOWN, CONTROL)])
-    spaces = normalizers.Replace(" ", SPACE)
-    rest = rebuild(first, spaces, None)
-    first.normalizer = spaces
-    strip = [decoders.Strip(" ", 1, 0)] if dummy_prefix else []
-    first.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
-    if "<s>" in vocab:
-        first.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B", [("<s>", vocab["<s>"])])
-    if dummy_prefix and legacy:
-        first.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces])
-    elif dummy_prefix:
-        # Metaspace alone knows which segment is the first, but puts no prefix before a text that begins with its own
-        # character. So one whose character cannot occur (spaces are ▁ by now) writes it, and a second turns it into ▁.
-        first.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(" ", "first", split=False),
-                                                       pre_tokenizers.Metaspace(SPACE, "never", split=False)])
-    return first, rest, dummy_prefix, legacy
-
-
-def read_sentencepiece(path):
-    """-> ([(piece, score, kind)] by id, byte_fallback, dummy_prefix); ValueError for what cannot be matched exactly."""
-    try:
-        model = fields(path.read_bytes())
-        pieces = []
-        for message in model[1]:
-            piece = fields(message)
-            kind = piece.get(3, [NORMAL])[-1]
-            pieces.append((piece[1][-1].decode(), struct.unpack("<f", piece.get(2, [bytes(4)])[-1])[0], kind))
-        trainer, normalizer = fields(model[2][-1]), fields(model[3][-1])
-    except (KeyError, IndexError, ValueError, struct.error, AttributeError, TypeError):
-        raise ValueError(f"{path} is not a whole SentencePiece model; download it again, or tokenizer.json") from None
-    if trainer.get(3, [1])[-1] != 2:
-        raise ValueError(f"{path} is not a BPE model as LLaMA's is; add a tokenizer.json to the folder")
-    odd = {kind for _, _, kind in pieces} - {NORMAL, UNKNOWN, CONTROL, BYTE_PIECE}
-    if odd or normalizer.get(2, [b""])[-1] or normalizer.get(4, [1])[-1] or trainer.get(24, [0])[-1]:
-        raise ValueError(f"{path} rewrites text or has symbols of its own; add a tokenizer.json to the folder")
-    return pieces, bool(trainer.get(35, [0])[-1]), bool(normalizer.get(3, [1])[-1])
-
-
-def fields(message):
-    """One protobuf message -> {field number: [values]}; a value is an int (varint) or bytes (everything else)."""
-    found, at = {}, 0
-
-    def varint():
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte, at = message[at], at + 1
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-            if shift > 63:
-                raise ValueError("a number of more than 64 bits")
-
-    while at < len(message):
-        key = varint()
-        if key & 7 == 0:
-            value = varint()
-        else:
-            size = {1: 8, 5: 4}.get(key & 7) or varint()
-            if key & 7 not in (1, 2, 5) or at + size > len(message):
-                raise ValueError("not a protobuf message, or cut short")
-            value, at = message[at:at + size], at + size
-        found.setdefault(key >> 3, []).append(value)
-    return found
+# Bytes that are no UTF-8 become one U+FFFD each, as in SentencePiece ("replace" writes one for several).
+codecs.register_error("one_mark_per_byte", lambda error: ("\ufffd" * (error.end - error.start), error.end))

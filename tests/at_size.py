@@ -20,11 +20,12 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from minillava import checkpoint  # noqa: E402
-from minillava.language import LanguageConfig  # noqa: E402
-from minillava.model import Llava, LlavaConfig  # noqa: E402
-from minillava.vision import VisionConfig, VisionTower  # noqa: E402
+from minillava.llama import LanguageConfig  # noqa: E402
+from minillava.llava import Llava, LlavaConfig  # noqa: E402
+from minillava.vit import VisionConfig, VisionTower  # noqa: E402
+from minillava.weights import layouts, tensors  # noqa: E402
 
-VISION = VisionConfig(**checkpoint.CLIP_L)
+VISION = VisionConfig(**layouts.CLIP_L)
 SCALES = {"7b": LanguageConfig(vocab_size=32064, max_position_embeddings=4096, rms_norm_eps=1e-5),
           "1b": LanguageConfig(vocab_size=32064, hidden_size=2048, intermediate_size=5504, num_hidden_layers=16,
                                num_attention_heads=16, max_position_embeddings=4096, rms_norm_eps=1e-5)}
@@ -37,8 +38,8 @@ def write(folder, scale):
     config = LlavaConfig(VISION, SCALES[scale])
     with torch.device("meta"):
         empty = dict(Llava(config).named_parameters())
-    table = {here: disk for disk, here in checkpoint.LLAVA_HF.items()}
-    names = checkpoint.rename({name: name for name in empty}, table)
+    table = {here: disk for disk, here in layouts.LLAVA_HF.items()}
+    names = tensors.rename({name: name for name in empty}, table)
     weight_map, shard, size = {}, {}, 0
     for disk, name in names.items():
         shape = empty[name].shape
@@ -83,12 +84,12 @@ def answer(folder, tokens):
 def tower():
     from transformers import CLIPVisionConfig, CLIPVisionModel
     torch.manual_seed(0)
-    theirs = CLIPVisionModel(CLIPVisionConfig(**checkpoint.CLIP_L)).eval()
+    theirs = CLIPVisionModel(CLIPVisionConfig(**layouts.CLIP_L)).eval()
     for parameter in theirs.parameters():  # the initial weights are so small that a wrong layer would hardly show
         parameter.data += 0.02 * torch.randn_like(parameter)
     with torch.device("meta"):
         ours = VisionTower(VISION)
-    checkpoint.fill(ours, checkpoint.rename(theirs.state_dict(), checkpoint.CLIP), "transformers", "cpu", torch.float32)
+    tensors.fill(ours, tensors.rename(theirs.state_dict(), layouts.CLIP), "transformers", "cpu", torch.float32)
     pixels = torch.randn(1, 3, 336, 336)
     with torch.inference_mode():
         expected = theirs(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]

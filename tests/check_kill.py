@@ -19,12 +19,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from minillava import toy_world  # noqa: E402
-from minillava.instruct_data import read_symbols, toy_samples  # noqa: E402
+from minillava.instruct.symbols import read_symbols  # noqa: E402
+from minillava.toy import annotations  # noqa: E402
+from minillava.toy.instruct import toy_samples  # noqa: E402
 
 
 def make_world(folder, scenes=40):
-    toy_world.make_world(folder, "train", scenes, seed=0)
+    annotations.make_world(folder, "train", scenes, seed=0)
     symbols = read_symbols(folder / "captions_train.json", folder / "instances_train.json")
     for name, kinds in (("brief", {"brief": 1}), ("chat", {"conversation": 1, "reasoning": 1, "text": 0.3})):
         (folder / f"{name}.json").write_text(json.dumps(toy_samples(symbols, kinds, 0)))
@@ -32,7 +33,7 @@ def make_world(folder, scenes=40):
 
 def command(world, out, *more, ranks=1, recipe="v1.5-finetune"):
     """train.py on the toy world with a recipe of the real thing, in fp32 on the CPU."""
-    toy, brief = ROOT / "minillava/toy", recipe.endswith("pretrain")
+    toy, brief = ROOT / "minillava/toy/weights", recipe.endswith("pretrain")
     start = [sys.executable] if ranks == 1 else [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", ranks]
     return list(map(str, [
         *start, ROOT / "train.py", "--recipe", recipe, "--vision", toy / "clip", "--language", toy / "vicuna",

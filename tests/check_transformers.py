@@ -17,11 +17,12 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from minillava.checkpoint import load_language, load_llava, load_vision  # noqa: E402
-from minillava.checkpoint import save_clip, save_language, save_llava  # noqa: E402
-from minillava.language import LanguageConfig  # noqa: E402
-from minillava.model import IMAGE_TOKEN, Llava, LlavaConfig  # noqa: E402
+from minillava.images import preprocess  # noqa: E402
+from minillava.llama import LanguageConfig  # noqa: E402
+from minillava.llava import IMAGE_TOKEN, Llava, LlavaConfig  # noqa: E402
 from minillava.tokenizer import Tokenizer  # noqa: E402
-from minillava.vision import VisionConfig, VisionTower, preprocess  # noqa: E402
+from minillava.vit import VisionConfig, VisionTower  # noqa: E402
+from minillava.weights.saving import save_clip, save_language, save_llava  # noqa: E402
 
 OLD = transformers.__version__.startswith("4.37")
 FIXTURES = ROOT / "tests" / "fixtures"

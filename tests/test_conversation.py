@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from minillava.conversation import IGNORE_INDEX, IMAGE_TOKEN, TEMPLATES, human_turn, render, show
+from minillava.conversation import TEMPLATES, human_turn, render, show
+from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN
 from minillava.tokenizer import Tokenizer
 
 FIXTURE = Path(__file__).parent / "fixtures" / "tokenizer" / "tokenizer.model"

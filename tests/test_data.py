@@ -7,8 +7,10 @@ import torch
 from PIL import Image
 
 from minillava.checkpoint import load_llava
-from minillava.data import LlavaData, collate, grouped_order, index_of, micro_batches, words_of
-from minillava.model import IGNORE_INDEX, IMAGE_TOKEN
+from minillava.data import LlavaData, collate, words_of
+from minillava.files import index_of
+from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN
+from minillava.training.sampler import grouped_order, micro_batches
 
 MIXED = [5, -3, 8, 2, -7, 9, 4, -1, 6, 3, -2, 7, 1, 10, -4, 11]
 
@@ -71,10 +73,10 @@ def test_the_index_of_a_file_finds_what_json_finds(tmp_path, chunk, indent, asci
     samples = [chat(), chat("b.png", 'a "quoted" [brace} <image>', "naïve 日本\u00a0語 \\ \n ]"),
                chat(None, "Hi \u3000 there"), {"id": 1}]
     (tmp_path / "data.json").write_text(json.dumps(samples, indent=indent, ensure_ascii=ascii), encoding="utf-8")
-    index, raw = index_of(tmp_path / "data.json", tmp_path, chunk), (tmp_path / "data.json").read_bytes()
+    index, raw = index_of(tmp_path / "data.json", tmp_path, words_of, chunk), (tmp_path / "data.json").read_bytes()
     assert [json.loads(raw[first:end]) for first, end, _ in index] == samples
     assert index[:, 2].tolist() == [words_of(sample) for sample in samples] == [4, 9, -3, 1]
-    assert (index_of(tmp_path / "data.json", tmp_path) == index).all()  # out of the cache
+    assert (index_of(tmp_path / "data.json", tmp_path, words_of) == index).all()  # out of the cache
 
 
 @pytest.mark.parametrize("text, message", [
@@ -83,7 +85,7 @@ def test_the_index_of_a_file_finds_what_json_finds(tmp_path, chunk, indent, asci
 def test_a_file_that_is_no_array_of_samples_is_refused(tmp_path, text, message):
     (tmp_path / "data.json").write_text(text)
     with pytest.raises(ValueError, match=message):
-        index_of(tmp_path / "data.json", tmp_path)
+        index_of(tmp_path / "data.json", tmp_path, words_of)
 
 
 HI = {"from": "human", "value": "Hi"}

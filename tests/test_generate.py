@@ -9,8 +9,11 @@ from PIL import Image
 from minillava.checkpoint import TOY, load_language, load_llava, load_vision
 from minillava.conversation import render
 from minillava.generate import Answer, Memory, generate, new_cache, sample, stream
-from minillava.model import IMAGE_TOKEN
-from minillava.toy_world import QUESTIONS, as_fractions, draw, make_scene, read
+from minillava.llava import IMAGE_TOKEN
+from minillava.toy.annotations import as_fractions
+from minillava.toy.objects import read
+from minillava.toy.questions import QUESTIONS
+from minillava.toy.world import draw, make_scene
 
 
 def pictures(count):

@@ -1,4 +1,5 @@
 """The data engine: symbols in, LLaVA-JSON out, with a real server as teacher."""
+import functools
 import json
 import os
 import random
@@ -11,11 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from minillava import toy_world
 from minillava.data import LlavaData
-from minillava.instruct_data import (brief_samples, choose, in_symbols, instructions, main, make_samples, parse,
-                                     questions_of, read_symbols, shares_of, thin, toy_samples)
-from minillava.teacher import Teacher
+from minillava.instruct.__main__ import main
+from minillava.instruct.captions import brief_samples, thin
+from minillava.instruct.replies import instructions, parse, questions_of
+from minillava.instruct.samples import make_samples
+from minillava.instruct.symbols import choose, in_symbols, read_symbols, shares_of
+from minillava.instruct.teacher import Teacher
+from minillava.toy import annotations, objects, questions, teacher, world
+from minillava.toy.instruct import TEACHERS, TOY_QUESTIONS, toy_samples
 from tests.servers import serving
 
 ROOT = Path(__file__).parent.parent
@@ -74,11 +79,11 @@ def test_coco_files_are_read_as_symbols(coco):
 
 
 def test_the_toy_world_is_read_as_coco_is(tmp_path):
-    toy_world.make_world(tmp_path, "val", 5, seed=0)
+    annotations.make_world(tmp_path, "val", 5, seed=0)
     rng = random.Random("0 val")
     symbols = read_symbols(tmp_path / "captions_val.json", tmp_path / "instances_val.json")
     assert list(symbols) == [f"{i:012}.png" for i in range(1, 6)]
-    assert symbols["000000000001.png"][1] == toy_world.as_fractions(toy_world.make_scene(rng, "val"))
+    assert symbols["000000000001.png"][1] == annotations.as_fractions(world.make_scene(rng, "val"))
 
 
 def test_the_request_is_instructions_examples_and_the_picture_in_symbols(coco):
@@ -205,10 +210,10 @@ def test_brief_samples_are_one_caption_and_one_question_of_the_list():
 def test_the_toy_teacher_reads_from_captions_what_it_reads_from_boxes():
     rng = random.Random(5)
     for _ in range(50):
-        boxes = toy_world.as_fractions(toy_world.make_scene(rng, "train"))
-        text = "\n".join(toy_world.captions_of(boxes, rng))
+        boxes = annotations.as_fractions(world.make_scene(rng, "train"))
+        text = "\n".join(objects.captions_of(boxes, rng))
         system = instructions("detail")[0]["content"]
-        told = [toy_world.ask([{"role": "system", "content": system}, {"role": "user", "content": symbols}])
+        told = [teacher.ask([{"role": "system", "content": system}, {"role": "user", "content": symbols}])
                 for symbols in (text, text + "\n\n" + "\n".join(f"{name}: {box}" for name, box in boxes))]
         assert told[0] == told[1]
 
@@ -216,8 +221,8 @@ def test_the_toy_teacher_reads_from_captions_what_it_reads_from_boxes():
 def test_the_miniatures_data_is_made_by_the_engine():
     rng, symbols = random.Random(0), {}
     for i in range(60):
-        boxes = toy_world.as_fractions(toy_world.make_scene(rng, "train"))
-        symbols[f"{i}.png"] = toy_world.captions_of(boxes, rng), boxes
+        boxes = annotations.as_fractions(world.make_scene(rng, "train"))
+        symbols[f"{i}.png"] = objects.captions_of(boxes, rng), boxes
     kinds = {"brief": 1.0, "conversation": 1.0, "detail": 0.4, "reasoning": 1.0, "text": 0.05}
     samples = toy_samples(symbols, kinds, seed=0)
     counts = {kind: [s for s in samples if s["id"].endswith(f"_{kind}")] for kind in kinds}
@@ -226,9 +231,9 @@ def test_the_miniatures_data_is_made_by_the_engine():
     assert all("image" not in s and "<image>" not in s["conversations"][0]["value"] for s in counts["text"])
     for sample in counts["reasoning"] + counts["conversation"]:
         for human, gpt in zip(sample["conversations"][::2], sample["conversations"][1::2]):
-            things = toy_world.read(symbols[sample["image"]][1])  # what it says is true of its picture
+            things = objects.read(symbols[sample["image"]][1])  # what it says is true of its picture
             question, rng = human["value"].replace("<image>", "").strip(), random.Random(0)
-            pairs = (ask(things, rng) for _ in range(3000) for ask in toy_world.QUESTIONS.values())
+            pairs = (ask(things, rng) for _ in range(3000) for ask in questions.QUESTIONS.values())
             assert next(pair[1] for pair in pairs if pair and pair[0] == question) == gpt["value"]
     assert samples == toy_samples(symbols, kinds, seed=0) != toy_samples(symbols, kinds, seed=1)
 
@@ -236,7 +241,7 @@ def test_the_miniatures_data_is_made_by_the_engine():
 # ---------------------------------------------------------------------------------------------------------- the command
 
 def command(*typed):
-    return [sys.executable, "-m", "minillava.instruct_data", *map(str, typed)]
+    return [sys.executable, "-m", "minillava.instruct", *map(str, typed)]
 
 
 @pytest.fixture
@@ -303,9 +308,15 @@ def test_a_refusing_server_is_one_line(jsonl, tmp_path, run):
     assert done.err.splitlines()[-1] == "error: 127.0.0.1 says HTTP 401: no such key"
 
 
-def test_the_toy_world_through_the_command_trains(tmp_path, run):
+@pytest.fixture
+def toy_main(monkeypatch):
+    """`run` then types the command of the toy world, where the template teacher is at hand."""
+    monkeypatch.setattr(sys.modules[__name__], "main", functools.partial(main, TEACHERS, TOY_QUESTIONS))
+
+
+def test_the_toy_world_through_the_command_trains(tmp_path, toy_main, run):
     from minillava.checkpoint import load_llava
-    toy_world.make_world(tmp_path, "train", 30, seed=0)
+    annotations.make_world(tmp_path, "train", 30, seed=0)
     captions, instances = tmp_path / "captions_train.json", tmp_path / "instances_train.json"
     for kinds, expected in (("conversation,detail,reasoning", 22 + 8 + 30), ("brief", 30)):
         done = run("--captions", captions, "--instances", instances, "--kinds", kinds, "--teacher", "toy", "--keep-all",
@@ -328,7 +339,7 @@ def test_the_toy_world_through_the_command_trains(tmp_path, run):
     (["--captions", "{tmp}/captions.json", "--kinds", "conversation", "--teacher", "toy", "--count", "3"], "for 2"),
     (["--captions", "{tmp}/captions.json", "--kinds", "conversation"], "--teacher"),
 ])
-def test_what_is_wrong_with_the_input_is_one_line(coco, tmp_path, run, typed, message):
+def test_what_is_wrong_with_the_input_is_one_line(coco, tmp_path, toy_main, run, typed, message):
     (tmp_path / "list.json").write_text("[1, 2]")
     done = run(*(word.format(tmp=tmp_path) for word in typed), "--out", tmp_path / "out.json")
     assert done.returncode == 2 and "Traceback" not in done.err and not (tmp_path / "out.json").exists()

@@ -5,16 +5,19 @@ import io
 import json
 import random
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from minillava import toy_world
-from minillava.instruct_data import PROMPTS
-from minillava.llava_bench import (FORMS, answer_file, interval, main, parse_scores, parse_scores_officially,
-                                   read_questions, relative, review_messages)
+from minillava.evaluation.__main__ import main
+from minillava.evaluation.answers import FORMS, answer_file, read_questions
+from minillava.evaluation.judge import PROMPTS, parse_scores, parse_scores_officially, review_messages
+from minillava.evaluation.report import interval, relative
+from minillava.toy import bench as toy_bench
+from minillava.toy import world
 from tests.servers import serving
 
 COCO = Path(__file__).parent.parent / "../shared/data/coco"
@@ -102,8 +105,8 @@ def test_mmbench_is_read_as_it_is_published(tmp_path, run):
 
 def test_the_miniature_answers_a_question_file(tmp_path, run):
     rng = random.Random(0)
-    scene = [("red circle", toy_world.make_box(0, rng)), ("blue star", toy_world.make_box(5, rng))]
-    toy_world.draw(scene, rng).save(tmp_path / "scene.png")
+    scene = [("red circle", world.make_box(0, rng)), ("blue star", world.make_box(5, rng))]
+    world.draw(scene, rng).save(tmp_path / "scene.png")
     questions = write(tmp_path / "q.jsonl", [
         {"question_id": 0, "image": "scene.png", "text": "How many shapes are there?", "category": "conv"},
         {"question_id": 1, "text": "What is a star?"},
@@ -270,12 +273,13 @@ def test_a_file_without_reviews_is_told(tmp_path, run):
 
 
 def test_the_rule_covers_both_benches():
-    rules = json.loads((PROMPTS / "judge" / "rule.json").read_text())
+    rules = json.loads((PROMPTS / "rule.json").read_text())
     assert set(rules) == {prefix + name for prefix in ("", "llava_bench_") for name in ("conv", "detail", "complex")}
 
 
-def test_the_toy_bench_answers_judges_and_reports(tmp_path, run):
-    done = run("toy", "--out", tmp_path, "--scenes", 4)
+def test_the_toy_bench_answers_judges_and_reports(tmp_path, run, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "main", toy_bench.main)
+    done = run("--out", tmp_path, "--scenes", 4)
     assert done.returncode == 0, done.err
     rows = read(tmp_path / "reviews.jsonl")
     assert len(rows) == 12 and all(row["tuple"][0] == 10 for row in rows)  # the reference is the teacher's own

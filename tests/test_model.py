@@ -2,10 +2,11 @@
 import pytest
 import torch
 
-from minillava.language import LanguageConfig
-from minillava.model import IGNORE_INDEX, IMAGE_TOKEN, Llava, LlavaConfig
-from minillava.optim import forward_backward_in, make_optimizers, take_step
-from minillava.vision import VisionConfig, attention
+from minillava.attention import attention
+from minillava.llama import LanguageConfig
+from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN, Llava, LlavaConfig
+from minillava.training.optimizer import forward_backward_in, make_optimizers, take_step
+from minillava.vit import VisionConfig
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_neither_chunks_of_the_head_nor_activation_checkpointing_change_anything
     model.freeze_for(2)
     data = dict(input_ids=input_ids, pixels=pixels, labels=labels)
     loss, plain = gradients(model, dtype, **data)
-    monkeypatch.setattr("minillava.model.HEAD_CHUNK", 3)  # of 4 supervised positions
+    monkeypatch.setattr("minillava.llava.HEAD_CHUNK", 3)  # of 4 supervised positions
     again, cut = gradients(model, dtype, checkpointing=True, **data)
     torch.testing.assert_close(again, loss)
     torch.testing.assert_close(cut, plain, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-4)

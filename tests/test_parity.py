@@ -12,8 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from minillava.checkpoint import load_language, load_llava, load_vision
-from minillava.model import IMAGE_TOKEN, LlavaConfig
-from minillava.vision import VisionConfig, preprocess, to_rgb
+from minillava.images import preprocess, to_rgb
+from minillava.llava import IMAGE_TOKEN, LlavaConfig
+from minillava.vit import VisionConfig
 
 FIXTURES = Path(__file__).parent / "fixtures"
 CPU = {"device": "cpu", "dtype": torch.float32}

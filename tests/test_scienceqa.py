@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 
 import eval_scienceqa
-from minillava import scienceqa, toy_world
-from minillava.checkpoint import TOY, load_llava, save_llava
+from minillava.checkpoint import TOY, load_llava
+from minillava.evaluation import scienceqa, scienceqa_scores
+from minillava.toy.scienceqa import make_problem, make_scienceqa
+from minillava.weights.saving import save_llava
 
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared/data/scienceqa"
@@ -106,7 +108,7 @@ def test_texts_equal_the_official_converters():
 
 
 def test_the_command_writes_llava_json(folder):
-    done = run("-m", "minillava.scienceqa", "--data", folder, "--split", "test", "--format", "QCM-ALE")
+    done = run("-m", "minillava.evaluation.scienceqa", "--data", folder, "--split", "test", "--format", "QCM-ALE")
     assert done.returncode == 0, done.stderr
     assert json.loads((folder / "llava_test_QCM-ALE.json").read_text()) == scienceqa.convert(folder, "test", "QCM-ALE")
 
@@ -124,24 +126,24 @@ def test_the_command_writes_llava_json(folder):
     ("Some plan\n###\nANSWER: B.", 1, -1),
 ])
 def test_an_answer_is_read_as_meant_and_strictly_as_the_official_script_does(text, ours, official):
-    assert scienceqa.choice_of(text, 2) == ours
-    assert scienceqa.official_choice_of(text, 2) == official
+    assert scienceqa_scores.choice_of(text, 2) == ours
+    assert scienceqa_scores.official_choice_of(text, 2) == official
 
 
 def test_the_ensembles_scripts_know_no_shortcut():
-    assert scienceqa.official_choice_of("B", 2, shortcuts=False) == -1
+    assert scienceqa_scores.official_choice_of("B", 2, shortcuts=False) == -1
 
 
 def test_the_table_counts_each_group(folder):
     problems = scienceqa.load(folder, "test")
-    lines = scienceqa.table(problems, {"ours": {"7": 1, "8": 1, "9": 0}}).splitlines()
+    lines = scienceqa_scores.table(problems, {"ours": {"7": 1, "8": 1, "9": 0}}).splitlines()
     assert lines[0].split() == COLUMNS
     assert lines[1].split()[1:] == ["1", "1", "1", "2", "1", "1", "1", "2", "3"]
     assert lines[2].split()[1:] == ["100.00", "0.00", "100.00", "50.00", "100.00", "100.00", "100.00", "50.00", "66.67"]
-    topics = scienceqa.table(problems, {"ours": {"7": 1, "8": 1, "9": 0}}, topics=True).splitlines()
+    topics = scienceqa_scores.table(problems, {"ours": {"7": 1, "8": 1, "9": 0}}, topics=True).splitlines()
     assert [line.split() for line in topics[1:]] == [["about", "7", "1", "100.00"], ["about", "8", "1", "100.00"],
                                                      ["about", "9", "1", "0.00"]]
-    assert "-" in scienceqa.table(scienceqa.load(folder, "val"), {"ours": {"10": 1}}).splitlines()[2].split()
+    assert "-" in scienceqa_scores.table(scienceqa.load(folder, "val"), {"ours": {"10": 1}}).splitlines()[2].split()
 
 
 def run(*command):
@@ -316,7 +318,7 @@ def test_missing_images_splits_and_formats_are_named(folder):
 # ------------------------------------------------------------------------------------------- the toy world's questions
 
 def test_the_mini_scienceqa_is_in_the_official_layout_and_its_solutions_name_the_answer(tmp_path):
-    toy_world.make_scienceqa(tmp_path, {"train": 150, "test": 150}, seed=0)
+    make_scienceqa(tmp_path, {"train": 150, "test": 150}, seed=0)
     problems = json.loads((tmp_path / "problems.json").read_text())
     for split in ("train", "test"):
         samples = scienceqa.convert(tmp_path, split)
@@ -329,7 +331,7 @@ def test_the_mini_scienceqa_is_in_the_official_layout_and_its_solutions_name_the
         told = problem["solution"].split(" Among")[0].lower()
         rest = told.replace(choices[problem["answer"]].lower(), "", 1)
         assert rest != told
-    for belongs in scienceqa.GROUPS.values():
+    for belongs in scienceqa_scores.GROUPS.values():
         assert any(map(belongs, problems.values()))
     kinds = {(problem["image"] is None, bool(problem["hint"])) for problem in problems.values()}
     assert kinds == {(True, True), (True, False), (False, True), (False, False)}
@@ -338,7 +340,7 @@ def test_the_mini_scienceqa_is_in_the_official_layout_and_its_solutions_name_the
 def test_the_hint_of_a_text_only_problem_tells_what_its_question_asks():
     rng = random.Random(0)
     for _ in range(300):
-        problem, scene = toy_world.make_problem(rng, "train")
+        problem, scene = make_problem(rng, "train")
         assert (scene is None) == (problem["category"] != "picture")
         if problem["category"] == "text" and problem["topic"] == "position":
             name = re.search(r"the ((?:small |large )?\w+ \w+)\?", problem["question"])[1]
@@ -367,7 +369,7 @@ def test_prompts_are_the_official_ones(folder):
 
 
 def test_batched_answers_equal_single_ones_in_one_pass_and_in_two(toy, tmp_path):
-    toy_world.make_scienceqa(tmp_path, {"test": 5}, seed=3)
+    make_scienceqa(tmp_path, {"test": 5}, seed=3)
     for format in ("QCM-LEA", "QCM-LEPA"):
         answer = eval_scienceqa.answering(*toy, {"prompt_format": format, "max_new_tokens": 24})
         questions = questions_of(tmp_path, format)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from minillava import toy_world
+from minillava.toy import world
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,7 +19,7 @@ def run(*command, typed=None):
 @pytest.fixture
 def scene(tmp_path):
     path = tmp_path / "scene.png"
-    toy_world.draw([("red circle", [3, 3, 29, 29]), ("blue star", [67, 35, 93, 61])], random.Random(0)).save(path)
+    world.draw([("red circle", [3, 3, 29, 29]), ("blue star", [67, 35, 93, 61])], random.Random(0)).save(path)
     return path
 
 

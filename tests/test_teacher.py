@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from minillava import teacher as teacher_module
 from minillava.checkpoint import TOY
-from minillava.teacher import (BadReply, Endpoint, LimitReached, Local, Teacher, TeacherError, add_arguments,
-                               open_teacher)
+from minillava.instruct import endpoint
+from minillava.instruct.command import add_arguments, open_teacher
+from minillava.instruct.endpoint import Endpoint
+from minillava.instruct.local import Local
+from minillava.instruct.teacher import BadReply, LimitReached, Teacher, TeacherError
 from tests.servers import completion, serving
 
 KEY = "sk-not-for-your-eyes-1234567890"
@@ -69,7 +71,7 @@ def test_the_same_request_in_many_threads_is_paid_for_once(tmp_path):
     ((200, {}, b'{"choices": {}, "usage": 7}'), BadReply, "which is no answer"),
     ((200, {}, completion(None)), BadReply, "which is no answer"),
     ((200, {}, completion(" \n")), BadReply, "which is no answer"),
-    ((200, {}, b" " * (teacher_module.MAX_REPLY + 2)), BadReply, "more than 4194304 bytes"),
+    ((200, {}, b" " * (endpoint.MAX_REPLY + 2)), BadReply, "more than 4194304 bytes"),
 ])
 def test_trouble_that_passes_is_retried_and_trouble_that_stays_is_told(tmp_path, capfd, trouble, error, reason):
     with serving(lambda server, request: trouble if len(server.requests) < 3 else "at last") as server:
@@ -102,7 +104,7 @@ def test_retry_after_is_honoured(tmp_path, capfd):
     with serving(lambda server, request: trouble) as server:
         with pytest.raises(TeacherError, match="asks to wait 86400 s"):
             open_at(server, tmp_path).ask(question("y"))
-    assert teacher_module.seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0 and teacher_module.seconds("soon") is None
+    assert endpoint.seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0 and endpoint.seconds("soon") is None
 
 
 def test_a_server_that_is_not_there(tmp_path):
@@ -231,7 +233,7 @@ def test_what_is_wrong_with_the_flags(monkeypatch, typed, environment, message):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises((OSError, ValueError), match=message) as caught:
-        open_teacher(arguments(*typed))
+        open_teacher(arguments(*typed), {"toy": str})
     assert "\n" not in str(caught.value) and "two words" not in str(caught.value)
 
 

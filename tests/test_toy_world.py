@@ -5,14 +5,17 @@ import random
 import numpy as np
 import pytest
 
-from minillava import toy_world
-from minillava.instruct_data import read_symbols
-from minillava.toy_world import QUESTIONS, Thing, draw, heldout_questions, make_scene, make_world, split_of
+from minillava.instruct.symbols import read_symbols
+from minillava.toy import annotations, objects, world
+from minillava.toy.annotations import make_world
+from minillava.toy.objects import Thing
+from minillava.toy.questions import QUESTIONS, heldout_questions
+from minillava.toy.world import draw, make_scene, split_of
 
 # red circle small top-left, blue star large center, red square large bottom-right, red circle large bottom-left
 BOXES = [("red circle", [0.03, 0.03, 0.18, 0.18]), ("blue star", [0.37, 0.37, 0.62, 0.62]),
          ("red square", [0.7, 0.7, 0.95, 0.95]), ("red circle", [0.03, 0.7, 0.28, 0.95])]
-THINGS = toy_world.read(BOXES)
+THINGS = objects.read(BOXES)
 
 
 def answers(kind):
@@ -86,12 +89,12 @@ def test_a_world_on_disk_is_coco_and_reads_back_as_what_was_drawn(tmp_path):
     first = make_scene(rng, "val")
     name, (texts, boxes) = next(iter(symbols.items()))
     assert name == "000000000001.png" and len(texts) == 5
-    assert boxes == [(category, [round(v / toy_world.SIDE, 3) for v in box]) for category, box in first]
+    assert boxes == [(category, [round(v / world.SIDE, 3) for v in box]) for category, box in first]
     assert str(Thing(*boxes[0])).endswith(first[0][0])
 
 
 def test_heldout_questions_are_as_many_of_each_type():
     rng = random.Random(0)
-    symbols = {f"{i}.png": ([], toy_world.as_fractions(make_scene(rng, "val"))) for i in range(20)}
+    symbols = {f"{i}.png": ([], annotations.as_fractions(make_scene(rng, "val"))) for i in range(20)}
     questions = heldout_questions(symbols, 3, seed=0)
     assert [q["type"] for q in questions] == [kind for kind in QUESTIONS for _ in range(3)]

@@ -18,14 +18,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-from minillava import parallel, plan, toy_world  # noqa: E402
-from minillava.checkpoint import TOY, save_language  # noqa: E402
-from minillava.instruct_data import read_symbols, toy_samples  # noqa: E402
-from minillava.language import LanguageConfig, LanguageModel  # noqa: E402
-from minillava.model import Llava, LlavaConfig  # noqa: E402
-from minillava.optim import forward_backward_in, make_optimizers, take_step  # noqa: E402
+from minillava.attention import attention  # noqa: E402
+from minillava.checkpoint import TOY  # noqa: E402
+from minillava.instruct.symbols import read_symbols  # noqa: E402
+from minillava.llama import LanguageConfig, LanguageModel  # noqa: E402
+from minillava.llava import Llava, LlavaConfig  # noqa: E402
 from minillava.tokenizer import Tokenizer  # noqa: E402
-from minillava.vision import VisionConfig, attention  # noqa: E402
+from minillava.toy import annotations  # noqa: E402
+from minillava.toy.instruct import toy_samples  # noqa: E402
+from minillava.training import distributed, plan  # noqa: E402
+from minillava.training.optimizer import forward_backward_in, make_optimizers, take_step  # noqa: E402
+from minillava.vit import VisionConfig  # noqa: E402
+from minillava.weights.saving import save_language  # noqa: E402
 
 SIZE_7B = LlavaConfig(VisionConfig(1024, 4096, 24, 16, 336, 14), LanguageConfig())
 
@@ -48,7 +52,7 @@ def one_billion(folder):
     with torch.device("cuda"):
         model = LanguageModel(config)
     save_language(model.cpu().bfloat16(), tokenizer, folder / "language")
-    toy_world.make_world(folder / "world", "train", 64, seed=0)
+    annotations.make_world(folder / "world", "train", 64, seed=0)
     symbols = read_symbols(folder / "world/captions_train.json", folder / "world/instances_train.json")
     (folder / "data.json").write_text(json.dumps(toy_samples(symbols, {"conversation": 1, "reasoning": 1}, 0)))
     command = [sys.executable, ROOT / "train.py", "--recipe", "v1.5-finetune", "--vision", TOY / "clip", "--language",
@@ -79,7 +83,7 @@ def seven_billion(stage, layers, samples, length=2048, steps=5):
     model.freeze_for(stage)
     model.language_model.checkpointing = True
     shard = stage == 2
-    wrapped = parallel.wrap(model, torch.device("cuda"), shard, torch.bfloat16)
+    wrapped = distributed.wrap(model, torch.device("cuda"), shard, torch.bfloat16)
     optimizers = make_optimizers(wrapped, 1e-5)
     ids = torch.randint(3, 32000, (samples, length), device="cuda")
     ids[:, 1 : 1 + config.image_tokens] = -200
@@ -112,7 +116,7 @@ def main():
     flash()
     with tempfile.TemporaryDirectory() as folder:
         one_billion(Path(folder))
-    parallel.set_up("cuda", alone=False)
+    distributed.set_up("cuda", alone=False)
     seven_billion(1, 32, 8)
     torch.cuda.empty_cache()
     seven_billion(2, 10 if torch.cuda.mem_get_info()[1] < 100e9 else 20, 4)

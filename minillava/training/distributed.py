@@ -6,22 +6,15 @@
 The paper trained with FSDP on 8 A100 (section 5.1). Stage 1 trains so little that DDP, a whole model per GPU, is enough.
 """
 import os
-import re
-import shutil
 import signal
 import warnings
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
-
-warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process alone is no news
-TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)  # a checkpoint holds what changes
 
 
 def set_up(device="auto", alone=True):
@@ -102,39 +95,6 @@ def synced(model, last):
     return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
 
 
-# ------------------------------------------------------------------------------------------------- checkpoints of a run
-
-def checkpoints(folder):
-    """The finished checkpoints of a run, {step: folder}, oldest first."""
-    finished = (path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name))
-    return dict(sorted((int(path.name[11:]), path) for path in finished))
-
-
-def save(folder, step, model, optimizers, keep):
-    """folder/checkpoint-STEP, on as many ranks as there are; it has its name only once all of it is written."""
-    new, leads = Path(folder) / f"checkpoint-{step}.tmp", not dist.is_initialized() or dist.get_rank() == 0
-    if leads:
-        for left in Path(folder).glob("checkpoint-*.tmp"):  # by a run that was killed while saving
-            shutil.rmtree(left)
-    barrier()
-    weights, moments = get_state_dict(model, optimizers, options=TRAINED)
-    dcp.save({"model": weights, "optim": moments, "rng": torch.get_rng_state()}, checkpoint_id=new)
-    if leads:
-        os.replace(new, new.with_suffix(""))
-        for old in list(checkpoints(folder).values())[:-keep]:
-            shutil.rmtree(old.rename(old.with_name(old.name + ".tmp")))
-    barrier()
-
-
-def load(checkpoint, model, optimizers):
-    """Brings back what `save` wrote, by the same or another number of ranks."""
-    weights, moments = get_state_dict(model, optimizers, options=TRAINED)
-    state = {"model": weights, "optim": moments, "rng": torch.get_rng_state()}
-    dcp.load(state, checkpoint_id=checkpoint)
-    set_state_dict(model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optim"], options=TRAINED)
-    torch.set_rng_state(state["rng"])
-
-
 def whole_weights(model):
     """{name: tensor} of the whole model on the CPU, on rank 0; the others get {}."""
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
@@ -157,3 +117,5 @@ class Stop:
     def set(self, number, frame):
         self.signal = number
         signal.signal(number, signal.SIG_DFL)
+
+warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process alone is no news

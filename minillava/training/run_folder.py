@@ -1,13 +1,14 @@
 """A run is a folder: what was asked for, what was measured at every step, and a picture of the loss."""
 import json
 import math
-import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 from PIL import Image, ImageDraw
+
+from minillava.files import write
 
 
 def git_state():
@@ -19,13 +20,6 @@ def git_state():
         return commit.strip() + "+" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def write(path, text):
-    """Text into a file, the whole of it or nothing, whenever the process may be killed."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(f"{path}.tmp").write_text(text, encoding="utf-8")
-    os.replace(f"{path}.tmp", path)
 
 
 def begin(folder, recipe, settings):

@@ -6,7 +6,7 @@ and attention); what activation checkpointing computes again is not counted, as 
 """
 import torch
 
-from minillava.model import HEAD_CHUNK, Llava
+from minillava.llava import HEAD_CHUNK, Llava
 
 PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}  # dense bf16 FLOP/s: NVIDIA's data sheets
 

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from minillava.language import LanguageConfig, LanguageModel
-from minillava.vision import IMAGE_MEAN, IMAGE_STD, VisionConfig, VisionTower
+from minillava.images import IMAGE_MEAN, IMAGE_STD
+from minillava.llama import LanguageConfig, LanguageModel
+from minillava.vit import VisionConfig, VisionTower
 
 IGNORE_INDEX = -100  # label of a position without loss
 IMAGE_TOKEN = -200   # id that one row of image features replaces

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from minillava.vision import attention
+from minillava.attention import attention
 
 
 @dataclass(frozen=True)
