@@ -45,7 +45,7 @@ def settings_of(model, args):
         origins["template"] = f"--template; the checkpoint says {config.template}"
         config = model.config = dataclasses.replace(config, template=args.template)
     settings = {"prompt_format": format, "option_letter": letter, "use_caption": args.use_caption,
-                "template": config.template, "image_size": config.vision.image_size,
+                "template": config.template, "image_size": config.vision_config.image_size,
                 "image_aspect_ratio": config.image_aspect_ratio, "max_new_tokens": args.max_new_tokens,
                 "dtype": str(model.language_model.embed_tokens.weight.dtype).removeprefix("torch."),
                 "weights": fingerprint(model)}

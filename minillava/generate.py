@@ -27,7 +27,7 @@ def next_logits(model, input_ids, pixels, cache):
 
 def new_cache(model, batch, max_length, start=None):
     weight = model.language_model.embed_tokens.weight
-    return KVCache(model.config.language, batch, max_length, weight.device, weight.dtype, start)
+    return KVCache(model.config.language_config, batch, max_length, weight.device, weight.dtype, start)
 
 
 @torch.inference_mode()
@@ -38,7 +38,7 @@ def generate(model, tokenizer, prompts, images, max_new_tokens=512, temperature=
     so that all write their next token at the same place of the cache. An answer ends where the model's context does;
     ValueError if a prompt leaves no room for one.
     """
-    template, device, context = model.config.template, model.device, model.config.language.max_position_embeddings
+    template, device, context = model.config.template, model.device, model.config.language_config.max_position_embeddings
     rows = []
     for prompt, image, start in zip(prompts, images, begun or [""] * len(prompts), strict=True):
         image_tokens = model.config.image_tokens if image is not None else 0
@@ -100,7 +100,7 @@ class Memory:
     """Keys and values of one conversation and the ids they stand for: neither the image nor earlier turns run twice."""
 
     def __init__(self, model):
-        self.length = model.config.language.max_position_embeddings
+        self.length = model.config.language_config.max_position_embeddings
         self.cache, self.ids = new_cache(model, 1, self.length), []
 
     def rest_of(self, ids):

@@ -50,7 +50,7 @@ def preprocess(images, config):
 
 
 def _preprocess_one(image, config):
-    size, pad, side = config.vision.image_size, config.image_aspect_ratio == "pad", max(image.size)
+    size, pad, side = config.vision_config.image_size, config.image_aspect_ratio == "pad", max(image.size)
     if (side**2 if pad else size**2 * side / min(image.size)) > 2**29:  # a strip of 1 x 60000 becomes gigabytes
         raise ValueError(f"an image of {image.width} x {image.height} pixels is too long and thin; cut it")
     if pad:  # LLaVA-1.5 fine-tuning: nothing of the picture is cut off

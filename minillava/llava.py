@@ -24,8 +24,8 @@ HEAD_CHUNK = 2048    # supervised positions whose logits stand in memory at once
 
 @dataclass(frozen=True)
 class LlavaConfig:
-    vision: VisionConfig = field(default_factory=VisionConfig)
-    language: LanguageConfig = field(default_factory=LanguageConfig)
+    vision_config: VisionConfig = field(default_factory=VisionConfig)
+    language_config: LanguageConfig = field(default_factory=LanguageConfig)
     projector: str = "mlp2x_gelu"         # or "linear", or another number of layers
     vision_feature_layer: int = -2
     image_aspect_ratio: str = "square"    # or "pad"
@@ -37,7 +37,7 @@ class LlavaConfig:
 
     @property
     def image_tokens(self):
-        return self.vision.num_patches
+        return self.vision_config.num_patches
 
 
 def make_projector(kind, vision_width, language_width):
@@ -57,9 +57,9 @@ class Llava(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.vision_tower = VisionTower(config.vision)
-        self.mm_projector = make_projector(config.projector, config.vision.hidden_size, config.language.hidden_size)
-        self.language_model = LanguageModel(config.language)
+        self.vision_tower = VisionTower(config.vision_config)
+        self.mm_projector = make_projector(config.projector, config.vision_config.hidden_size, config.language_config.hidden_size)
+        self.language_model = LanguageModel(config.language_config)
 
     @property
     def device(self):
@@ -75,8 +75,8 @@ class Llava(nn.Module):
         """Removes CLIP's blocks above the asked layer, which never run: the same model, smaller on the disk."""
         blocks = self.vision_tower.encoder.layers
         del blocks[self.config.vision_feature_layer % (len(blocks) + 1) :]
-        vision = replace(self.config.vision, num_hidden_layers=len(blocks))
-        self.config = replace(self.config, vision=vision, vision_feature_layer=-1)
+        vision_config = replace(self.config.vision_config, num_hidden_layers=len(blocks))
+        self.config = replace(self.config, vision_config=vision_config, vision_feature_layer=-1)
 
     def encode_images(self, pixels):
         """[images,3,S,S] -> [images,N,D], as many word embeddings as an image has tokens."""
@@ -105,7 +105,7 @@ class Llava(nn.Module):
         """
         embeddings = self.embed(input_ids, pixels)
         if labels is not None and (pixels is None or not len(pixels)):  # as officially: text alone runs the tower too,
-            S = self.config.vision.image_size                           # or the other ranks would wait for this one
+            S = self.config.vision_config.image_size                           # or the other ranks would wait for this one
             embeddings = embeddings + 0 * self.encode_images(torch.zeros(1, 3, S, S, device=embeddings.device)).sum()
         hidden = self.language_model(embeddings)
         if labels is None:

@@ -51,7 +51,7 @@ def write(folder, scale):
             weight_map |= dict.fromkeys(shard, file)
             shard, size = {}, 0
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    fields = {name: value for name, value in vars(config.language).items()}
+    fields = {name: value for name, value in vars(config.language_config).items()}
     (folder / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": fields}))
     shutil.copyfile(ROOT / "tests" / "fixtures" / "vicuna" / "tokenizer.json", folder / "tokenizer.json")
 

@@ -87,11 +87,11 @@ def check_parts(path, model, tokenizer):
     clip = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config={}, projection_dim=8))
     tensors = {name: tensor for name, tensor in clip.state_dict().items()
                if not name.startswith(("vision_model.", "visual_projection")) and not name.endswith("position_ids")}
-    tower = VisionTower(model.config.vision)
+    tower = VisionTower(model.config.vision_config)
     tensors |= {f"vision_model.{name}": tensor for name, tensor in tower.state_dict().items()}
-    tensors["visual_projection.weight"] = torch.randn(8, model.config.vision.hidden_size)
+    tensors["visual_projection.weight"] = torch.randn(8, model.config.vision_config.hidden_size)
     save_clip(tensors, model.config, text, 8, path / "clip")
-    theirs, S = opened(transformers.CLIPModel, path / "clip"), model.config.vision.image_size
+    theirs, S = opened(transformers.CLIPModel, path / "clip"), model.config.vision_config.image_size
     pixels = torch.randn(1, 3, S, S)
     expected = theirs.vision_model(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
     compare("  layer -2", load_vision(path / "clip", device="cpu")(pixels, -2), expected)

@@ -229,7 +229,7 @@ def test_llava_with_its_own_tower(copy):
     save_file(tensors | language, llava / "model.safetensors")
     edit_json(llava / "config.json", mm_projector_type=...)  # linear
     model = load_llava(llava, dtype="float16")[0]
-    assert model.config.vision == tower.config and model.config.projector == "linear"
+    assert model.config.vision_config == tower.config and model.config.projector == "linear"
     assert torch.equal(model.vision_tower.encoder.layers[1].mlp.fc2.weight, tower.encoder.layers[1].mlp.fc2.weight)
     assert "leave vision= away" in message(ValueError, load_llava, llava, vision=FIXTURES / "clip")
 
@@ -419,7 +419,7 @@ def test_saved_and_loaded(tmp_path, tokenizer, make):
     model = make()
     save_llava(model, tokenizer, tmp_path)
     loaded, loaded_tokenizer = load_llava(tmp_path, device="cpu")
-    image_row = {"language": replace(model.config.language, vocab_size=41)}
+    image_row = {"language_config": replace(model.config.language_config, vocab_size=41)}
     assert loaded.config == replace(model.config, **image_row)
     pixels = torch.randn(1, 3, 16, 16)
     logits, expected = loaded(IDS, pixels), model(IDS, pixels)

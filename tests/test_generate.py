@@ -29,7 +29,7 @@ def toy():
 @pytest.mark.parametrize("chunk", [1, 7, 500])
 def test_cached_equals_uncached_at_every_position_in_a_batch_of_unequal_length(toy, chunk):
     model, _ = toy
-    N, V = model.config.image_tokens, model.config.language.vocab_size
+    N, V = model.config.image_tokens, model.config.language_config.vocab_size
     torch.manual_seed(0)
     rows = [torch.randint(3, V, (length,)) for length in (20, 3, 11)]
     rows = [torch.cat([row[:2], torch.full((N,), IMAGE_TOKEN), row[2:]]) for row in rows]
@@ -62,7 +62,7 @@ def test_an_answer_that_is_begun_goes_on_as_if_the_model_had_begun_it(toy):
 
 def test_an_answer_ends_where_the_context_does_batched_or_alone(toy):
     model, tokenizer = toy
-    context = model.config.language.max_position_embeddings
+    context = model.config.language_config.max_position_embeddings
     tokens = lambda text: len(render([("human", text), ("gpt", None)], tokenizer, model.config.template, 0)[0])
     one = tokens("How many? " * 2) - tokens("How many? ")
     long = "How many? " * ((context - tokens("") - 20) // one)
@@ -133,5 +133,5 @@ def test_the_shipped_miniature_sees(toy):
 def test_the_miniature_and_its_backbones_are_small_and_load_strictly():
     assert sum(file.stat().st_size for name in ("clip", "vicuna", "llava") for file in (TOY / name).iterdir()) <= 8e6
     vision, (language, _), (model, _) = load_vision(TOY / "clip"), load_language(TOY / "vicuna"), load_llava()
-    assert model.config.vision == replace(vision.config, num_hidden_layers=3)  # the last never runs
-    assert model.config.language.hidden_size == language.config.hidden_size
+    assert model.config.vision_config == replace(vision.config, num_hidden_layers=3)  # the last never runs
+    assert model.config.language_config.hidden_size == language.config.hidden_size

@@ -96,7 +96,7 @@ def test_blocks_that_never_run_can_go(model):
     input_ids, pixels, _ = batch()
     before = model(input_ids, pixels)
     model.drop_unused_blocks()
-    assert model.config.vision.num_hidden_layers == len(model.vision_tower.encoder.layers) == 2
+    assert model.config.vision_config.num_hidden_layers == len(model.vision_tower.encoder.layers) == 2
     again = Llava(model.config)
     again.load_state_dict(model.state_dict())
     assert torch.equal(model(input_ids, pixels), before) and torch.equal(again(input_ids, pixels), before)

@@ -13,7 +13,7 @@ class Local:
     def __init__(self, folder, settings, device="auto"):
         language_model, self.tokenizer = load_language(folder, device)
         with torch.device("meta"):  # the eye of a LLaVA that is shown no picture takes no memory
-            self.model = Llava(LlavaConfig(language=language_model.config, template="vicuna_v1"))
+            self.model = Llava(LlavaConfig(language_config=language_model.config, template="vicuna_v1"))
         self.model.language_model = language_model
         self.settings, self.memory = settings, Memory(self.model)
 

@@ -91,7 +91,7 @@ def pretrain_vicuna(out, tokenizer, steps, seed, batch=32):
         if p.ndim == 2:
             nn.init.normal_(p, std=0.3 if "embed" in name else 0.02 if "head" in name else 0.5 * p.shape[1] ** -0.5)
     with torch.no_grad():  # what all words share: something that attention by distance alone can hold on to
-        model.language_model.embed_tokens.weight += 0.3 * torch.randn(model.config.language.hidden_size)
+        model.language_model.embed_tokens.weight += 0.3 * torch.randn(model.config.language_config.hidden_size)
     model.vision_tower.requires_grad_(False)
     model.mm_projector.requires_grad_(False)
     optimizers, ready = make_optimizers(model, lr=2e-3, muon_lr=0.008), []

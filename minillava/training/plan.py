@@ -42,7 +42,7 @@ def memory(model, tokens, ranks, shard, checkpointing, width, accumulate=1):
     trained, frozen = count(model, True), count(model, False)
     block = count(language.layers[0])
     root = trained - len(language.layers) * block if language.embed_tokens.weight.requires_grad else 0
-    c = config.language
+    c = config.language_config
     D, inner, heads = c.hidden_size, c.intermediate_size, c.num_attention_heads * c.head_dim
     kv = c.num_key_value_heads * c.head_dim
     # What a block keeps for its backward, per token: norms (in, fp32), q k v before and after RoPE, attention, MLP.

@@ -72,7 +72,7 @@ def _token_ids(tokenizer):
 
 def _preprocessor(config):
     """preprocessor_config.json of a LlavaConfig."""
-    S, pad = config.vision.image_size, config.image_aspect_ratio == "pad"
+    S, pad = config.vision_config.image_size, config.image_aspect_ratio == "pad"
     return {"image_processor_type": "LlavaImageProcessor" if pad else "CLIPImageProcessor", "do_convert_rgb": True,
             **({"do_pad": True} if pad else {}), "do_resize": True, "size": {"shortest_edge": S}, "resample": 3,
             "do_center_crop": True, "crop_size": {"height": S, "width": S},
@@ -88,9 +88,9 @@ def save_llava(model, tokenizer, path):
     never the largest).
     """
     config, tensors = model.config, dict(model.named_parameters())
-    image_id, D = tokenizer.add("<image>"), config.language.hidden_size
-    language = dataclasses.replace(config.language, vocab_size=max(config.language.vocab_size, image_id + 1))
-    if language != config.language:
+    image_id, D = tokenizer.add("<image>"), config.language_config.hidden_size
+    language = dataclasses.replace(config.language_config, vocab_size=max(config.language_config.vocab_size, image_id + 1))
+    if language != config.language_config:
         for name in {"language_model.embed_tokens.weight", "language_model.lm_head.weight"} & tensors.keys():
             mean = tensors[name].float().mean(0).to(tensors[name].dtype)
             tensors[name] = torch.cat([tensors[name], mean.expand(language.vocab_size - len(tensors[name]), D)])
@@ -108,17 +108,17 @@ def save_llava(model, tokenizer, path):
         "config.json": _describe(
             "LlavaForConditionalGeneration", "llava", tensors,
             text_config=part("llama", language) | _token_ids(tokenizer),
-            vision_config=part("clip_vision_model", config.vision), vision_feature_layer=config.vision_feature_layer,
+            vision_config=part("clip_vision_model", config.vision_config), vision_feature_layer=config.vision_feature_layer,
             vision_feature_select_strategy="default", projector_hidden_act="linear" if one_layer else "gelu",
             image_token_index=image_id, image_seq_length=config.image_tokens,
             tie_word_embeddings=language.tie_word_embeddings),
         "generation_config.json": _token_ids(tokenizer),
         "preprocessor_config.json": _preprocessor(config) | {"processor_class": "LlavaProcessor"},
         "processor_config.json": {
-            "processor_class": "LlavaProcessor", "image_token": "<image>", "patch_size": config.vision.patch_size,
+            "processor_class": "LlavaProcessor", "image_token": "<image>", "patch_size": config.vision_config.patch_size,
             "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1},  # the class token
         "minillava.json": {field.name: getattr(config, field.name) for field in dataclasses.fields(config)
-                           if field.name not in ("vision", "language")}}
+                           if field.name not in ("vision_config", "language_config")}}
     _write(path, tensors, files, tokenizer.save)
 
 
@@ -141,7 +141,7 @@ def save_clip(tensors, config, text_config, projection_dim, path):
     both = {"projection_dim": projection_dim}
     files = {"config.json": _describe(
                  "CLIPModel", "clip", tensors, **both,
-                 vision_config=dataclasses.asdict(config.vision) | both | {"model_type": "clip_vision_model"},
+                 vision_config=dataclasses.asdict(config.vision_config) | both | {"model_type": "clip_vision_model"},
                  text_config=text_config | both | {"model_type": "clip_text_model"}),
              "preprocessor_config.json": _preprocessor(config)}
     _write(path, tensors, files)

@@ -73,8 +73,8 @@ def one_billion(folder):
 
 def seven_billion(stage, layers, samples, length=2048, steps=5):
     """One micro-batch a step, activation checkpointing, AdamW; peak memory beside the plan's."""
-    language = dataclasses.replace(SIZE_7B.language, num_hidden_layers=layers)
-    config = dataclasses.replace(SIZE_7B, language=language)
+    language = dataclasses.replace(SIZE_7B.language_config, num_hidden_layers=layers)
+    config = dataclasses.replace(SIZE_7B, language_config=language)
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"):
