@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 
 from minillava.evaluation.answers import FORMS, answer
-from minillava.evaluation.judge import PROMPTS, judge
-from minillava.evaluation.report import report
-from minillava.instruct.command import add_arguments, run_command
+from minillava.evaluation.judge import add_judge_flags, judge
+from minillava.evaluation.report import add_report_flags, report
+from minillava.instruct.command import run_command
 
 
 def make_parser(teachers=None):
@@ -40,17 +40,10 @@ def make_parser(teachers=None):
     command.add_argument("--device", default="auto")
     command = commands.add_parser("judge", help="two answer files -> reviews")
     command.set_defaults(run=partial(judge, teachers=teachers))
-    command.add_argument("--questions", type=Path, required=True)
-    command.add_argument("--context", type=Path, required=True, help="captions and boxes, or captions in the wild")
-    command.add_argument("--answers", type=Path, nargs=2, required=True, metavar=("REFERENCE", "CANDIDATE"))
-    command.add_argument("--rule", type=Path, default=PROMPTS / "rule.json", help="what the judge is told")
-    command.add_argument("--both-orders", action=flag, default=False, help="ask again with the answers changed over")
-    command.add_argument("--out", type=Path, required=True)
-    add_arguments(command, temperature=0.2)
+    add_judge_flags(command)
     command = commands.add_parser("report", help="reviews -> relative scores")
     command.set_defaults(run=report)
-    command.add_argument("reviews", type=Path, nargs="+")
-    command.add_argument("--strict-official", action=flag, default=False, help="the official arithmetic and output")
+    add_report_flags(command)
     return parser
 
 

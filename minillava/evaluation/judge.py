@@ -1,10 +1,11 @@
 """A judge compares two answers (section 5.1)."""
+import argparse
 import json
 import re
 from pathlib import Path
 
 from minillava.files import read_jsonl, write
-from minillava.instruct.command import open_teacher
+from minillava.instruct.command import add_arguments, open_teacher
 from minillava.instruct.teacher import LimitReached
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -46,6 +47,17 @@ def parse_scores_officially(review):
         return [float(first), float(second)]
     except ValueError:
         return [-1.0, -1.0]
+
+
+def add_judge_flags(parser):
+    parser.add_argument("--questions", type=Path, required=True)
+    parser.add_argument("--context", type=Path, required=True, help="captions and boxes, or captions in the wild")
+    parser.add_argument("--answers", type=Path, nargs=2, required=True, metavar=("REFERENCE", "CANDIDATE"))
+    parser.add_argument("--rule", type=Path, default=PROMPTS / "rule.json", help="what the judge is told")
+    parser.add_argument("--both-orders", action=argparse.BooleanOptionalAction, default=False,
+                        help="ask again with the answers changed over")
+    parser.add_argument("--out", type=Path, required=True)
+    add_arguments(parser, temperature=0.2)
 
 
 def judge(args, teachers=None):

@@ -1,4 +1,7 @@
 """Reviews become relative scores."""
+import argparse
+from pathlib import Path
+
 import numpy as np
 
 from minillava.evaluation.judge import parse_scores, parse_scores_officially
@@ -56,6 +59,12 @@ def show(rows):
         turned = sum((a[0] - a[1]) * (b[0] - b[1]) < 0 for a, b in good)
         print(f"position bias: an answer gets {gain:+.2f} points for standing first; {turned} of {len(good)} verdicts "
               "turn round when the answers change places")
+
+
+def add_report_flags(parser):
+    parser.add_argument("reviews", type=Path, nargs="+")
+    parser.add_argument("--strict-official", action=argparse.BooleanOptionalAction, default=False,
+                        help="the official arithmetic and output")
 
 
 def report(args):
