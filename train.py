@@ -40,7 +40,7 @@ from minillava.images import load_image
 from minillava.instruct.symbols import read_symbols
 from minillava.llava import IGNORE_INDEX, Llava
 from minillava.toy.annotations import make_world
-from minillava.toy.instruct import toy_samples
+from minillava.toy.instruct import FINETUNE, PRETRAIN, toy_samples
 from minillava.toy.questions import heldout_questions
 from minillava.toy.scienceqa import make_scienceqa
 from minillava.toy.teacher import teach
@@ -335,10 +335,10 @@ def miniature(args, rank, device):
             make_world(world, split, scenes, args.seed)
         if science:
             make_scienceqa(world / "scienceqa", {"train": 2 * args.scenes}, args.seed)
-        chats = {} if science else {"finetune": {"conversation": 1.0, "detail": 0.4, "reasoning": 1.0, "text": 0.05}}
+        chats = {} if science else {"finetune": FINETUNE}
         symbols = read_symbols(world / "captions_train.json", world / "instances_train.json")
-        for name, kinds in (chats | {"pretrain": {"brief": 1.0}}).items():
-            write(world / f"{name}.json", json.dumps(toy_samples(symbols, kinds, args.seed)))
+        for name, kinds in (chats | {"pretrain": PRETRAIN}).items():
+            write(world / f"{name}.json", json.dumps(toy_samples(symbols, kinds, args.seed, world / "train")))
     distributed.barrier()
     last = ({"data": world / "scienceqa", "settled": settle(args, "toy-scienceqa")} if science else
             {"data": world / "finetune.json", "images": world / "train", "settled": settle(args, "toy-finetune")})

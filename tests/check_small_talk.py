@@ -25,11 +25,13 @@ import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from minillava import toy_world
 from minillava.checkpoint import load_llava
 from minillava.conversation import human_turn
 from minillava.generate import Memory, generate, stream
-from minillava.toy_world import COLORS, NUMBERS, PLACES, SHAPES, SIDE, SIZES
+from minillava.toy import oddities
+from minillava.toy.annotations import as_fractions
+from minillava.toy.objects import a, read
+from minillava.toy.world import COLORS, NUMBERS, PLACES, SHAPES, SIDE, SIZES, draw, make_scene
 
 LINES = Path(__file__).parent / "fixtures" / "small_talk.json"
 CONCRETE = rf"\b({'|'.join([*COLORS, *SIZES, *PLACES, *NUMBERS[1:]])})\b"
@@ -44,20 +46,20 @@ def a_scene(i):
     """-> (picture, words to fill in) of held-out scene i; two of its things have a shape of their own."""
     rng = random.Random(f"small talk {i}")
     while True:
-        scene = toy_world.make_scene(rng, "val")
-        things = toy_world.read(toy_world.as_fractions(scene))
+        scene = make_scene(rng, "val")
+        things = read(as_fractions(scene))
         shapes, colors = [thing.shape for thing in things], [thing.color for thing in things]
         alone = [t for t in things if shapes.count(t.shape) == 1 and colors.count(t.color) == 1]
         others = [t for t in things if shapes.count(t.shape) == 1 and t not in alone[:1]]
         if len(things) >= 3 and alone and others:
-            return toy_world.draw(scene, rng), words_of(alone[0], others[0])
+            return draw(scene, rng), words_of(alone[0], others[0])
 
 
 def words_of(thing, other):
     name, yes_no = f"{thing.color} {thing.shape}", ("yes", "no")
     large = thing.size == "large"
     return {"color": thing.color, "shape": thing.shape, "size": thing.size, "place": thing.place, "name": name,
-            "a_name": toy_world.a(name), "other_shape": other.shape, "other_place": other.place,
+            "a_name": a(name), "other_shape": other.shape, "other_place": other.place,
             "other_colors": "|".join(color for color in COLORS if color != thing.color),
             "other_places": "|".join(place for place in PLACES if place != thing.place),
             "other_size": "small" if large else "large",
@@ -235,13 +237,13 @@ def no_scenes(count, photographs=None):
     files = [path for pattern in ("*.jpg", "*.png") for path in sorted(Path(photographs or "-").rglob(pattern))]
     crops = count // 2 if files else 0
     for i in range(count - crops):
-        draw = UNSEEN[i // 2 % len(UNSEEN)]
-        pictures.append((draw.__name__, draw(rng)) if i % 2 else seen_kind(rng))
+        unseen = UNSEEN[i // 2 % len(UNSEEN)]
+        pictures.append((unseen.__name__, unseen(rng)) if i % 2 else seen_kind(rng))
     return pictures + [("photograph", crop_of(files[i % len(files)], rng)) for i in range(crops)]
 
 
 def seen_kind(rng):
-    from minillava.toy import oddities  # made for the training; here from a seed that it does not use
+    """Drawn as for the training, from a seed that it does not use."""
     kind = rng.choice(list(oddities.KINDS))
     return f"{kind} (trained)", oddities.KINDS[kind](rng)
 
@@ -281,7 +283,7 @@ def main():
     print(f"{sum(map(says_so, answers))} of {len(odd)} pictures that are no scene are known as such")
 
     rng = random.Random("scenes")
-    scenes = [toy_world.draw(toy_world.make_scene(rng, "val"), rng) for _ in range(args.scenes)]
+    scenes = [draw(make_scene(rng, "val"), rng) for _ in range(args.scenes)]
     answers = ask_all(model, tokenizer, [(q, scene) for scene in scenes for q in QUESTIONS], "scenes")
     wrong = {i // len(QUESTIONS) for i, answer in enumerate(answers) if re.search(SAYS_SO, answer, re.I)}
     print(f"{len(wrong)} of {len(scenes)} held-out scenes are called none")

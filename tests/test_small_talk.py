@@ -1,0 +1,122 @@
+"""The data that teach the miniature to doubt: what it is measured by stays out, and what is said follows from the scene."""
+import json
+import random
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minillava.toy import oddities, talk
+from minillava.toy.annotations import as_fractions
+from minillava.toy.instruct import talk_samples
+from minillava.toy.objects import read
+from minillava.toy.world import SIDE, make_scene
+
+sys.path.insert(0, str(Path(__file__).parent))
+import check_small_talk  # noqa: E402
+
+# small red circle at the top-left, large blue star at the center, large red square at the bottom-right
+BOXES = [("red circle", [0.03, 0.03, 0.18, 0.18]), ("blue star", [0.37, 0.37, 0.62, 0.62]),
+         ("red square", [0.7, 0.7, 0.95, 0.95])]
+ROWS = json.loads(check_small_talk.LINES.read_text(encoding="utf-8"))
+
+
+def plain(text):
+    """Without punctuation, capitals and British spelling: two lines that differ in these alone are the same."""
+    return re.sub(r"[^\w ]", "", text.lower().replace("colour", "color")).strip()
+
+
+def test_the_lines_that_it_is_measured_by_are_never_in_the_data():
+    rng, said = random.Random(0), set()
+    for _ in range(1500):
+        pairs = talk.chat(as_fractions(make_scene(rng, "train")), rng)
+        pairs += talk.odd_chat(rng) + talk.text_chat(rng) + [talk.line(rng) for _ in range(20)]
+        said.update(plain(question) for question, _ in pairs)
+    words = [check_small_talk.a_scene(i)[1] for i in range(3)]
+    heldout = {plain(check_small_talk.filled(row["line"], filling)) for row in ROWS if "same_as" not in row
+               for filling in words}
+    assert len(ROWS) == 40 and not heldout & said
+
+
+def test_no_wording_is_left_unfinished():
+    rng = random.Random(0)
+    for group, (answer, lines) in talk.groups().items():
+        for text in lines:
+            for _ in range(5):
+                assert not re.search(r"<\w+>|NAME|VALUE|  ", talk.worded(text, rng)), (group, text)
+
+
+@pytest.mark.parametrize("name, aspect, answers", [
+    ("star", "color", {"The star is blue.", "Yes, the star is blue.", "No, the star is blue."}),
+    ("blue star", "size", {"The blue star is large.", "Yes, the blue star is large.", "No, the blue star is large."}),
+    ("blue shape", "shape", {"The blue shape is a star.", "Yes, the blue shape is a star.", "No, the blue shape is a star."}),
+    ("star", "place", {"The star is at the center.", "Yes, the star is at the center.", "No, the star is at the center."}),
+])
+def test_a_follow_up_is_answered_about_what_was_named(name, aspect, answers):
+    rng, star = random.Random(0), read(BOXES)[1]
+    pairs = [talk.asked_once_more(name, aspect, star, rng) for _ in range(300)]
+    assert {answer for _, answer in pairs} == answers
+    for question, answer in pairs:
+        if answer.startswith("Yes"):
+            assert getattr(star, aspect) in question
+        if answer.startswith("No"):
+            assert getattr(star, aspect) not in question
+
+
+def test_names_in_follow_ups_fit_one_thing_only():
+    names = talk.names_of(read(BOXES)[0], read(BOXES))  # the red circle, beside a red square
+    assert set(names) == {"shape at the top-left", "circle", "red circle"}
+    assert names["red circle"] == ("size", "place")
+
+
+def test_the_same_question_again_gets_the_same_answer():
+    again = 0
+    for seed in range(300):
+        known = {}
+        for question, answer in talk.chat(BOXES, random.Random(seed)):
+            if re.search(r"\b(it|its|the (color|size|shape|place)|how big)\b", question, re.I):
+                continue  # what these mean depends on what was said before
+            key = plain(question).replace("centre", "center")
+            again += key in known
+            assert known.setdefault(key, answer) == answer
+    assert again > 50
+
+
+def test_whatever_is_asked_about_an_odd_picture_it_is_not_known():
+    social = {answer for name, (answer, _) in talk.groups().items() if name in talk.SHARES and name not in talk.PICTURED}
+    for seed in range(200):
+        pairs = talk.odd_chat(random.Random(seed))
+        assert pairs[0][1] == talk.NO_SCENE and {answer for _, answer in pairs[1:]} <= social | {talk.NO_SCENE}
+        assert check_small_talk.says_so(pairs[0][1])
+
+
+@pytest.mark.parametrize("kind", oddities.KINDS)
+def test_an_odd_picture_is_drawn_by_its_seed_alone(kind):
+    one, same, other = (oddities.KINDS[kind](random.Random(seed)) for seed in (3, 3, 4))
+    assert one.size == (SIDE, SIDE) and one.mode == "RGB"
+    assert np.array_equal(one, same) and not np.array_equal(one, other)
+
+
+def test_samples_name_their_pictures_and_text_has_none(tmp_path):
+    symbols = {"1.png": ([], BOXES)}
+    counts = {"chat": 2, "odd": 2, "text": 2}
+    samples = talk_samples(symbols, counts, tmp_path, seed=0)
+    assert [sample.get("image") for sample in samples] == ["1.png", "1.png", "odd_000000.png", "odd_000001.png", None, None]
+    assert (tmp_path / "odd_000001.png").exists()
+    assert samples == talk_samples(symbols, counts, tmp_path, seed=0)
+
+
+def test_the_scorer_tells_a_fitting_answer_from_one_that_is_not():
+    words = {"color": "red", "other_colors": "blue|green"}
+    dog = next(row for row in ROWS if row["line"] == "Is there a dog?")
+    assert check_small_talk.fits(dog, words, "No, there are only circles, squares, triangles and stars in my world.", [])
+    assert not check_small_talk.fits(dog, words, "Yes, there is a blue square.", [])
+    assert not check_small_talk.fits(dog, words, "No, there is no dog, only a blue square.", [])
+    color = next(row for row in ROWS if row["line"] == "And its colour?")
+    assert check_small_talk.fits(color, words, "The star is red.", [])
+    assert not check_small_talk.fits(color, words, "The star is red and blue.", [])
+    again = next(row for row in ROWS if "same_as" in row)
+    assert check_small_talk.fits(again, words, "Two.", ["Two."]) and not check_small_talk.fits(again, words, "Two.", ["Three."])
+    assert check_small_talk.says_so("This is no picture of my world.") and not check_small_talk.says_so("There is no circle in the image.")
