@@ -22,9 +22,9 @@ FINETUNE = {"conversation": 0.7, "detail": 0.4, "reasoning": 1.0,  # the paper's
             "chat": 0.5, "odd": 0.1, "text": 0.12}                 # and what it is to doubt
 
 
-def toy_samples(symbols, kinds, seed, images):
+def toy_samples(symbols, kinds, seed, images=None):
     """The miniature's data -> LLaVA-JSON. kinds: as in FINETUNE; symbols: {image file: (captions, boxes)};
-    images: the folder of these files; pictures that are no scene are drawn into it."""
+    images: the folder of these files, into which "odd" draws its pictures."""
     counts = {kind: round(share * len(symbols)) for kind, share in kinds.items()}
     briefs = counts.pop("brief", 0)
     talks = {kind: counts.pop(kind) for kind in ("chat", "odd", "text") if kind in counts}
