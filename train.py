@@ -18,7 +18,6 @@ import argparse
 import json
 import math
 import os
-import random
 import resource
 import signal
 import sys
@@ -31,19 +30,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from minillava.checkpoint import TOY, load_llava
-from minillava.conversation import human_turn
 from minillava.data import LlavaData, collate_noted, words_of
 from minillava.evaluation import scienceqa
 from minillava.files import index_of, write
-from minillava.generate import generate, stream
-from minillava.images import load_image
-from minillava.instruct.symbols import read_symbols
 from minillava.llava import IGNORE_INDEX, Llava
-from minillava.toy.annotations import make_world
-from minillava.toy.instruct import FINETUNE, PRETRAIN, toy_samples
-from minillava.toy.questions import heldout_questions
-from minillava.toy.scienceqa import make_scienceqa
-from minillava.toy.teacher import teach
+from minillava.toy.miniature import draw_world, report
 from minillava.training import checkpoints, distributed, plan
 from minillava.training.optimizer import forward_backward_in, make_optimizers, set_lr, take_step
 from minillava.training.run_folder import begin, draw_loss, measured, rewind
@@ -329,16 +320,8 @@ def miniature(args, rank, device):
     began, world, science = time.time(), args.out / "world", args.recipe == "toy-scienceqa"
     if measured(args.out / "pretrain") and not args.resume:
         raise ValueError(f"{args.out} holds a run already; go on with it by --resume, or name another folder with --out")
-    if rank == 0 and not (world / "pretrain.json").exists():
-        print(f"Drawing the toy world: {args.scenes} scenes to learn from and {args.heldout} held out, in {world}")
-        for split, scenes in (("train", args.scenes), ("val", args.heldout)):
-            make_world(world, split, scenes, args.seed)
-        if science:
-            make_scienceqa(world / "scienceqa", {"train": 2 * args.scenes}, args.seed)
-        chats = {} if science else {"finetune": FINETUNE}
-        symbols = read_symbols(world / "captions_train.json", world / "instances_train.json")
-        for name, kinds in (chats | {"pretrain": PRETRAIN}).items():
-            write(world / f"{name}.json", json.dumps(toy_samples(symbols, kinds, args.seed, world / "train")))
+    if rank == 0:
+        draw_world(world, args.scenes, args.heldout, args.seed, science)
     distributed.barrier()
     last = ({"data": world / "scienceqa", "settled": settle(args, "toy-scienceqa")} if science else
             {"data": world / "finetune.json", "images": world / "train", "settled": settle(args, "toy-finetune")})
@@ -351,53 +334,10 @@ def miniature(args, rank, device):
                    for k, folder in ((1, args.out / "pretrain"), (2, args.out))], args.out / "loss.png")
         if not science:
             model, tokenizer = load_llava(args.out / "llava", device=device, dtype=torch.float32)
-            report(model, tokenizer, world, args)
+            report(model, tokenizer, world, args.out, args.per_type, args.seed)
         then = "Score it:\n    python eval_scienceqa.py" if science else "Talk with it:\n    python chat.py"
         print(f"\nAll in {(time.time() - began) / 60:.1f} minutes. The losses are in {args.out / 'loss.png'}. {then} "
               f"--model {args.out / 'llava'}")
-
-
-def score(model, tokenizer, questions, images, desc, batch=128):
-    """-> {type: share of questions whose whole answer is exactly right}; images: one PIL image or None per question."""
-    right = {}
-    order = sorted(range(len(questions)), key=lambda i: len(questions[i]["answer"]))  # rows of a batch end together
-    for start in tqdm(range(0, len(order), batch), desc=desc):
-        rows = order[start : start + batch]
-        prompts = [questions[i]["question"] for i in rows]
-        answers = generate(model, tokenizer, prompts, [images[i] for i in rows], max_new_tokens=96)
-        for i, answer in zip(rows, answers):
-            right.setdefault(questions[i]["type"], []).append(answer == questions[i]["answer"])
-    return {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items())}
-
-
-def report(model, tokenizer, world, args):
-    """Held-out accuracy per type of question beside two controls, no picture and another scene's; then a sample chat."""
-    heldout = read_symbols(world / "captions_val.json", world / "instances_val.json")
-    questions = heldout_questions(heldout, args.per_type, args.seed)
-    pictures = {name: load_image(world / "val" / name) for name in heldout}
-    names = list(pictures)
-    shown = [pictures[q["image"]] for q in questions]
-    others = [pictures[names[names.index(q["image"]) - 1]] for q in questions]
-    columns = [score(model, tokenizer, questions, shown, "held-out questions"),
-               score(model, tokenizer, questions, [None] * len(questions), "control: no picture"),
-               score(model, tokenizer, questions, others, "control: another picture")]
-    for column in columns:
-        column["all"] = sum(column.values()) / len(column)  # as many questions of each type
-    scenes = len({q["image"] for q in questions})
-    print(f"\nWhole answers exactly right, of {len(questions)} questions on {scenes} held-out scenes")
-    print(f"{'%':12}{'its picture':>12}{'no picture':>12}{'another picture':>17}")
-    for kind in columns[0]:
-        print(f"{kind:12}" + "".join(f"{100 * column[kind]:{width}.1f}" for column, width in zip(columns, (12, 12, 17))))
-    table = dict(zip(("its_picture", "no_picture", "another_picture"), columns))
-    (args.out / "heldout.json").write_text(json.dumps(table, indent=1))
-
-    print(f"\nA chat about {world / 'val' / names[0]}")
-    turns = []
-    for kind in ("detail", "conversation", "reasoning"):
-        question, _ = teach(kind, *heldout[names[0]], random.Random(args.seed))[0]
-        turns.append(human_turn(question, image=not turns))
-        turns.append(("gpt", "".join(stream(model, tokenizer, turns, pictures[names[0]])).strip()))
-        print(f"  you>   {question}\n  llava> {turns[-1][1]}")
 
 
 # ------------------------------------------------------------------------------------------------------ the command line
