@@ -1,8 +1,8 @@
-"""Weights in and out: the official layouts in, one layout out.
+"""The front door of weights: a folder, or three, becomes a model; a model becomes a folder.
 
-A folder is known by what is in its files, never by its name. Each layout has one table of prefixes, on disk -> here; a
-tensor that is missing, unexpected or of another shape is an error that names it. Files are memory-mapped and their
-tensors become the model's own: a 7B model needs the memory of its weights and no more.
+A folder is known by what is in its files, never by its name. Its tensors are memory-mapped and
+become the model's own: a 7B model needs the memory of its weights and no more. How each official
+layout names them, and what its config says, stands in weights/.
 """
 from pathlib import Path
 
@@ -12,68 +12,93 @@ from minillava.llama import LanguageModel
 from minillava.llava import Llava
 from minillava.tokenizer import Tokenizer
 from minillava.vit import VisionTower
+from minillava.weights.folders import open_folder
 from minillava.weights.layouts import (
-    _folder,
     compose,
     read_language,
     read_llava,
     read_llava_hf,
     read_vision,
+    refuse_second_tower,
 )
+from minillava.weights.saving import save_llava  # noqa: F401: out by the same door
 from minillava.weights.tensors import fill, read_tensors
 
 TOY = Path(__file__).parent / "toy" / "weights"  # the shipped miniature
 
 
-def _build(cls, config, tensors, source, device, dtype):
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if dtype == "auto":  # that of the file; of the Llama, where there are several
-        words = [tensor.dtype for name, tensor in tensors.items() if name.endswith("embed_tokens.weight")]
-        dtype = (words or [tensor.dtype for tensor in tensors.values()])[0]
-    with torch.device("meta"):
-        module = cls(config)
-    return fill(module, tensors, source, device, getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+def load_llava(path=None, *, vision=None, language=None, projector=None,
+               device="auto", dtype="auto"):
+    """-> (Llava, Tokenizer). One of:
 
+        load_llava()                     the shipped miniature
+        load_llava(FOLDER)               llava-hf/llava-1.5-7b-hf, or what save_llava wrote
+        load_llava(FOLDER, vision=CLIP)  liuhaotian/llava-v1.5-7b, without a tower of its own
+        load_llava(vision=CLIP, language=LLAMA, projector=FILE)
+                                         FILE: mm_projector.bin, or the kind of a new one,
+                                         "linear" or "mlp2x_gelu"
 
-def load_vision(path, device="auto", dtype="auto"):
-    """A CLIP folder -> VisionTower."""
-    return _build(VisionTower, *read_vision(path), path, device, dtype)
+    device "auto" is the GPU if there is one, dtype "auto" is that of the file. A folder without
+    minillava.json does not say its template: it is taken for vicuna_v1, that of v1.1 to v1.5,
+    unless its tokenizer is one of v0. OSError or ValueError, in one line, if it cannot be had.
+    """
+    if language is None and projector is None:
+        source = Path(path or TOY / "llava")
+        config, tensors = read_whole(source, vision)
+        tokenizer = source
+    else:
+        if path is not None or None in (vision, language, projector):
+            raise ValueError("give either one folder, "
+                             "or vision=, language= and projector= together")
+        source = f"{vision} + {language} + {projector}"
+        config, tensors = compose(vision, language, projector)
+        tokenizer = language
+    return build(Llava, config, tensors, source, device, dtype), Tokenizer.load(tokenizer)
 
 
 def load_language(path, device="auto", dtype="auto"):
     """The folder of a Vicuna or any other Llama -> (LanguageModel, Tokenizer)."""
-    return _build(LanguageModel, *read_language(path), path, device, dtype), Tokenizer.load(path)
+    config, tensors = read_language(path)
+    return build(LanguageModel, config, tensors, path, device, dtype), Tokenizer.load(path)
 
 
-def load_llava(path=None, *, vision=None, language=None, projector=None, device="auto", dtype="auto"):
-    """-> (Llava, Tokenizer). One of:
+def load_vision(path, device="auto", dtype="auto"):
+    """A CLIP folder -> VisionTower."""
+    config, tensors = read_vision(path)
+    return build(VisionTower, config, tensors, path, device, dtype)
 
-        load_llava()                               the shipped miniature
-        load_llava(FOLDER)                         llava-hf/llava-1.5-7b-hf, or what save_llava wrote
-        load_llava(FOLDER, vision=CLIP)            liuhaotian/llava-v1.5-7b, which has no tower of its own
-        load_llava(vision=CLIP, language=LLAMA, projector=FILE)
-                                                   FILE: mm_projector.bin, or "linear" or "mlp2x_gelu" for a new one
 
-    device "auto" is the GPU if there is one, dtype "auto" is that of the file. A folder without minillava.json does not
-    say its template: it is taken for vicuna_v1, that of v1.1 to v1.5, unless its tokenizer is one of v0. OSError or
-    ValueError, in one line, if it cannot be had.
-    """
-    if language is not None or projector is not None:
-        if path is not None or None in (vision, language, projector):
-            raise ValueError("give either one folder, or vision=, language= and projector= together")
-        config, tensors = compose(vision, language, projector)
-        source = f"{vision} + {language} + {projector}"
-        return _build(Llava, config, tensors, source, device, dtype), Tokenizer.load(language)
-    path, data = _folder(path or TOY / "llava")
+def read_whole(path, vision):
+    """The folder of a LLaVA -> (LlavaConfig, tensors); its tensors' names say which layout."""
+    path, data = open_folder(path)
     tensors = read_tensors(path)
     if any("multi_modal_projector." in name for name in tensors):
-        if vision is not None:
-            raise ValueError(f"{path} has a vision tower of its own: leave vision= away")
-        config, tensors = read_llava_hf(path, data, tensors)
-    elif any("mm_projector." in name for name in tensors):
-        config, tensors = read_llava(path, data, tensors, vision)
-    else:
-        raise ValueError(f"{path} has no projector: it is a {data.get('model_type', 'model')}, not a LLaVA; "
-                         "give it as vision= or language=, with the other one and projector=")
-    return _build(Llava, config, tensors, path, device, dtype), Tokenizer.load(path)
+        refuse_second_tower(path, vision)
+        return read_llava_hf(path, data, tensors)
+    if any("mm_projector." in name for name in tensors):
+        return read_llava(path, data, tensors, vision)
+    raise ValueError(
+        f"{path} has no projector: it is a {data.get('model_type', 'model')}, not a LLaVA; "
+        "give it as vision= or language=, with the other one and projector=")
+
+
+def build(cls, config, tensors, source, device, dtype):
+    """A module around these tensors: made on the meta device, without memory, then filled."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto":
+        dtype = dtype_of(tensors)
+    elif isinstance(dtype, str):
+        dtype = getattr(torch, dtype)
+
+    with torch.device("meta"):
+        module = cls(config)
+    return fill(module, tensors, source, device, dtype)
+
+
+def dtype_of(tensors):
+    """That of the file; that of the Llama, where a tower stands beside it in another."""
+    for name, tensor in tensors.items():
+        if name.endswith("embed_tokens.weight"):
+            return tensor.dtype
+    return next(iter(tensors.values())).dtype

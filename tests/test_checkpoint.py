@@ -59,8 +59,8 @@ def same(a, b):
 
 def test_left_out_fields_have_the_defaults_of_transformers(copy):
     defaults = json.loads((FIXTURES / "defaults.json").read_text())
-    assert LanguageConfig(**defaults["llama"]) == LanguageConfig() == configs.language_config({}, "")
-    assert VisionConfig(**defaults["clip"]) == VisionConfig() == configs.vision_config({}, "")
+    assert LanguageConfig(**defaults["llama"]) == LanguageConfig() == configs.parse_language_config({}, "")
+    assert VisionConfig(**defaults["clip"]) == VisionConfig() == configs.parse_vision_config({}, "")
     assert defaults["llava_vision"] == layouts.CLIP_L | {"layer_norm_eps": VisionConfig.layer_norm_eps}
     assert defaults["llava_vision_feature_layer"] == LlavaConfig.vision_feature_layer
 
@@ -69,7 +69,7 @@ def test_config_of_a_llava_1_5_on_the_hub():
     """llava-hf/llava-1.5-7b-hf, which leaves out nearly everything about its language model."""
     text = {"_name_or_path": "lmsys/vicuna-7b-v1.5", "architectures": ["LlamaForCausalLM"], "model_type": "llama",
             "max_position_embeddings": 4096, "rms_norm_eps": 1e-05, "torch_dtype": "float16", "vocab_size": 32064}
-    config = configs.language_config(text, "config.json")
+    config = configs.parse_language_config(text, "config.json")
     assert config == LanguageConfig(vocab_size=32064, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
                                     num_attention_heads=32, max_position_embeddings=4096, rms_norm_eps=1e-5)
     assert (config.head_dim, config.num_key_value_heads, config.rope_theta) == (128, 32, 10000.0)
@@ -79,7 +79,7 @@ def test_config_of_a_llava_1_5_on_the_hub():
 @pytest.mark.parametrize("fields", [{"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}},
                                     {"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 4.0}}])
 def test_rope_in_the_words_of_transformers_4_and_5(fields):
-    config = configs.language_config(fields, "")
+    config = configs.parse_language_config(fields, "")
     assert (config.rope_theta, config.rope_scaling) == (5e5, {"rope_type": "linear", "factor": 4.0})
 
 
@@ -121,7 +121,7 @@ def test_fields_of_a_wrong_type(copy, name, file, fields, said):
 
 
 def test_a_float_may_be_written_as_an_int_and_a_field_be_null():
-    config = configs.language_config({"rope_theta": 3580165449, "head_dim": None, "rope_scaling": None}, "")
+    config = configs.parse_language_config({"rope_theta": 3580165449, "head_dim": None, "rope_scaling": None}, "")
     assert config.rope_theta == 3580165449 and config.head_dim == 128 and config.rope_scaling is None
 
 
@@ -458,7 +458,7 @@ def test_shards(tmp_path, tokenizer, monkeypatch):
     model = tiny()
     save_llava(model, tokenizer, tmp_path)
     one = sorted(file.name for file in tmp_path.iterdir())
-    monkeypatch.setattr("minillava.weights.saving.MAX_SHARD", 10_000)
+    monkeypatch.setattr("minillava.weights.folders.MAX_SHARD", 10_000)
     save_llava(model, tokenizer, tmp_path)
     files = [file for file in tmp_path.iterdir() if file.suffix == ".safetensors"]
     sizes = [[tensor.nbytes for tensor in load_file(file).values()] for file in files]

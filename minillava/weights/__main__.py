@@ -5,11 +5,14 @@ from minillava.weights.deltas import apply_delta
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m minillava.weights", description="Weights in and out.")
+    parser = argparse.ArgumentParser(
+        prog="python -m minillava.weights", description="Weights in and out.")
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("apply-delta", help="LLaMA + a published LLaVA delta = LLaVA")
-    for name, text in (("base", "folder of the LLaMA"), ("delta", "folder of the delta"), ("out", "folder to write")):
-        command.add_argument(f"--{name}", required=True, metavar="DIR", help=text)
+    command.add_argument("--base", required=True, metavar="DIR", help="folder of the LLaMA")
+    command.add_argument("--delta", required=True, metavar="DIR", help="folder of the delta")
+    command.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+
     args = parser.parse_args()
     try:
         apply_delta(args.base, args.delta, args.out)

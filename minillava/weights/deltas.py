@@ -3,33 +3,32 @@ import shutil
 
 import torch
 
-from minillava.weights.layouts import _folder
-from minillava.weights.saving import _write
+from minillava.weights.folders import open_folder, write_folder
 from minillava.weights.tensors import read_tensors, rename
+
+WORD_MATRICES = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 def apply_delta(base, delta, out):
-    """LLaVA-v0 and v1.1 were published as the difference from LLaMA's weights: out = base + delta, in layout LLAVA.
+    """out = base + delta, in the layout of liuhaotian/llava-*.
 
-    The delta's rows beyond the base's vocabulary and its projector are absolute values. The sum is taken in the delta's
-    fp16, as the official script does.
+    The delta's rows beyond the base's vocabulary and its projector are absolute values. The sum is
+    taken in the delta's fp16, as the official script does.
     """
-    (base, _), (delta, data) = _folder(base), _folder(delta)
-    old, new = rename(read_tensors(base), {}), rename(read_tensors(delta), {})  # less the buffers
-    for name in sorted(old.keys() ^ new.keys()):
-        if name in old or "mm_projector." not in name:
-            raise ValueError(f"{name} is only in one of {base} and {delta}: they do not belong together")
-    for name in old:
-        rows = name in ("model.embed_tokens.weight", "lm_head.weight")
-        if old[name].shape[rows:] != new[name].shape[rows:] or len(old[name]) > len(new[name]):
-            raise ValueError(f"{name} is {list(old[name].shape)} in {base}, but {list(new[name].shape)} in {delta}")
+    base, _ = open_folder(base)
+    delta, data = open_folder(delta)
+    base_tensors = rename(read_tensors(base), {})  # less the buffers
+    delta_tensors = rename(read_tensors(delta), {})
+    check_pair(base_tensors, delta_tensors, base, delta)
 
+    # one shard at a time, so that base and delta together never stand in memory
     def add(name, tensor):
-        if name not in old:
+        if name not in base_tensors:
             return tensor
-        rows = len(old[name])
-        return torch.cat([tensor[:rows] + old[name].to(tensor.dtype), tensor[rows:]])
+        old = base_tensors[name].to(tensor.dtype)
+        return torch.cat([tensor[: len(old)] + old, tensor[len(old):]])
 
+    # tokenizer and the like
     def copy_rest(folder):
         for file in delta.iterdir():
             if file.suffix in (".json", ".model") and not file.name.endswith("index.json"):
@@ -37,4 +36,19 @@ def apply_delta(base, delta, out):
 
     if "mm_hidden_size" in data or "mm_vision_tower" in data:
         data["model_type"] = "llava"
-    _write(out, new, {"config.json": data}, copy_rest, add)
+    write_folder(out, delta_tensors, {"config.json": data}, copy_rest, add)
+
+
+def check_pair(base_tensors, delta_tensors, base, delta):
+    """Same names but for the projector, same shapes but for added words; else ValueError."""
+    for name in sorted(base_tensors.keys() ^ delta_tensors.keys()):
+        if name in base_tensors or "mm_projector." not in name:
+            raise ValueError(f"{name} is only in one of {base} and {delta}: "
+                             "they do not belong together")
+
+    for name, old in base_tensors.items():
+        new = delta_tensors[name]
+        grown = name in WORD_MATRICES and new.shape[1:] == old.shape[1:] and len(new) >= len(old)
+        if not grown and new.shape != old.shape:
+            raise ValueError(f"{name} is {list(old.shape)} in {base}, "
+                             f"but {list(new.shape)} in {delta}")

@@ -1,4 +1,13 @@
-"""The official layouts: a table of prefixes and a reader for each, folder -> (config, {name here: tensor})."""
+"""The official layouts: how each names its tensors, and what its files say of the model.
+
+A layout is a table of prefixes, on disk -> here, and a reader, folder -> (config, tensors), which
+are {name here: tensor}. The projector's first weight, for example:
+
+    here                       mm_projector.0.weight
+    liuhaotian/llava-v1.5-7b   model.mm_projector.0.weight
+    llava-hf/llava-1.5-7b-hf   multi_modal_projector.linear_1.weight
+    transformers 5             model.multi_modal_projector.linear_1.weight
+"""
 import dataclasses
 import math
 import re
@@ -11,148 +20,275 @@ from minillava.llama import LanguageConfig
 from minillava.llava import LlavaConfig, make_projector
 from minillava.vit import VisionConfig
 from minillava.weights.configs import (
-    check,
+    check_values,
     image_fields,
-    language_config,
-    llava_config,
+    make_llava_config,
+    parse_language_config,
+    parse_vision_config,
     section,
-    vision_config,
 )
-from minillava.weights.tensors import read_tensors, rename
+from minillava.weights.folders import open_folder
+from minillava.weights.tensors import read_tensors, rename, take_prefixed, with_prefix
 
-# Prefix on disk -> prefix here; the longest that fits counts, None: of no use to LLaVA.
-LLAMA = {"model.": "", "lm_head.": "lm_head."}
-CLIP = {"vision_model.": "", "text_model.": None, "visual_projection.": None, "text_projection.": None,
-        "logit_scale": None}
-LLAVA = {"model.": "language_model.", "lm_head.": "language_model.lm_head.", "model.mm_projector.": "mm_projector.",
-         "model.vision_tower.vision_tower.vision_model.": "vision_tower."}
-LLAVA_HF = {"language_model.model.": "language_model.", "language_model.lm_head.": "language_model.lm_head.",
-            "vision_tower.vision_model.": "vision_tower.",
-            "multi_modal_projector.linear_1.": "mm_projector.0.", "multi_modal_projector.linear_2.": "mm_projector.2."}
-LLAVA_HF_5 = {"model.language_model.": "language_model.", "lm_head.": "language_model.lm_head.",  # of transformers 5
-              "vision_tower.": "vision_tower.", "model.vision_tower.": "vision_tower.",
-              "model.vision_tower.vision_model.": "vision_tower.",
-              "model.multi_modal_projector.linear_1.": "mm_projector.0.",
-              "model.multi_modal_projector.linear_2.": "mm_projector.2."}
-CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-          "image_size": 336, "patch_size": 14}  # vision_config of a llava-hf folder that leaves it out
-TOWER_SIZES = {"openai/clip-vit-large-patch14": 224, "openai/clip-vit-large-patch14-336": 336}  # mm_vision_tower
+# lmsys/vicuna-* and every other Llama
+LLAMA = {
+    "model.": "",
+    "lm_head.": "lm_head.",
+}
+
+# openai/clip-vit-*; None: of no use to LLaVA
+CLIP = {
+    "vision_model.": "",
+    "text_model.": None,
+    "visual_projection.": None,
+    "text_projection.": None,
+    "logit_scale": None,
+}
+
+# liuhaotian/llava-*: a Llama with a projector, in some with CLIP's tower too
+LLAVA = {
+    "model.": "language_model.",
+    "lm_head.": "language_model.lm_head.",
+    "model.mm_projector.": "mm_projector.",
+    "model.vision_tower.vision_tower.vision_model.": "vision_tower.",
+}
+
+# llava-hf/llava-1.5-*, and what save_llava writes
+LLAVA_HF = {
+    "language_model.model.": "language_model.",
+    "language_model.lm_head.": "language_model.lm_head.",
+    "vision_tower.vision_model.": "vision_tower.",
+    "multi_modal_projector.linear_1.": "mm_projector.0.",
+    "multi_modal_projector.linear_2.": "mm_projector.2.",
+}
+
+# the names that transformers 5 has in memory, and in some files
+LLAVA_HF_5 = {
+    "model.language_model.": "language_model.",
+    "lm_head.": "language_model.lm_head.",
+    "vision_tower.": "vision_tower.",
+    "model.vision_tower.": "vision_tower.",
+    "model.vision_tower.vision_model.": "vision_tower.",
+    "model.multi_modal_projector.linear_1.": "mm_projector.0.",
+    "model.multi_modal_projector.linear_2.": "mm_projector.2.",
+}
+
+# vision_config of a llava-hf folder that leaves it out
+CLIP_L = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+
+# mm_vision_tower -> image size
+TOWER_SIZES = {
+    "openai/clip-vit-large-patch14": 224,
+    "openai/clip-vit-large-patch14-336": 336,
+}
 
 
-def _folder(path):
-    """(path, its config.json)"""
-    path = Path(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"there is no folder {path} (from the hub: hf download NAME --local-dir FOLDER)")
-    if (path / "adapter_config.json").exists():
-        raise ValueError(f"{path} holds a LoRA adapter: merge it into its base model first")
-    config = read_json(path / "config.json")
-    if not config:
-        raise FileNotFoundError(f"{path} has no config.json: it is not a folder of weights as they are published")
-    return path, config
-
-
-def _eye(path, data):
-    """The VisionConfig of a whole CLIP or of the image tower alone."""
-    source = path / "config.json"
-    return vision_config(section(data, "vision_config", source) or data, source)
-
+# ---- the parts ----
 
 def read_vision(path):
-    """openai/clip-vit-*: the whole CLIP or the image tower alone."""
-    path, data = _folder(path)
-    return _eye(path, data), rename(read_tensors(path), CLIP)
+    """A CLIP, whole or the image tower alone -> (VisionConfig, tensors)"""
+    path, data = open_folder(path)
+    return read_vision_config(path, data), rename(read_tensors(path), CLIP)
+
+
+def read_vision_config(path, data):
+    source = path / "config.json"
+    return parse_vision_config(section(data, "vision_config", source) or data, source)
 
 
 def read_language(path):
-    """lmsys/vicuna-* and every other Llama."""
-    path, data = _folder(path)
-    return language_config(data, path / "config.json"), rename(read_tensors(path), LLAMA)
+    """A Vicuna or any other Llama -> (LanguageConfig, tensors)"""
+    path, data = open_folder(path)
+    return parse_language_config(data, path / "config.json"), rename(read_tensors(path), LLAMA)
 
 
 def read_projector(path):
-    """mm_projector.bin, of any stage 1 -> (kind, tensors)"""
+    """mm_projector.bin of any stage 1 -> (kind, tensors)"""
     tensors = {}
     for name, tensor in read_tensors(path).items():
         _, found, rest = name.rpartition("mm_projector.")
-        if not found:  # embed_tokens: rows of <im_start> and <im_end>, which the language model does not have
-            raise ValueError(f"{path} holds {name} beside the projector: it belongs to one language model only")
+        if not found:  # embed_tokens: rows of <im_start> and <im_end>, which no other Llama has
+            raise ValueError(f"{path} holds {name} beside the projector: "
+                             "it belongs to one language model only")
         tensors["mm_projector." + rest] = tensor
+
+    if "mm_projector.weight" in tensors:
+        return "linear", tensors
     depth = sum(name.endswith(".weight") for name in tensors)
-    return "linear" if "mm_projector.weight" in tensors else f"mlp{depth}x_gelu", tensors
-
-
-def read_llava(path, data, tensors, vision=None):
-    """liuhaotian/llava-*: a Llama with `mm_` fields. Most have no tower of their own: it comes from `vision`."""
-    source, name = path / "config.json", str(data.get("mm_vision_tower") or "openai/clip-vit-large-patch14")
-    tensors = rename(tensors, LLAVA)
-    own = [key for key in tensors if key.startswith("vision_tower.")]
-    tower = {key.removeprefix("vision_tower."): tensors.pop(key) for key in own}
-    if tower and vision is not None:
-        raise ValueError(f"{path} has a vision tower of its own: leave vision= away")
-    if tower:  # described by its shapes alone, less the number of heads; in every CLIP of OpenAI's they are 64 wide
-        for part in ("embeddings.patch_embedding", "embeddings.position_embedding", "encoder.layers.0.mlp.fc1"):
-            if f"{part}.weight" not in tower:
-                raise ValueError(f"{path} lacks model.vision_tower.vision_tower.vision_model.{part}.weight")
-        D, _, P, _ = tower["embeddings.patch_embedding.weight"].shape
-        grid = math.isqrt(len(tower["embeddings.position_embedding.weight"]) - 1)
-        inner = [len(tensor) for key, tensor in tower.items() if key.endswith("fc1.weight")]
-        eye, fields = VisionConfig(D, inner[0], len(inner), D // 64, P * grid, P), image_fields(path)
-    else:
-        if vision is None and not Path(name).is_dir():
-            raise ValueError(f"{path} has no vision tower: download {name} and give its folder as vision=")
-        (eye, tower), fields = read_vision(vision or name), image_fields(Path(vision or name))
-    if eye.image_size != TOWER_SIZES.get(name, eye.image_size):
-        raise ValueError(f"{path} was trained with {name}, but this tower is for images of {eye.image_size} pixels")
-    check(data, {"mm_vision_select_feature": ["patch"], "image_aspect_ratio": ["square", "pad", None],
-                 "mm_resampler_type": [None]}, source)
-    v0 = "[PAD]" in read_json(path / "added_tokens.json")  # the only version that added it
-    fields |= {"projector": data.get("mm_projector_type", "linear"),
-               "vision_feature_layer": data.get("mm_vision_select_layer", -2),
-               "image_aspect_ratio": data.get("image_aspect_ratio") or "square",
-               "mm_use_im_start_end": data.get("mm_use_im_start_end", False),
-               "template": "llava_v0" if v0 else "vicuna_v1"}
-    config = llava_config(eye, language_config(data, source), fields, path)
-    return config, tensors | {f"vision_tower.{name}": tensor for name, tensor in tower.items()}
-
-
-def read_llava_hf(path, data, tensors):
-    """llava-hf/llava-1.5-*, and what save_llava writes: with minillava.json, which says what this layout cannot."""
-    source, own = path / "config.json", read_json(path / "minillava.json")
-    tensors = rename(tensors, LLAVA_HF | LLAVA_HF_5)
-    check(data, {"projector_hidden_act": ["gelu", "linear"], "vision_feature_select_strategy": ["default"],
-                 "multimodal_projector_bias": [True]}, source)
-    fields = image_fields(path) | {"vision_feature_layer": data.get("vision_feature_layer", -2)}
-    if data.get("projector_hidden_act") == "linear":  # one matrix, then the identity: see save_llava
-        fields["projector"] = "linear"
-        weight, bias = (tensors.pop(f"mm_projector.2.{kind}", None) for kind in ("weight", "bias"))
-        if weight is None or bias is None or bias.any() or not torch.equal(weight, torch.eye(len(bias)).to(weight)):
-            raise ValueError(f"{path}: after a linear projector_hidden_act, linear_2 must be the identity")
-        if own.get("projector") != "mlp1x_gelu":
-            tensors = rename(tensors, {"mm_projector.0.": "mm_projector."})
-    fields |= own
-    unknown = fields.keys() - {field.name for field in dataclasses.fields(LlavaConfig)}
-    if unknown:
-        raise ValueError(f"{path / 'minillava.json'}: unknown {', '.join(sorted(unknown))}; a newer version wrote it")
-    eye = vision_config(section(data, "vision_config", source) or CLIP_L, source)
-    return llava_config(eye, language_config(section(data, "text_config", source), source), fields, path), tensors
+    return f"mlp{depth}x_gelu", tensors
 
 
 def compose(vision, language, projector):
-    """A CLIP, a Llama and a projector, as training begins: `projector` is a file, or the kind of a new one."""
-    (eye, eye_tensors), (mouth, mouth_tensors) = read_vision(vision), read_language(language)
+    """A CLIP, a Llama and a projector, as training begins -> (LlavaConfig, tensors)
+
+    `projector` is a file, or the kind of a new one.
+    """
+    vision_config, vision_tensors = read_vision(vision)
+    language_config, language_tensors = read_language(language)
+
     if re.fullmatch(r"linear|mlp\dx_gelu", str(projector)):
-        kind, new = projector, make_projector(projector, eye.hidden_size, mouth.hidden_size)
-        tensors = {f"mm_projector.{name}": tensor for name, tensor in new.state_dict().items()}
+        new = make_projector(projector, vision_config.hidden_size, language_config.hidden_size)
+        kind, tensors = projector, with_prefix("mm_projector.", new.state_dict())
     else:
         kind, tensors = read_projector(projector)
-    tensors |= {f"vision_tower.{name}": tensor for name, tensor in eye_tensors.items()}
-    tensors |= {f"language_model.{name}": tensor for name, tensor in mouth_tensors.items()}
-    return llava_config(eye, mouth, image_fields(Path(vision)) | {"projector": kind}, vision), tensors
+    tensors |= with_prefix("vision_tower.", vision_tensors)
+    tensors |= with_prefix("language_model.", language_tensors)
+
+    fields = image_fields(Path(vision)) | {"projector": kind}
+    return make_llava_config(vision_config, language_config, fields, vision), tensors
 
 
 def load_config(vision, language, projector, image_size):
-    """The LlavaConfig of two folders, of which config.json alone is read; None: a ViT-L/14 of that size, a LLaMA-7B."""
-    eye = _eye(*_folder(vision)) if vision else VisionConfig(1024, 4096, 24, 16, image_size, 14)
-    mouth = language_config(_folder(language)[1], Path(language) / "config.json") if language else LanguageConfig()
-    return LlavaConfig(eye, mouth, projector)
+    """The LlavaConfig of two folders, of which config.json alone is read.
+
+    None stands for a ViT-L/14 of that image size, and for a LLaMA-7B.
+    """
+    vision_config = VisionConfig(1024, 4096, 24, 16, image_size, 14)
+    if vision:
+        vision_config = read_vision_config(*open_folder(vision))
+
+    language_config = LanguageConfig()
+    if language:
+        path, data = open_folder(language)
+        language_config = parse_language_config(data, path / "config.json")
+    return LlavaConfig(vision_config, language_config, projector)
+
+
+# ---- the whole, as it was published first ----
+
+def read_llava(path, data, tensors, vision=None):
+    """liuhaotian/llava-*: most have no tower of their own, it comes from the folder `vision`."""
+    tensors = rename(tensors, LLAVA)
+    tower = take_prefixed(tensors, "vision_tower.")
+    if tower:  # v1.6, or merged with a LoRA
+        refuse_second_tower(path, vision)
+        vision_config = vision_config_from_shapes(tower, path)
+        fields = image_fields(path)
+    else:
+        folder = tower_folder(path, data, vision)
+        vision_config, tower = read_vision(folder)
+        fields = image_fields(Path(folder))
+    check_tower_size(path, data, vision_config)
+
+    fields |= fields_of_llava(path, data)
+    language_config = parse_language_config(data, path / "config.json")
+    config = make_llava_config(vision_config, language_config, fields, path)
+    return config, tensors | with_prefix("vision_tower.", tower)
+
+
+def fields_of_llava(path, data):
+    """What the `mm_` fields decide of a LlavaConfig."""
+    check_values(data, {
+        "mm_vision_select_feature": ["patch"],
+        "image_aspect_ratio": ["square", "pad", None],
+        "mm_resampler_type": [None],
+    }, path / "config.json")
+    is_v0 = "[PAD]" in read_json(path / "added_tokens.json")  # the only version that added it
+    return {
+        "projector": data.get("mm_projector_type", "linear"),
+        "vision_feature_layer": data.get("mm_vision_select_layer", -2),
+        "image_aspect_ratio": data.get("image_aspect_ratio") or "square",
+        "mm_use_im_start_end": data.get("mm_use_im_start_end", False),
+        "template": "llava_v0" if is_v0 else "vicuna_v1",
+    }
+
+
+def vision_config_from_shapes(tower, path):
+    """Nothing describes a tower inside these files but its shapes; CLIP's heads are 64 wide."""
+    for part in ("embeddings.patch_embedding", "embeddings.position_embedding",
+                 "encoder.layers.0.mlp.fc1"):
+        if f"{part}.weight" not in tower:
+            on_disk = f"model.vision_tower.vision_tower.vision_model.{part}.weight"
+            raise ValueError(f"{path} lacks {on_disk}")
+
+    width, _, patch, _ = tower["embeddings.patch_embedding.weight"].shape  # [D,3,P,P]
+    positions = len(tower["embeddings.position_embedding.weight"])         # class token, then N
+    grid = math.isqrt(positions - 1)
+    inner = [len(tensor) for name, tensor in tower.items() if name.endswith("fc1.weight")]
+    return VisionConfig(width, inner[0], len(inner), width // 64, patch * grid, patch)
+
+
+def tower_name(data):
+    return str(data.get("mm_vision_tower") or "openai/clip-vit-large-patch14")
+
+
+def tower_folder(path, data, vision):
+    """The CLIP that was given, or the one that the config names, where that is a folder."""
+    name = tower_name(data)
+    if vision is None and not Path(name).is_dir():
+        raise ValueError(f"{path} has no vision tower: "
+                         f"download {name} and give its folder as vision=")
+    return vision or name
+
+
+def check_tower_size(path, data, vision_config):
+    name, size = tower_name(data), vision_config.image_size
+    if size != TOWER_SIZES.get(name, size):
+        raise ValueError(f"{path} was trained with {name}, "
+                         f"but this tower is for images of {size} pixels")
+
+
+def refuse_second_tower(path, vision):
+    if vision is not None:
+        raise ValueError(f"{path} has a vision tower of its own: leave vision= away")
+
+
+# ---- the whole, as transformers has it ----
+
+def read_llava_hf(path, data, tensors):
+    """llava-hf/llava-1.5-*, and what save_llava writes.
+
+    The latter has a minillava.json, with what this layout cannot say.
+    """
+    source = path / "config.json"
+    own = read_json(path / "minillava.json")
+    check_values(data, {
+        "projector_hidden_act": ["gelu", "linear"],
+        "vision_feature_select_strategy": ["default"],
+        "multimodal_projector_bias": [True],
+    }, source)
+
+    tensors = rename(tensors, LLAVA_HF | LLAVA_HF_5)
+    fields = image_fields(path) | {"vision_feature_layer": data.get("vision_feature_layer", -2)}
+    if data.get("projector_hidden_act") == "linear":
+        kind = own.get("projector", "linear")
+        tensors = one_layer_projector(tensors, kind, path)
+        fields["projector"] = "linear"
+    fields |= own
+    refuse_unknown_fields(fields, path)
+
+    vision_data = section(data, "vision_config", source) or CLIP_L
+    vision_config = parse_vision_config(vision_data, source)
+    language_config = parse_language_config(section(data, "text_config", source), source)
+    return make_llava_config(vision_config, language_config, fields, path), tensors
+
+
+def one_layer_projector(tensors, kind, path):
+    """Undoes `with_two_layers` of saving.py: the second matrix is the identity, and goes."""
+    weight = tensors.pop("mm_projector.2.weight", None)
+    bias = tensors.pop("mm_projector.2.bias", None)
+    if weight is None or bias is None or not is_identity(weight, bias):
+        raise ValueError(f"{path}: after a linear projector_hidden_act, "
+                         "linear_2 must be the identity")
+
+    if kind == "mlp1x_gelu":
+        return tensors
+    return rename(tensors, {"mm_projector.0.": "mm_projector."})
+
+
+def is_identity(weight, bias):
+    return not bias.any() and torch.equal(weight, torch.eye(len(bias)).to(weight))
+
+
+def refuse_unknown_fields(fields, path):
+    unknown = fields.keys() - {field.name for field in dataclasses.fields(LlavaConfig)}
+    if unknown:
+        raise ValueError(f"{path / 'minillava.json'}: unknown {', '.join(sorted(unknown))}; "
+                         "a newer version wrote it")

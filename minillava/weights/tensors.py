@@ -10,84 +10,152 @@ from torch import nn
 
 from minillava.files import read_json
 
-BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")  # computed here, stored by old versions
+# computed here, stored by old versions
+BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")
 
 
 def read_tensors(path):
-    """A file of weights, or a folder with one or with shards and their index -> {name: tensor}, memory-mapped."""
+    """A file of weights, or a folder of them -> {name: tensor}, memory-mapped."""
     path = Path(path)
     if path.is_file():
-        return _read_file(path)
+        return read_tensor_file(path)
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder {path}")
+
+    tensors = {}
+    for file in weight_files(path):
+        tensors |= read_tensor_file(file)
+    return tensors
+
+
+def weight_files(folder):
+    """The files that hold a folder's weights: one, or the shards that an index lists."""
     for name in ("model.safetensors", "pytorch_model.bin"):
-        if (path / name).exists():
-            return _read_file(path / name)
-        index = path / (name + ".index.json")
+        if (folder / name).exists():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
         if index.exists():
-            weight_map = read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict):
-                raise ValueError(f"{index} has no weight_map; download it again")
-            for file in weight_map.values():
-                if not re.fullmatch(r"[^/\\]+\.(safetensors|bin)", str(file)):  # no way to files elsewhere
-                    raise ValueError(f"{index} names {file!r}, which is not a file of its own folder")
-            tensors = {}
-            for file in sorted(set(weight_map.values())):
-                tensors |= _read_file(path / file)
-            return tensors
-    raise FileNotFoundError(f"{path} has neither model.safetensors nor pytorch_model.bin, nor shards with an index")
+            return [folder / file for file in shard_names(index)]
+    raise FileNotFoundError(
+        f"{folder} has neither model.safetensors nor pytorch_model.bin, nor shards with an index")
 
 
-def _read_file(path):
+def shard_names(index):
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ValueError(f"{index} has no weight_map; download it again")
+    for file in weight_map.values():
+        if not re.fullmatch(r"[^/\\]+\.(safetensors|bin)", str(file)):  # no way to files elsewhere
+            raise ValueError(f"{index} names {file!r}, which is not a file of its own folder")
+    return sorted(set(weight_map.values()))
+
+
+def read_tensor_file(path):
+    """A .safetensors, or a .bin: a pickle, hence a program.
+
+    One that does anything but build tensors is refused.
+    """
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; download it again")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError:  # a pickle is a program: only one that builds tensors and nothing else is run
+        mapped = zipfile.is_zipfile(path)  # not so before torch 1.6
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError:
         raise ValueError(f"{path} wants to run code, or is damaged: it is refused") from None
     except Exception as error:  # what a broken file makes its reader stumble over is anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{path} is damaged ({reason:.200}); download it again") from None
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+
+    if not is_table_of_tensors(tensors):
         raise ValueError(f"{path} is not a table of named tensors")
     return tensors
 
 
+def is_table_of_tensors(value):
+    if not isinstance(value, dict):
+        return False
+    return all(isinstance(entry, torch.Tensor) for entry in value.values())
+
+
 def rename(tensors, table):
-    """Names on disk -> names here; one that no prefix of the table fits stays, for `fill` to complain about."""
+    """Names on disk -> names here, by a table of prefixes: the longest that fits counts.
+
+        rename({"model.norm.weight": w}, {"model.": "language_model."})
+            -> {"language_model.norm.weight": w}
+
+    A name that no prefix fits stays, for `fill` to complain about; None drops what has no use here.
+    """
     renamed = {}
     for name, tensor in tensors.items():
-        prefix = max((prefix for prefix in table if name.startswith(prefix)), key=len, default="")
+        prefix = longest_prefix(name, table)
         here = table.get(prefix, "")
         if here is None or name.endswith(BUFFERS):
             continue
-        if here + name[len(prefix):] in renamed:
+
+        new_name = here + name[len(prefix):]
+        if new_name in renamed:
             raise ValueError(f"the tensor {name} is there twice, under an old and a new name")
-        renamed[here + name[len(prefix):]] = tensor
+        renamed[new_name] = tensor
     return renamed
 
 
+def longest_prefix(name, prefixes):
+    fitting = [prefix for prefix in prefixes if name.startswith(prefix)]
+    return max(fitting, key=len, default="")
+
+
+def take_prefixed(tensors, prefix):
+    """Moves the tensors whose name begins so out of the table, into one without the prefix."""
+    names = [name for name in tensors if name.startswith(prefix)]
+    return {name.removeprefix(prefix): tensors.pop(name) for name in names}
+
+
+def with_prefix(prefix, tensors):
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
 def fill(module, tensors, source, device, dtype):
-    """Makes `tensors` the parameters of a module that was built on the meta device; strict. `source` is for errors."""
+    """Makes `tensors` the parameters of a module that was built on the meta device.
+
+    Strict: a tensor that is missing, unexpected or of another shape is an error that names it and
+    the `source`. The tensors are not copied where device and dtype are theirs already.
+    """
+    check_names(module, tensors, source)
     parameters = dict(module.named_parameters(remove_duplicate=False))
-    missing = sorted(dict(module.named_parameters()).keys() - tensors.keys())  # a tied head need not be there
-    unexpected = sorted(tensors.keys() - parameters.keys())
+    check_shapes(parameters, tensors, source)
+
+    filled = {}  # meta parameter -> real one; a tied head is one parameter under two names
+    for name, parameter in parameters.items():
+        if parameter not in filled:
+            filled[parameter] = nn.Parameter(tensors[name].to(device, dtype))
+        elif name in tensors:
+            check_tie(name, tensors[name].to(device, dtype), filled[parameter], source)
+        owner, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(owner), leaf, filled[parameter])
+    return module
+
+
+def check_tie(name, tensor, tied_to, source):
+    if not torch.equal(tensor, tied_to):
+        raise ValueError(f"{source}: the config ties {name} to another tensor, but the two differ")
+
+
+def check_names(module, tensors, source):
+    needed = dict(module.named_parameters())  # each parameter once: a tied head need not be there
+    known = dict(module.named_parameters(remove_duplicate=False))
+    missing = sorted(needed.keys() - tensors.keys())
+    unexpected = sorted(tensors.keys() - known.keys())
     for names, what in ((missing, "lacks"), (unexpected, "has unexpected")):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ValueError(f"{source} {what} {', '.join(names[:3])}{more}")
+
+
+def check_shapes(parameters, tensors, source):
     for name, tensor in tensors.items():
-        if tensor.shape != parameters[name].shape or not tensor.is_floating_point():
+        expected = parameters[name].shape
+        if tensor.shape != expected or not tensor.is_floating_point():
             raise ValueError(f"{source}: {name} is {tensor.dtype} {list(tensor.shape)}, "
-                             f"but the config says {list(parameters[name].shape)}")
-    new = {}
-    for name, parameter in parameters.items():
-        if parameter not in new:
-            new[parameter] = nn.Parameter(tensors[name].to(device, dtype))
-        elif name in tensors and not torch.equal(tensors[name].to(device, dtype), new[parameter]):
-            raise ValueError(f"{source}: the config ties {name} to another tensor, but the two differ")
-        owner, _, leaf = name.rpartition(".")
-        setattr(module.get_submodule(owner), leaf, new[parameter])
-    return module
+                             f"but the config says {list(expected)}")

@@ -1,0 +1,115 @@
+"""A folder of weights as they are published: config.json, the tensors in shards, an index.
+
+It is written whole or not at all.
+"""
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from minillava.files import read_json
+from minillava.tokenizer import FILES as TOKENIZER_FILES
+
+MAX_SHARD = 5 * 10**9  # bytes
+
+
+def open_folder(path):
+    """-> (path, its config.json)"""
+    path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {path} (from the hub: hf download NAME --local-dir FOLDER)")
+    if (path / "adapter_config.json").exists():
+        raise ValueError(f"{path} holds a LoRA adapter: merge it into its base model first")
+
+    config = read_json(path / "config.json")
+    if not config:
+        raise FileNotFoundError(
+            f"{path} has no config.json: it is not a folder of weights as they are published")
+    return path, config
+
+
+def write_folder(path, tensors, files, save_more=None, change=None):
+    """{name: tensor} in shards, {file name: JSON}, and what `save_more(folder)` puts there.
+
+    All is written elsewhere first and moved at the end: a run that is killed while it writes leaves
+    the old files whole. `change(name, tensor)` makes each tensor what it shall be only when its
+    shard is written, so that a sum of two 13B models never stands in memory.
+    """
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+
+    shards = cut_into_shards(tensors)
+    if len(shards) > 1:
+        files = files | {"model.safetensors.index.json": index_of_shards(shards)}
+
+    # beside the old files, in a folder of its own
+    for killed in path.glob(".new-*"):
+        shutil.rmtree(killed)
+    new = Path(tempfile.mkdtemp(prefix=".new-", dir=path))
+    try:
+        for file, shard in shards.items():
+            write_shard(new / file, shard, change)
+        if save_more is not None:
+            save_more(new)
+        for file, value in files.items():
+            text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+            (new / file).write_text(text, encoding="utf-8")
+        for file in shards:  # safetensors lets only its owner read a file
+            shutil.copymode(new / "config.json", new / file)
+
+        # then each file takes its place
+        written = sorted(file.name for file in new.iterdir())
+        for file in written:
+            os.replace(new / file, path / file)
+    finally:
+        shutil.rmtree(new)
+
+    remove_stale_files(path, written)
+
+
+def cut_into_shards(tensors):
+    """-> {file name: {tensor name: tensor}}, each at most MAX_SHARD bytes (or one tensor)."""
+    shards = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if size and size + tensor.nbytes > MAX_SHARD:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+
+    if len(shards) == 1:
+        return {"model.safetensors": shards[0]}
+    total = len(shards)
+    return {f"model-{number:05}-of-{total:05}.safetensors": shard
+            for number, shard in enumerate(shards, 1)}
+
+
+def index_of_shards(shards):
+    """The file that says which shard holds which tensor."""
+    total = sum(tensor.nbytes for shard in shards.values() for tensor in shard.values())
+    weight_map = {name: file for file, shard in shards.items() for name in shard}
+    return {"metadata": {"total_size": total}, "weight_map": weight_map}
+
+
+def write_shard(file, shard, change):
+    ready = {}
+    for name, tensor in shard.items():
+        tensor = tensor.detach()
+        if change is not None:
+            tensor = change(name, tensor)
+        ready[name] = tensor.contiguous()
+    save_file(ready, file, {"format": "pt"})
+
+
+def remove_stale_files(path, written):
+    """Weights and tokenizer of an earlier save: they do not belong to these."""
+    stale = {file.name for file in path.glob("model*.safetensors*")}
+    if set(TOKENIZER_FILES) & set(written):
+        stale |= set(TOKENIZER_FILES)
+    for file in stale - set(written):
+        (path / file).unlink(missing_ok=True)
