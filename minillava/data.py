@@ -1,9 +1,18 @@
 """LLaVA-JSON becomes batches.
 
-A sample is {"id", "image" (left out for text alone), "conversations": [{"from": "human" or "gpt", "value"}, ...]}.
-The format is that of LLaVA's published files (llava_instruct_150k.json, llava_v1_5_mix665k.json). Of a file only an index
-is held in memory, three numbers a sample. Batches are padded on the right, so that the causal mask alone hides the padding
-and attention needs no mask of its own.
+A sample of LLaVA's published files (llava_instruct_150k.json, llava_v1_5_mix665k.json) is
+
+    {"id": "7", "image": "7.jpg",                    "image" is left out for text alone
+     "conversations": [{"from": "human", "value": "What is it?\\n<image>"},
+                       {"from": "gpt", "value": "A cat."}]}
+
+An item is that sample as the model takes it, and a batch is items padded on the right:
+
+    input_ids    1  319 1404 -200 -200 -200 ...  6635    2    0    0      0 is padding
+    labels    -100 -100 -100 -100 -100 -100 ...  6635    2 -100 -100
+
+On the right, so that the causal mask alone hides the padding: no word looks at what comes after it.
+Of a file only an index is held in memory, three numbers a sample.
 """
 import json
 from pathlib import Path, PurePosixPath
@@ -18,27 +27,37 @@ from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN
 
 
 def words_of(sample):
-    """Words of all turns, negative for text alone: what the sampler sorts by. 1 for what is no sample; loading names it."""
+    """How many words its turns have, negative for text alone: what batches are grouped by."""
     try:
         words = sum(len(turn["value"].split()) for turn in sample["conversations"])
-        return max(words, 1) * (1 if "image" in sample else -1)
+        with_image = "image" in sample
     except (AttributeError, KeyError, TypeError):
-        return 1
+        return 1  # no sample at all; loading it says why
+    words = max(words, 1)
+    return words if with_image else -words
 
 
 class LlavaData(torch.utils.data.Dataset):
-    """item -> {"input_ids": [T], "labels": [T], "pixels": [images,3,S,S], images 0 or 1, "id", "cut", "bad"}.
+    """item -> {"input_ids" [T], "labels" [T], "pixels" [images,3,S,S], "id", "cut", "bad"}.
 
-    A sample that cannot be used is never dropped in silence and never ends the training: the item is then the next one
-    of its kind (with or without an image) that can be, the same in every process; "bad" says what was passed over and why.
+    A sample that cannot be used never ends the training and is never dropped in silence: its place
+    is taken by the next one that can, and "bad" says what was passed over and why.
     """
 
     def __init__(self, path, images, tokenizer, config, template=None, max_length=2048, cache=None):
-        """path: the JSON file; images: the folder its "image" entries are relative to; config: a LlavaConfig; cache: a
-        folder for the index (default: that of the file); max_length: tokens, image included, where a sample is cut."""
-        self.path, self.images, self.tokenizer, self.config = Path(path), Path(images), tokenizer, config
-        self.template, self.max_length = template or config.template, max_length
-        self.index = index_of(path, cache or self.path.parent, words_of)
+        """path: the JSON file; images: the folder that its "image" entries are relative to.
+
+        config: a LlavaConfig; template: in place of the config's; max_length: tokens, those of the
+        image included, after which a sample is cut; cache: a folder for the index, that of the
+        file if not given.
+        """
+        self.path = Path(path)
+        self.images = Path(images)
+        self.tokenizer = tokenizer
+        self.config = config
+        self.template = template or config.template
+        self.max_length = max_length
+        self.index = index_of(path, cache or self.path.parent, words_of)  # first byte, end, words
 
     def __len__(self):
         return len(self.index)
@@ -54,50 +73,94 @@ class LlavaData(torch.utils.data.Dataset):
             return json.loads(file.read(end - first))
 
     def __getitem__(self, index):
-        bad, n, with_image = [], len(self), self.index[index, 2] > 0
-        for at in (i % n for i in range(index, index + n)):
-            if (self.index[at, 2] > 0) != with_image:  # a batch stays of one modality
-                continue
-            sample = self.sample(at)
+        bad = []
+        for place in self.places_from(index):
+            sample = self.sample(place)
             try:
                 return self.prepare(sample) | {"bad": bad}
             except (OSError, ValueError) as error:
-                bad.append(f"{sample.get('id', at) if isinstance(sample, dict) else at}: {error}")
+                name = sample.get("id", place) if isinstance(sample, dict) else place
+                bad.append(f"{name}: {error}")
             if len(bad) == 100:
                 break
-        raise ValueError(f"{len(bad)} samples in a row cannot be used, the last: {bad[-1]}; look at --data and --images")
+        raise ValueError(f"{len(bad)} samples in a row cannot be used, the last: {bad[-1]}; "
+                         "look at --data and --images")
+
+    def places_from(self, index):
+        """`index`, and those after it that have an image if it has one: a batch is of one kind."""
+        with_image = self.index[index, 2] > 0
+        for place in range(index, index + len(self)):
+            place %= len(self)  # after the last sample comes the first
+            if (self.index[place, 2] > 0) == with_image:
+                yield place
 
     def prepare(self, sample):
         """A sample -> an item, or the OSError or ValueError that says why there is none."""
-        if not isinstance(sample, dict) or not isinstance(sample.get("conversations"), list):
-            raise ValueError("it has no conversations")
-        turns = [(turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, turn)
-                 for turn in sample["conversations"]]
-        has_image, pixels = "image" in sample, torch.empty(0)
-        asked = sum(role == "human" and IMAGE in str(text) for role, text in turns)
-        if has_image and asked != 1:
-            raise ValueError(f"it has one image and {asked} human turns with {IMAGE}")
-        ids, labels = render(turns, self.tokenizer, self.template, self.config.image_tokens if has_image else 0)
-        cut = len(ids) > self.max_length
-        if IMAGE_TOKEN in ids[self.max_length :]:
-            raise ValueError(f"too long: {len(ids)} tokens, and a cut after {self.max_length} would fall into its image")
+        turns = turns_of(sample)
+        has_image = "image" in sample
         if has_image:
-            name = PurePosixPath(str(sample["image"]))
-            if name.is_absolute() or ".." in name.parts:
-                raise ValueError(f"its image {name} is not within the image folder")
-            pixels = preprocess([load_image(self.images / name)], self.config)
-        return {"input_ids": torch.tensor(ids[: self.max_length]), "labels": torch.tensor(labels[: self.max_length]),
-                "pixels": pixels, "id": sample.get("id"), "cut": int(cut)}
+            check_image_turns(turns)
+
+        # the ids of text and image, and what of them is learned
+        image_tokens = self.config.image_tokens if has_image else 0
+        ids, labels = render(turns, self.tokenizer, self.template, image_tokens)
+        if IMAGE_TOKEN in ids[self.max_length :]:
+            raise ValueError(f"too long: {len(ids)} tokens, and a cut after {self.max_length} "
+                             "would fall into its image")
+
+        # the image itself
+        pixels = torch.empty(0)
+        if has_image:
+            image = load_image(self.images / safe_name(sample["image"]))
+            pixels = preprocess([image], self.config)  # [1,3,S,S]
+
+        return {"input_ids": torch.tensor(ids[: self.max_length]),
+                "labels": torch.tensor(labels[: self.max_length]),
+                "pixels": pixels,
+                "id": sample.get("id"),
+                "cut": int(len(ids) > self.max_length)}
+
+
+def turns_of(sample):
+    """A sample -> [(role, text), ...] as render takes them, which checks roles and texts."""
+    if not isinstance(sample, dict) or not isinstance(sample.get("conversations"), list):
+        raise ValueError("it has no conversations")
+    turns = []
+    for turn in sample["conversations"]:
+        if isinstance(turn, dict):
+            turns.append((turn.get("from"), turn.get("value")))
+        else:
+            turns.append((None, turn))
+    return turns
+
+
+def check_image_turns(turns):
+    asked = sum(role == "human" and IMAGE in str(text) for role, text in turns)
+    if asked != 1:
+        raise ValueError(f"it has one image and {asked} human turns with {IMAGE}")
+
+
+def safe_name(name):
+    """The path of an image within its folder; ValueError for one that leads out of it."""
+    name = PurePosixPath(str(name))
+    if name.is_absolute() or ".." in name.parts:
+        raise ValueError(f"its image {name} is not within the image folder")
+    return name
 
 
 def collate(items):
-    """-> input_ids [B,T], labels [B,T], pixels [images,3,S,S], the images in the order of their rows."""
-    return (pad_sequence([item["input_ids"] for item in items], batch_first=True, padding_value=0),
-            pad_sequence([item["labels"] for item in items], batch_first=True, padding_value=IGNORE_INDEX),
-            torch.cat([item["pixels"] for item in items if len(item["pixels"])] or [torch.empty(0)]))
+    """Items -> input_ids [B,T], labels [B,T], pixels [images,3,S,S] in the order of their rows."""
+    input_ids = [item["input_ids"] for item in items]
+    labels = [item["labels"] for item in items]
+    pixels = [item["pixels"] for item in items if len(item["pixels"])]
+    return (pad_sequence(input_ids, batch_first=True, padding_value=0),
+            pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
+            torch.cat(pixels or [torch.empty(0)]))
 
 
 def collate_noted(items):
-    """As collate, and what the run's records want to know: the ids, what was passed over, how many were cut."""
-    return *collate(items), {"ids": [item["id"] for item in items], "bad": [line for item in items for line in item["bad"]],
-                             "cut": sum(item["cut"] for item in items)}
+    """As collate, and notes for the run's records: ids, what was passed over, how many were cut."""
+    notes = {"ids": [item["id"] for item in items],
+             "bad": [line for item in items for line in item["bad"]],
+             "cut": sum(item["cut"] for item in items)}
+    return *collate(items), notes

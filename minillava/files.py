@@ -1,90 +1,126 @@
-"""JSON and JSON lines in, with errors in one line; whole files out or nothing; the index of a JSON file of any size."""
+"""Files in and out: JSON with errors in one line, whole files or nothing, samples found by byte.
+
+Everything is UTF-8, on every platform.
+"""
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 
 
-def read_json(path):
-    """A parsed JSON object; {} where the file does not exist."""
-    try:
-        parsed = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); download it again") from None
-    if not isinstance(parsed, dict):
-        raise ValueError(f"{path} is not a JSON object; download it again")
-    return parsed
-
-
 def read_object(path):
     """A JSON file that holds an object -> dict; OSError or ValueError in one line."""
+    text = read_text(path)
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError:  # a JSONDecodeError or a UnicodeDecodeError
-        raise ValueError(f"{path} is not a JSON file") from None
+        data = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); download it again") from None
     if not isinstance(data, dict):
-        raise ValueError(f"{path} is not a JSON object")
+        raise ValueError(f"{path} is not a JSON object; download it again")
     return data
+
+
+def read_json(path):
+    """As read_object, but {} where there is no such file."""
+    try:
+        return read_object(path)
+    except FileNotFoundError:
+        return {}
 
 
 def read_jsonl(path):
     """A file of one JSON object per line -> list of dicts; ValueError names the line that is none."""
     rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                raise ValueError(f"line {number} of {path} is not JSON") from None
-            if not isinstance(rows[-1], dict):
-                raise ValueError(f"line {number} of {path} is not a JSON object")
+    # not splitlines(): a JSON text may hold U+2028, which ends a line there but not in this format
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            raise ValueError(f"line {number} of {path} is not JSON") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"line {number} of {path} is not a JSON object")
+        rows.append(row)
     return rows
 
 
+def read_text(path):
+    """A text file; ValueError where it is not UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); "
+                         "save it as UTF-8") from None
+
+
 def write(path, text):
-    """Text into a file, the whole of it or nothing, whenever the process may be killed."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(f"{path}.tmp").write_text(text, encoding="utf-8")
-    os.replace(f"{path}.tmp", path)
+    """Text into a file, the whole of it or nothing, whenever the process may be killed.
 
-
-def index_of(path, cache, measure, chunk=1 << 24):
-    """A JSON array of samples, of any size -> int64 [samples, 3]: first byte, last byte + 1, measure(sample).
-
-    One pass over the file, parsed by the chunk. The folder `cache` keeps the index for the next time.
+    A folder that is not there is made.
     """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(f"{path}.tmp")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)
+
+
+# ------------------------------------------------------------------------------------------------
+# A JSON file of any size: where in it does each sample stand?
+
+def index_of(path, cache, measure):
+    """A JSON array of samples -> int64 [samples, 3]: first byte, last byte + 1, measure(sample).
+
+    The folder `cache` keeps the index for the next time, and memory holds no more than the index.
+    """
+    # the file is the same one as last time if its size and its time are
     stat = os.stat(path)
     kept = Path(cache) / f"index-{stat.st_size}-{stat.st_mtime_ns}.npy"
-    if kept.exists():
-        return np.load(kept, mmap_mode="r")
-    rows, decode, base = [], json.JSONDecoder().raw_decode, 0  # base: where in the file `text` begins
+
+    if not kept.exists():
+        rows = [(first, end, measure(sample)) for first, end, sample in samples_in(path)]
+        if not rows:
+            raise ValueError(f"{path} holds no samples")
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        new = kept.with_suffix(f".{os.getpid()}.npy")  # several processes may write it at once
+        np.save(new, np.array(rows, dtype=np.int64))
+        os.replace(new, kept)
+
+    return np.load(kept, mmap_mode="r")
+
+
+BEFORE_FIRST = re.compile(r"[\s\[]*")  # what may stand before the first sample of an array
+BETWEEN = re.compile(r"[\s,]*")        # and before every other
+
+
+def samples_in(path, chunk=1 << 24):
+    """Yields (first byte, last byte + 1, sample) for each element of a JSON array.
+
+    Only `chunk` bytes are read at a time: a sample that they cut is tried again with the next.
+    """
+    decode = json.JSONDecoder().raw_decode
+    base = at = count = 0  # text[at] is byte base + at of the file
     with open(path, "rb") as file:
-        text, at = file.read(chunk).decode("latin-1"), 0  # a character is a byte, so positions are those of the file
+        text = file.read(chunk).decode("latin-1")  # one character a byte
         while True:
-            while text[at : at + 1].isspace() or text[at : at + 1] in ("," if rows else "[",) and at + base < stat.st_size:
-                at += 1
+            gap = BETWEEN if count else BEFORE_FIRST
+            at = gap.match(text, at).end()
             if text[at : at + 1] == "]":
-                break
+                return
             try:
                 sample, end = decode(text, at)
             except json.JSONDecodeError as error:
                 more = file.read(chunk).decode("latin-1")
                 if not more:
-                    raise ValueError(f"{path} is not a JSON array of samples: {error.msg} at byte {base + error.pos}, "
-                                     f"after {len(rows)} samples") from None
+                    raise ValueError(f"{path} is not a JSON array of samples: {error.msg} "
+                                     f"at byte {base + error.pos}, after {count} samples") from None
                 text, base, at = text[at:] + more, base + at, 0
                 continue
-            if not text[at:end].isascii():  # words are those of the real text
-                sample = json.loads(text[at:end].encode("latin-1"))
-            rows.append((base + at, base + end, measure(sample)))
+            if not text[at:end].isascii():
+                sample = json.loads(text[at:end].encode("latin-1"))  # as UTF-8 this time
+            yield base + at, base + end, sample
+            count += 1
             at = end
-    if not rows:
-        raise ValueError(f"{path} holds no samples")
-    Path(cache).mkdir(parents=True, exist_ok=True)
-    new = kept.with_suffix(f".{os.getpid()}.npy")
-    np.save(new, np.array(rows, dtype=np.int64))
-    os.replace(new, kept)
-    return np.load(kept, mmap_mode="r")

@@ -8,7 +8,7 @@ from PIL import Image
 
 from minillava.checkpoint import load_llava
 from minillava.data import LlavaData, collate, words_of
-from minillava.files import index_of
+from minillava.files import index_of, samples_in
 from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN
 from minillava.training.sampler import grouped_order, micro_batches
 
@@ -73,8 +73,12 @@ def test_the_index_of_a_file_finds_what_json_finds(tmp_path, chunk, indent, asci
     samples = [chat(), chat("b.png", 'a "quoted" [brace} <image>', "naïve 日本\u00a0語 \\ \n ]"),
                chat(None, "Hi \u3000 there"), {"id": 1}]
     (tmp_path / "data.json").write_text(json.dumps(samples, indent=indent, ensure_ascii=ascii), encoding="utf-8")
-    index, raw = index_of(tmp_path / "data.json", tmp_path, words_of, chunk), (tmp_path / "data.json").read_bytes()
-    assert [json.loads(raw[first:end]) for first, end, _ in index] == samples
+    raw = (tmp_path / "data.json").read_bytes()
+    found = list(samples_in(tmp_path / "data.json", chunk))
+    assert [sample for _, _, sample in found] == samples
+    assert [json.loads(raw[first:end]) for first, end, _ in found] == samples
+    index = index_of(tmp_path / "data.json", tmp_path, words_of)
+    assert index[:, :2].tolist() == [[first, end] for first, end, _ in found]
     assert index[:, 2].tolist() == [words_of(sample) for sample in samples] == [4, 9, -3, 1]
     assert (index_of(tmp_path / "data.json", tmp_path, words_of) == index).all()  # out of the cache
 

@@ -293,7 +293,7 @@ def change(i, **fields):
 
 @pytest.mark.parametrize("file, damage, message", [
     ("problems.json", Path.unlink, "has no problems.json"),
-    ("pid_splits.json", break_json, "is not a JSON file"),
+    ("pid_splits.json", break_json, "is not JSON"),
     ("problems.json", change("8", answer=3), "none of its 3 choices"),
     ("problems.json", change("8", choices=["x"]), "2 to 5 choices"),
     ("problems.json", change("8", hint=None), "no text 'hint'"),
