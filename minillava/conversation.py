@@ -1,11 +1,16 @@
-"""A dialogue becomes ids and labels, in one pass (section 4.2, table 2 of the paper).
+"""A dialogue becomes ids and labels, in one pass (section 4.2 and table 2 of the paper).
 
-    <s>{system} USER: <image>\\n{question} ASSISTANT: {answer}</s>USER: {question} ASSISTANT: {answer}</s>
-                                                     ^^^^^^^^^^^^                            ^^^^^^^^^^^^  gets the loss
+A question about an image of two tokens, and its answer, in the template of LLaVA-1.5 (the system text
+is left out here; -200 is IMAGE_TOKEN, -100 IGNORE_INDEX):
 
-A conversation is first written as pieces that say of themselves whether they are learned; each run of text of one kind
-is then encoded by itself, so that no boundary is ever searched for in the ids. This gives the very ids of the whole
-text, since a piece of LLaMA's vocabulary begins with a space or has none: no token reaches over ": answer".
+    text     ▁US   ER    :     ▁     <image>     ▁     \\n   What  ...   ANT   :     ▁A    ▁cat  .     </s>
+    ids      3148  1001  29901 29871 -200  -200  29871 13    5618  ...   13566 29901 319   6635  29889 2
+    labels   -100  -100  -100  -100  -100  -100  -100  -100  -100  ...   -100  -100  319   6635  29889 2
+
+What is learned is the answer and the end token. A conversation is first written as pieces that say of
+themselves whether they are learned; each run of text of one kind is then encoded by itself, so that no
+boundary is ever searched for in the ids. This gives the very ids of the whole text, since a piece of
+LLaMA's vocabulary begins with a space or has none: no token reaches over ": answer".
 """
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,108 +22,102 @@ IMAGE = "<image>"  # marks the image in a human turn
 
 @dataclass(frozen=True)
 class Template:
-    style: str                 # "two", "single" or "plain": how turns are told apart, see the functions of these names
+    style: str                # "two", "single" or "plain": the function that writes it, below
     system: str = ""
-    human: str = ""            # the names of the roles
+    human: str = ""           # the names of the roles
     gpt: str = ""
-    image: tuple = ("", "")    # text before and after the image
-    stop: str | None = None    # this text ends an answer, as does the end token always: cut it off, and what follows it
+    image: tuple = ("", "")   # text before and after the image
+    stop: str | None = None   # ends an answer, as the end token always does; not a part of it
 
 
-def helpful(person):
-    return (f"A chat between a curious {person} and an artificial intelligence assistant. "
-            f"The assistant gives helpful, detailed, and polite answers to the {person}'s questions.")
-
-SEES = ("A chat between a curious user and an artificial intelligence assistant. "
-        "The assistant is able to understand the visual content that the user provides, "
-        "and assist the user with a variety of tasks using natural language."  # sic: no space follows
-        "The visual content will be provided with the following format: <Image>visual content</Image>.")
+HELPFUL_USER = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions.")
+HELPFUL_HUMAN = HELPFUL_USER.replace("user", "human")
+SEES = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant is able to understand the visual content that the user provides, "
+    "and assist the user with a variety of tasks using natural language."  # sic: no space follows
+    "The visual content will be provided with the following format: <Image>visual content</Image>.")
 TAGS = ("<Image>", "</Image>")
+
 TEMPLATES = {
-    "vicuna_v1": Template("two", helpful("user"), "USER", "ASSISTANT"),                      # LLaVA-1.5
-    "llava_v1": Template("two", helpful("human"), "USER", "ASSISTANT"),                      # LLaVA-1, July 2023
+    # LLaVA-1.5, and LLaVA-1 of July 2023
+    "vicuna_v1": Template("two", HELPFUL_USER, "USER", "ASSISTANT"),
+    "llava_v1": Template("two", HELPFUL_HUMAN, "USER", "ASSISTANT"),
     "v1_mmtag": Template("two", SEES, "USER", "ASSISTANT", image=TAGS),
-    "llava_v0": Template("single", helpful("human"), "Human", "Assistant", stop="###"),      # the paper
+    # the paper
+    "llava_v0": Template("single", HELPFUL_HUMAN, "Human", "Assistant", stop="###"),
     "v0_mmtag": Template("single", SEES, "Human", "Assistant", image=TAGS, stop="###"),
-    "plain": Template("plain", stop="\n"),                                                   # stage 1
+    # stage 1: an image and its caption
+    "plain": Template("plain", stop="\n"),
 }
 
 
 def human_turn(text, image=False):
-    """What a person typed -> the turn: any <image> in it is taken out, and with an image one is put in front."""
+    """What a person typed -> the turn: any <image> in it is taken out, with an image one is put first."""
     while IMAGE in text:  # again and again: "<ima<image>ge>"
         text = text.replace(IMAGE, "")
-    return "human", f"{IMAGE}\n{text.strip()}" if image else text
+    if image:
+        text = f"{IMAGE}\n{text.strip()}"
+    return "human", text
 
 
 def render(turns, tokenizer, template, image_tokens):
-    """turns [("human", text), ("gpt", text), ...] -> (ids, labels), two lists of one length, BOS first.
+    """turns [("human", text), ("gpt", text), ...] -> (ids, labels), two lists of one length.
 
-    template: a key of TEMPLATES. labels are the ids where the model is to learn, else IGNORE_INDEX. A last turn
-    ("gpt", None) asks for an answer: the ids end where it begins, and all labels are IGNORE_INDEX.
-
-    <image> in a human turn becomes `image_tokens` times IMAGE_TOKEN, and stands first in its turn, once, wherever and
-    however often the data had it. With image_tokens=0, for a sample without image, it is text like any other. So it is
-    in an answer, and so are <s>, </s> and <unk> everywhere: nobody can end a turn by typing it. (Role names and ### are
-    text in these templates: a question that holds " ASSISTANT: " may look like two turns to the model, but it changes
-    neither the labels nor where control tokens stand.)
-
-    Ids and labels equal those of the official code on all samples that it trains on, but for typed control tokens and
-    the empty answer. Other samples it masks whole, so that they teach nothing. Here
-        " ASSISTANT: ", </s> or <unk> in a text    make no difference: what is learned is the answers
-        a human turn at the end                    has no answer to learn; those before it are learned
-        an empty answer                            is learned as such: the end token right after "ASSISTANT:"
-    An answer before the first question is left out, as it is there (style "two"). ValueError: no answer at all, a role
-    that is not human or gpt, a text that is not a string, two turns of one role in a row (style "two"), anything but
-    one human turn with <image> and one gpt turn (style "plain").
-
-    Style "two" only ever appends: the ids of a prompt, those of the answer and the end token begin the next prompt. In
-    style "single" this holds up to the answer: the model ends it with "\\n###" as in training, the next prompt goes on
-    with "###", which may merge with its last character. (And a model may spell its answer in other tokens than encode()
-    does. So compare ids before using a cache again.)
+    template: a key of TEMPLATES; image_tokens: how often IMAGE_TOKEN stands for one <image>, or 0 for
+    a sample without image, where <image> is text. A last turn ("gpt", None) asks for an answer: the
+    ids end where it begins, and nothing is learned. ValueError for turns that fit no template.
     """
     if template not in TEMPLATES:
         raise ValueError(f"there is no template {template!r}, only {', '.join(TEMPLATES)}")
     t = TEMPLATES[template]
     turns = checked(turns, t.style, image_tokens)
-    prompt = turns[-1][1] is None
-    pieces = {"two": two, "single": single, "plain": plain}[t.style](turns, t, tokenizer, image_tokens)
-    ids, labels, first = [tokenizer.bos_id], [IGNORE_INDEX], True
-    for (is_text, learn), run in groupby(pieces, key=lambda pair: (isinstance(pair[0], str), pair[1])):
-        run = [piece for piece, _ in run]
-        if is_text:
-            new = tokenizer.segment("".join(run), first)
-            first = False
+    is_prompt = turns[-1][1] is None
+    pieces = STYLES[t.style](turns, t, tokenizer, image_tokens)
+
+    ids, labels = [tokenizer.bos_id], [IGNORE_INDEX]
+    prefix = True  # does LLaMA's dummy prefix stand before the next text?
+    for piece, learned in joined(pieces):
+        if isinstance(piece, str):
+            new = tokenizer.segment(piece, prefix)
+            prefix = False  # the next text goes on where this one ends
         else:
-            new = [i for control in run for i in [control] * (image_tokens if control == IMAGE_TOKEN else 1)]
-            first = tokenizer.legacy or run[-1] == IMAGE_TOKEN  # officially, text after an image is tokenised by itself
+            new = piece  # control tokens are ids already
+            prefix = tokenizer.legacy or piece[-1] == IMAGE_TOKEN
         ids += new
-        labels += new if learn and not prompt else [IGNORE_INDEX] * len(new)
+        labels += new if learned else [IGNORE_INDEX] * len(new)
+
+    if is_prompt:
+        labels = [IGNORE_INDEX] * len(ids)
     return ids, labels
 
 
-def checked(turns, style, image_tokens):
-    """The turns, or a ValueError that says what is wrong with them."""
-    for n, (role, text) in enumerate(turns, 1):
-        if role not in ("human", "gpt"):
-            raise ValueError(f"turn {n} is from {role!r}; a turn is from 'human' or 'gpt'")
-        if not isinstance(text, str) and (text is not None or role != "gpt" or n < len(turns)):
-            raise ValueError(f"turn {n}, from {role}, is {text!r}, not text; only a last gpt turn may be None")
-    if style == "two" and turns and turns[0][0] == "gpt":
-        turns = turns[1:]
-    roles = [role for role, _ in turns]
-    if "gpt" not in roles:
-        raise ValueError("the conversation has no answer to learn; add one, or end with ('gpt', None) to ask for one")
-    twice = next((a for a, b in zip(roles, roles[1:]) if a == b), None)
-    if style == "two" and twice:
-        raise ValueError(f"human and gpt must take turns, but {twice} speaks twice in a row; join such turns into one")
-    if style == "plain" and not (roles == ["human", "gpt"] and IMAGE in turns[0][1] and image_tokens):
-        raise ValueError("template plain takes an image and its caption: one human turn with <image>, one gpt turn")
-    return turns
+def joined(pieces):
+    """Pieces (text or [ids], learned), with neighbouring texts of one kind put together.
 
+    "USER: ", "What" -> "USER: What": only whole texts are cut into tokens as they were in training.
+    """
+    def kind(piece):
+        return isinstance(piece[0], str), piece[1]
+
+    for (is_text, learned), run in groupby(pieces, key=kind):
+        if is_text:
+            yield "".join(text for text, _ in run), learned
+        else:
+            yield from run
+
+
+# ------------------------------------------------------------------------------------------------
+# One function a style: what stands between the turns. Each yields pieces, text or [ids], and whether
+# they are learned.
 
 def two(turns, t, tokenizer, image_tokens):
-    """Two separators: a space ends the question, the end token the answer. No space follows the end token: sic."""
+    """{system} USER: {question} ASSISTANT: {answer}</s>USER: {question} ASSISTANT: {answer}</s>
+
+    Two separators: a space ends the question, the end token the answer (no space follows that: sic).
+    """
     yield t.system + " ", False
     for role, text in turns:
         if role == "human":
@@ -129,57 +128,121 @@ def two(turns, t, tokenizer, image_tokens):
             if text:
                 yield " " + text, True
             if text is not None:
-                yield tokenizer.eos_id, True
+                yield [tokenizer.eos_id], True
 
 
 def single(turns, t, tokenizer, image_tokens):
-    """One separator, ###. Training text, all its ### learned, has spaces and newlines that a prompt has not: sic."""
-    prompt = turns[-1][1] is None
-    space, newline = ("", "") if prompt else (" ", "\n")
-    yield t.system + 2 * newline, False
+    """One separator, ###, all of which are learned: the model ends its answer with one.
+
+    Training text has spaces and newlines that a prompt has not. Officially so, and thus here.
+    """
+    if turns[-1][1] is None:
+        yield from single_prompt(turns, t, tokenizer, image_tokens)
+        return
+    yield t.system + "\n\n", False
     for role, text in turns:
-        learn = role == "gpt" and not prompt
-        yield "###", not prompt
-        yield f"{space}{t.human if role == 'human' else t.gpt}:", learn
-        if text or not prompt:
-            yield " ", learn
+        yield "###", True
+        if role == "human":
+            yield f" {t.human}: ", False
+            yield from message(text, t, tokenizer, image_tokens)
+            yield "\n", False
+        else:
+            yield f" {t.gpt}: {text}\n", True
+    yield "### ", True
+
+
+def single_prompt(turns, t, tokenizer, image_tokens):
+    """{system}###Human: {question}###Assistant: {answer}###Human: {question}###Assistant:"""
+    yield t.system, False
+    for role, text in turns:
+        yield f"###{t.human if role == 'human' else t.gpt}:", False
+        if text:
+            yield " ", False
         if role == "human":
             yield from message(text, t, tokenizer, image_tokens)
         elif text:
-            yield text, learn
-        yield newline, learn
-    if not prompt:
-        yield "### ", True
+            yield text, False
 
 
 def plain(turns, t, tokenizer, image_tokens):
-    """The image and its caption. The question is left out, and a newline ends the caption, not the end token."""
-    yield IMAGE_TOKEN, False
-    if turns[1][1] is not None:
-        yield turns[1][1] + "\n", True
+    """The image and its caption: no question, and a newline ends the caption, not the end token."""
+    caption = turns[1][1]
+    yield [IMAGE_TOKEN] * image_tokens, False
+    if caption is not None:
+        yield caption + "\n", True
+
+
+STYLES = {"two": two, "single": single, "plain": plain}
 
 
 def message(text, t, tokenizer, image_tokens):
-    """A human text, its image first, within <im_start> and <im_end> where the tokenizer has them (v0, v1.1)."""
-    if image_tokens and IMAGE in text:
-        before, after = t.image
-        question = text.replace(IMAGE, "").strip()
-        yield before, False
-        if tokenizer.image_start_id is not None:
-            yield tokenizer.image_start_id, False
-        yield IMAGE_TOKEN, False
-        if tokenizer.image_end_id is not None:
-            yield tokenizer.image_end_id, False
-        text = f"{after}\n{question}" if question else after
-    yield text, False
+    """A human text with its image in front, wherever and however often the data has <image>."""
+    if not image_tokens or IMAGE not in text:
+        yield text, False
+        return
+
+    image = [IMAGE_TOKEN] * image_tokens
+    start, end = tokenizer.image_start_id, tokenizer.image_end_id
+    if start is not None and end is not None:  # LLaVA v0 and v1.1
+        image = [start, *image, end]
+    before, after = t.image
+    yield before, False
+    yield image, False
+    yield after, False
+
+    question = text.replace(IMAGE, "").strip()
+    if question:
+        yield "\n" + question, False
 
 
-def show(ids, labels, tokenizer):
-    """A rendered sample for a terminal: green is learned, grey is not, and an image is [image x576]."""
-    shown = []
-    kinds = [(i == IMAGE_TOKEN, label != IGNORE_INDEX) for i, label in zip(ids, labels)]
-    for (image, learn), run in groupby(zip(kinds, ids), key=lambda pair: pair[0]):
-        run = [i for _, i in run]
-        text = f"[image x{len(run)}]" if image else tokenizer.spell(run).replace("\n", "↵\n")
-        shown.append(f"\033[{36 if image else 32 if learn else 90}m{text}\033[0m")
-    return "".join(shown)
+def checked(turns, style, image_tokens):
+    """The turns, or a ValueError that says what is wrong with them."""
+    for n, (role, text) in enumerate(turns, 1):
+        if role not in ("human", "gpt"):
+            raise ValueError(f"turn {n} is from {role!r}; a turn is from 'human' or 'gpt'")
+        asks = text is None and role == "gpt" and n == len(turns)
+        if not isinstance(text, str) and not asks:
+            raise ValueError(f"turn {n}, from {role}, is {text!r}, not text; "
+                             "only a last gpt turn may be None")
+
+    # an answer before the first question answers nothing: left out, as officially
+    if style == "two" and turns and turns[0][0] == "gpt":
+        turns = turns[1:]
+
+    roles = [role for role, _ in turns]
+    if "gpt" not in roles:
+        raise ValueError("the conversation has no answer to learn; add one, "
+                         "or end with ('gpt', None) to ask for one")
+    if style == "two":
+        for role, following in zip(roles, roles[1:]):
+            if role == following:
+                raise ValueError(f"human and gpt must take turns, but {role} speaks twice in a row; "
+                                 "join such turns into one")
+    if style == "plain":
+        if roles != ["human", "gpt"] or IMAGE not in turns[0][1] or not image_tokens:
+            raise ValueError("template plain takes an image and its caption: "
+                             "one human turn with <image>, one gpt turn")
+    return turns
+
+
+# ------------------------------------------------------------------------------------------------
+
+GREEN, CYAN, GREY, PLAIN = "\033[32m", "\033[36m", "\033[90m", "\033[0m"
+
+
+def colored_by_loss(ids, labels, tokenizer):
+    """A rendered sample for a terminal: green is learned, grey is not, an image is [image x576]."""
+    def kind(pair):
+        i, label = pair
+        return i == IMAGE_TOKEN, label != IGNORE_INDEX
+
+    colored = []
+    for (is_image, learned), run in groupby(zip(ids, labels), key=kind):
+        run_ids = [i for i, _ in run]
+        if is_image:
+            color, text = CYAN, f"[image x{len(run_ids)}]"
+        else:
+            color = GREEN if learned else GREY
+            text = tokenizer.spell(run_ids).replace("\n", "↵\n")
+        colored.append(f"{color}{text}{PLAIN}")
+    return "".join(colored)

@@ -43,7 +43,7 @@ def generate(model, tokenizer, prompts, images, max_new_tokens=512, temperature=
     for prompt, image, start in zip(prompts, images, begun or [""] * len(prompts), strict=True):
         image_tokens = model.config.image_tokens if image is not None else 0
         row, _ = render([human_turn(prompt, image is not None), ("gpt", None)], tokenizer, template, image_tokens)
-        rows.append(row + (tokenizer.segment(" " + start, first=False) if start else []))  # the ids of training
+        rows.append(row + (tokenizer.segment(" " + start, prefix=False) if start else []))  # the ids of training
     longest, limits = max(map(len, rows)), [min(max_new_tokens, context - len(row)) for row in rows]
     if longest >= context:
         raise ValueError(f"a prompt of {longest} tokens leaves no room for an answer in a context of {context}")

@@ -1,5 +1,15 @@
-"""LLaMA's `tokenizer.model`, the protobuf message sentencepiece.ModelProto, read by hand."""
+"""LLaMA's `tokenizer.model`, the protobuf message sentencepiece.ModelProto, read by hand.
+
+It holds pieces of text, each with a score. SentencePiece begins with single characters and merges,
+again and again, the two neighbours that together make the piece of the highest score:
+
+    ▁ c a t   ->   ▁ c at   ->   ▁c at   ->   ▁cat
+
+The `tokenizers` package does the same from a ranked list of pairs. So the work here is to read the
+pieces and to write down that list, in an order that gives SentencePiece's ids for every text.
+"""
 import struct
+from typing import NamedTuple
 
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
@@ -8,103 +18,177 @@ SPACE = "▁"  # how SentencePiece writes a space
 NORMAL, UNKNOWN, CONTROL, BYTE_PIECE = 1, 2, 3, 6  # ModelProto.SentencePiece.Type
 
 
+class Pipelines(NamedTuple):
+    """Text to ids in two ways, over one vocabulary; what a file of either format is read into."""
+    with_prefix: tokenizers.Tokenizer     # writes the dummy prefix, a space before the text, if any
+    without_prefix: tokenizers.Tokenizer
+    has_prefix: bool                      # whether the former does write one
+    legacy: bool                          # whether every segment has it, or the first one alone
+
+
+class Model(NamedTuple):
+    """What `tokenizer.model` says, as far as LLaMA's models make use of it."""
+    pieces: list         # (piece, score, type), at the place of its id
+    byte_fallback: bool  # a character without a piece becomes its UTF-8 bytes, <0xE7> and so on
+    dummy_prefix: bool   # a text begins with a space that nobody wrote
+
+
 def from_sentencepiece(path, legacy):
-    """A SentencePiece BPE model -> (first, rest, prefix, legacy), as Tokenizer takes them; ids equal SentencePiece's.
+    """A SentencePiece BPE model -> Pipelines whose ids equal SentencePiece's."""
+    model = read_sentencepiece(path)
+    bpe = byte_pair_encoding(model)
+    control = [AddedToken(piece, special=True, normalized=False)
+               for piece, _, kind in model.pieces if kind in (UNKNOWN, CONTROL)]
 
-    SentencePiece merges, again and again, the neighbours that together make the piece of the highest score, the
-    leftmost ones first. `tokenizers` wants a ranked list of pairs instead: every way to cut a piece in two, by score.
-    The trap is equal scores. LLaMA gives all runs of spaces, `▁▁` to 16 times `▁`, the score -1e9, so that they are
-    merged after everything else ("x▁▁hello" is x ▁ ▁hello, not x ▁▁ hello), and then from the left, each run growing
-    space by space. So among equals the longest piece goes first, or twenty spaces would become 8 and 12, not 16 and 4.
-    """
-    pieces, byte_fallback, dummy_prefix = read_sentencepiece(path)
-    vocab = {piece: i for i, (piece, _, _) in enumerate(pieces)}
-    mergeable = {piece for piece, _, kind in pieces if kind == NORMAL}
-    merges = []
-    for piece, score, kind in pieces:
-        if kind == NORMAL:
-            for cut in range(1, len(piece)):
-                if piece[:cut] in mergeable and piece[cut:] in mergeable:
-                    merges.append((-score, -len(piece), piece[:cut], piece[cut:]))
-    merges.sort(key=lambda merge: merge[:2])  # stable: equals stay in the order of the vocabulary
-    unknown = next((piece for piece, _, kind in pieces if kind == UNKNOWN), None)
-    first = tokenizers.Tokenizer(models.BPE(vocab, [merge[2:] for merge in merges], unk_token=unknown, fuse_unk=True,
-                                            byte_fallback=byte_fallback))
-    first.add_special_tokens([AddedToken(piece, special=True, normalized=False)
-                              for piece, _, kind in pieces if kind in (UNKNOWN, CONTROL)])
     spaces = normalizers.Replace(" ", SPACE)
-    rest = rebuild(first, spaces, None)
-    first.normalizer = spaces
-    strip = [decoders.Strip(" ", 1, 0)] if dummy_prefix else []
-    first.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
-    if "<s>" in vocab:
-        first.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B", [("<s>", vocab["<s>"])])
-    if dummy_prefix and legacy:
-        first.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces])
-    elif dummy_prefix:
-        # Metaspace alone knows which segment is the first, but puts no prefix before a text that begins with its own
-        # character. So one whose character cannot occur (spaces are ▁ by now) writes it, and a second turns it into ▁.
-        first.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(" ", "first", split=False),
-                                                       pre_tokenizers.Metaspace(SPACE, "never", split=False)])
-    return first, rest, dummy_prefix, legacy
+    without_prefix = tokenizers.Tokenizer(bpe)
+    without_prefix.add_special_tokens(control)
+    without_prefix.normalizer = spaces
 
+    with_prefix = tokenizers.Tokenizer(bpe)
+    with_prefix.add_special_tokens(control)
+    with_prefix.normalizer = spaces
+    if model.dummy_prefix and legacy:
+        with_prefix.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces])
+    elif model.dummy_prefix:
+        with_prefix.pre_tokenizer = prefix_of_the_first_segment()
+
+    # what other programs need of the file that is saved: ids to text, and <s> in front
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if model.dummy_prefix:
+        steps.append(decoders.Strip(" ", 1, 0))
+    with_prefix.decoder = decoders.Sequence(steps)
+    bos = with_prefix.token_to_id("<s>")
+    if bos is not None:
+        with_prefix.post_processor = processors.TemplateProcessing(
+            "<s> $A", "<s> $A <s> $B", [("<s>", bos)])
+
+    return Pipelines(with_prefix, without_prefix, model.dummy_prefix, legacy)
+
+
+def byte_pair_encoding(model):
+    """The pieces as a ranked list of pairs to merge: every way to cut a piece into two others.
+
+    A better score goes first. The trap is equal scores. LLaMA gives -1e9 to all runs of spaces, from
+    ▁▁ to 16 times ▁, so that they are merged after everything else,
+
+        x▁▁hello   is   x ▁ ▁hello, as SentencePiece has it, not   x ▁▁ hello,
+
+    and then from the left, each run growing space by space: 20 spaces become 16 and 4. By rank alone,
+    ▁▁ before ▁▁▁▁, they would first pair up and end as 8 and 12. So among equals the longest goes first.
+    """
+    mergeable = {piece for piece, _, kind in model.pieces if kind == NORMAL}
+    merges = []
+    for piece, score, kind in model.pieces:
+        if kind != NORMAL:
+            continue
+        for cut in range(1, len(piece)):
+            left, right = piece[:cut], piece[cut:]
+            if left in mergeable and right in mergeable:
+                merges.append((-score, -len(piece), left, right))
+    merges.sort(key=lambda merge: merge[:2])  # equals stay in the order of the vocabulary
+
+    return models.BPE(
+        vocab={piece: i for i, (piece, _, _) in enumerate(model.pieces)},
+        merges=[(left, right) for _, _, left, right in merges],
+        unk_token=next((piece for piece, _, kind in model.pieces if kind == UNKNOWN), None),
+        fuse_unk=True,
+        byte_fallback=model.byte_fallback)
+
+
+def prefix_of_the_first_segment():
+    """The step that writes ▁ before a text, but not after the control tokens in it.
+
+    Metaspace alone knows which segment is the first, but puts nothing before a text that begins with
+    its own character. So one whose character cannot occur (spaces are ▁ by now) writes a space, and a
+    second one turns that into ▁.
+    """
+    write = pre_tokenizers.Metaspace(" ", "first", split=False)
+    spell = pre_tokenizers.Metaspace(SPACE, "never", split=False)
+    return pre_tokenizers.Sequence([write, spell])
+
+
+# ------------------------------------------------------------------------------------------------
+# The file. Field numbers are those of sentencepiece_model.proto; of a field that comes twice, the
+# last one counts.
 
 def read_sentencepiece(path):
-    """-> ([(piece, score, kind)] by id, byte_fallback, dummy_prefix); ValueError for what cannot be matched exactly."""
+    """-> Model; ValueError for a file that is none, or whose ids could not be matched exactly."""
     try:
         model = fields(path.read_bytes())
         pieces = []
         for message in model[1]:
             piece = fields(message)
-            kind = piece.get(3, [NORMAL])[-1]
-            pieces.append((piece[1][-1].decode(), struct.unpack("<f", piece.get(2, [bytes(4)])[-1])[0], kind))
-        trainer, normalizer = fields(model[2][-1]), fields(model[3][-1])
+            text = piece[1][-1].decode()
+            score, = struct.unpack("<f", last(piece, 2, bytes(4)))
+            pieces.append((text, score, last(piece, 3, NORMAL)))
+        trainer = fields(model[2][-1])
+        normalizer = fields(model[3][-1])
     except (KeyError, IndexError, ValueError, struct.error, AttributeError, TypeError):
-        raise ValueError(f"{path} is not a whole SentencePiece model; download it again, or tokenizer.json") from None
-    if trainer.get(3, [1])[-1] != 2:
-        raise ValueError(f"{path} is not a BPE model as LLaMA's is; add a tokenizer.json to the folder")
-    odd = {kind for _, _, kind in pieces} - {NORMAL, UNKNOWN, CONTROL, BYTE_PIECE}
-    if odd or normalizer.get(2, [b""])[-1] or normalizer.get(4, [1])[-1] or trainer.get(24, [0])[-1]:
-        raise ValueError(f"{path} rewrites text or has symbols of its own; add a tokenizer.json to the folder")
-    return pieces, bool(trainer.get(35, [0])[-1]), bool(normalizer.get(3, [1])[-1])
+        raise ValueError(f"{path} is not a whole SentencePiece model; "
+                         "download it again, or tokenizer.json") from None
+
+    if last(trainer, 3, 1) != 2:  # model_type
+        raise ValueError(f"{path} is not a BPE model as LLaMA's is; "
+                         "add a tokenizer.json to the folder")
+    rewrites = last(normalizer, 2, b"")       # precompiled_charsmap
+    strips = last(normalizer, 4, 1)           # remove_extra_whitespaces
+    as_suffix = last(trainer, 24, 0)          # treat_whitespace_as_suffix
+    known = {NORMAL, UNKNOWN, CONTROL, BYTE_PIECE}
+    if rewrites or strips or as_suffix or any(kind not in known for _, _, kind in pieces):
+        raise ValueError(f"{path} rewrites text or has symbols of its own; "
+                         "add a tokenizer.json to the folder")
+
+    return Model(pieces, byte_fallback=bool(last(trainer, 35, 0)),
+                 dummy_prefix=bool(last(normalizer, 3, 1)))
+
+
+def last(message, number, default):
+    return message.get(number, [default])[-1]
 
 
 def fields(message):
-    """One protobuf message -> {field number: [values]}; a value is an int (varint) or bytes (everything else)."""
-    found, at = {}, 0
+    """One protobuf message -> {field number: [values]}.
 
-    def varint():
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte, at = message[at], at + 1
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-            if shift > 63:
-                raise ValueError("a number of more than 64 bits")
+    A field is a key, its number and three bits of type, and a value: an int, or bytes of a length
+    that the type or a number in front of them says. The piece ▁t of type 1 (NORMAL), for example:
 
+        0A 04  E2 96 81 74     field 1, bytes, 4 of them
+        18 01                  field 3, an int
+    """
+    found = {}
+    at = 0
     while at < len(message):
-        key = varint()
-        if key & 7 == 0:
-            value = varint()
+        key, at = varint(message, at)
+        number, kind = key >> 3, key & 7
+        if kind == 0:
+            value, at = varint(message, at)
         else:
-            size = {1: 8, 5: 4}.get(key & 7) or varint()
-            if key & 7 not in (1, 2, 5) or at + size > len(message):
-                raise ValueError("not a protobuf message, or cut short")
-            value, at = message[at:at + size], at + size
-        found.setdefault(key >> 3, []).append(value)
+            if kind == 1:
+                size = 8
+            elif kind == 5:
+                size = 4
+            elif kind == 2:
+                size, at = varint(message, at)
+            else:
+                raise ValueError("not a protobuf message")
+            value = message[at : at + size]
+            at += size
+            if at > len(message):
+                raise ValueError("cut short")
+        found.setdefault(number, []).append(value)
     return found
 
 
-def rebuild(tokenizer, normalizer, pre_tokenizer, empty=False):
-    """The same model (shared, not copied) and added tokens, or an empty model, in another pipeline."""
-    new = tokenizers.Tokenizer(models.BPE() if empty else tokenizer.model)
-    if normalizer:
-        new.normalizer = normalizer
-    if pre_tokenizer:
-        new.pre_tokenizer = pre_tokenizer
-    if not empty:
-        new.add_tokens([token for _, token in sorted(tokenizer.get_added_tokens_decoder().items())])
-    return new
+def varint(message, at):
+    """The number at this place, 7 bits a byte, the lowest first -> number, place after it."""
+    value = shift = 0
+    while True:
+        byte = message[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise ValueError("a number of more than 64 bits")

@@ -66,7 +66,7 @@ def check_llava(folder):
     processor = transformers.AutoProcessor.from_pretrained(folder)
     text = "what is  it? a dog's\nname"
     batch = processor(text=f"USER: <image>\n{text}", images=image, return_tensors="pt")
-    before, after = tokenizer.encode("USER: "), tokenizer.segment(f"\n{text}", first=tokenizer.legacy)
+    before, after = tokenizer.encode("USER: "), tokenizer.segment(f"\n{text}", prefix=tokenizer.legacy)
     report("  ids", batch["input_ids"][0].tolist() == [*before, *[image_id] * N, *after])
     report("  pixels", torch.equal(batch["pixel_values"], pixels[:1]))
 

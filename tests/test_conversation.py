@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minillava.conversation import TEMPLATES, human_turn, render, show
+from minillava.conversation import TEMPLATES, colored_by_loss, human_turn, render
 from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN
 from minillava.tokenizer import Tokenizer
 
@@ -49,7 +49,7 @@ def official(tokenizer, *chunks):
             ids += [IMAGE_TOKEN] * chunk
             continue
         for n, segment in enumerate(chunk.split("</s>")):
-            ids += [tokenizer.eos_id] * (n > 0) + tokenizer.segment(segment, first=n == 0 or tokenizer.legacy)
+            ids += [tokenizer.eos_id] * (n > 0) + tokenizer.segment(segment, prefix=n == 0 or tokenizer.legacy)
     return ids
 
 
@@ -120,13 +120,20 @@ def test_old_models_put_tokens_around_the_image(tmp_path, tokenizer):
     v0 = load(tmp_path, FIXTURE, tokenizer.legacy, added_tokens={"<im_patch>": 560, "<im_start>": 561, "<im_end>": 562})
     ids, labels = render(TURNS[:2], v0, "vicuna_v1", N)
     head = tokenizer.encode(USER + " USER: ")
-    tail = tokenizer.segment("\nWhat is it? ASSISTANT: A cat.", first=tokenizer.legacy)
+    tail = tokenizer.segment("\nWhat is it? ASSISTANT: A cat.", prefix=tokenizer.legacy)
     assert ids == [*head, 561, *[IMAGE_TOKEN] * N, 562, *tail, tokenizer.eos_id]
     assert learned(v0, ids, labels) == [" A cat.</s>"]
     assert render([("human", "<image>"), ("gpt", "a")], v0, "plain", N)[0] == official(tokenizer, N, "a\n")
 
 
-# What the official code masks whole, or gets wrong
+# What differs from the official code. Ids and labels equal those that it trains on (test_official_numbers), but for
+# typed control tokens and the empty answer. Other samples it masks whole, so that they teach nothing. Here
+#   " ASSISTANT: ", </s> or <unk> in a text   make no difference: what is learned is the answers
+#   a human turn at the end                   has no answer to learn; those before it are learned
+#   an empty answer                           is learned as such: the end token right after "ASSISTANT:"
+#   <image> in an answer, or without an image is text like any other
+# Role names and ### are text in these templates: a question that holds " ASSISTANT: " may look like two turns to the
+# model, but it changes neither the labels nor where control tokens stand.
 
 def test_a_text_that_looks_like_an_answer(tokenizer):
     turns = [("human", "Say ASSISTANT: yes"), ("gpt", "USER: no ASSISTANT: yes"), ("human", "Why?"), ("gpt", "x")]
@@ -197,7 +204,10 @@ def test_what_cannot_be_rendered_is_refused_in_one_line(tokenizer, turns, templa
     assert "\n" not in str(error.value)
 
 
-# For generate.py and chat.py
+# For generate.py and chat.py. Style "two" only ever appends: the ids of a prompt, those of the answer and the end token
+# begin the next prompt. In style "single" this holds up to the answer: the model ends it with "\n###" as in training, the
+# next prompt goes on with "###", which may merge with its last character. And a model may spell its answer in other
+# tokens than encode() does, so ids are compared before a cache is used again.
 
 @pytest.mark.parametrize("template", TWO)
 def test_a_chat_only_appends(tokenizer, template):
@@ -205,7 +215,7 @@ def test_a_chat_only_appends(tokenizer, template):
     for answer in ("A cat.", " It is  black.\n", "", "Привет 👍🏽", "###"):
         ids, _ = render([*turns, ("gpt", None)], tokenizer, template, N)
         assert ids[:len(cached)] == cached
-        cached = [*ids, *(tokenizer.segment(" " + answer, first=False) if answer else []), tokenizer.eos_id]
+        cached = [*ids, *(tokenizer.segment(" " + answer, prefix=False) if answer else []), tokenizer.eos_id]
         turns += [("gpt", answer), ("human", "And now?")]
 
 
@@ -235,8 +245,8 @@ def test_human_turn():
     assert human_turn("<image> What <ima<image>ge>?") == ("human", " What ?")
 
 
-def test_show(tokenizer):
-    text = show(*render(TURNS[:2], tokenizer, "vicuna_v1", 576), tokenizer)
+def test_colored_by_loss(tokenizer):
+    text = colored_by_loss(*render(TURNS[:2], tokenizer, "vicuna_v1", 576), tokenizer)
     assert "\033[36m[image x576]\033[0m" in text and "\033[32m A cat.</s>\033[0m" in text
     assert text.startswith("\033[90m<s> A chat")
 

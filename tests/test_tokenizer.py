@@ -34,7 +34,7 @@ def test_ids_equal_sentencepiece_on_every_text(tiny):
     assert tiny.vocab_size == EXPECTED["vocab_size"]
     for text, ids, without_prefix in zip(EXPECTED["texts"], EXPECTED["ids"], EXPECTED["ids_without_prefix"]):
         assert tiny.encode(text) == [tiny.bos_id, *ids], ascii(text)
-        assert tiny.segment(text, first=False) == without_prefix, ascii(text)
+        assert tiny.segment(text, prefix=False) == without_prefix, ascii(text)
 
 
 def test_decode_equals_sentencepiece(tiny):
@@ -91,7 +91,7 @@ def test_a_saved_tokenizer_is_the_same_one(tmp_path, legacy, keep_model):
     assert again.pad_id == pad and again.add("<image>") == image
     for text in [*EXPECTED["texts"], "an <image> here"]:
         assert again.encode(text) == tokenizer.encode(text), ascii(text)
-        assert again.segment(text, first=False) == tokenizer.segment(text, first=False), ascii(text)
+        assert again.segment(text, prefix=False) == tokenizer.segment(text, prefix=False), ascii(text)
         assert again.decode(again.encode(text)) == tokenizer.decode(tokenizer.encode(text))
 
 
@@ -184,7 +184,7 @@ def test_the_prefix_of_a_tokenizer_json_can_be_left_out(tmp_path, scheme, legacy
     tokenizer = Tokenizer.load(folder(tmp_path, None, tokenizer=parsed))
     assert tokenizer.legacy == legacy
     assert tokenizer.segment("the") == [core.token_to_id("▁the")]
-    assert tokenizer.segment("the", first=False) == core.encode("mthe", add_special_tokens=False).ids[2:]
+    assert tokenizer.segment("the", prefix=False) == core.encode("mthe", add_special_tokens=False).ids[2:]
     folder(tmp_path, None, tokenizer_config={"legacy": not legacy})
     assert Tokenizer.load(tmp_path).legacy != legacy
 
@@ -195,7 +195,7 @@ def test_old_style_prefix(tmp_path):
     core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer = Tokenizer.load(folder(tmp_path, None, tokenizer=json.loads(core.to_str())))
     assert tokenizer.legacy and tokenizer.segment("the") == [core.token_to_id("▁the")]
-    assert core.token_to_id("▁the") not in tokenizer.segment("the", first=False)
+    assert core.token_to_id("▁the") not in tokenizer.segment("the", prefix=False)
 
 
 def test_ids_that_are_no_tokens_spell_nothing(tiny):
@@ -249,4 +249,4 @@ def test_llama(tmp_path, legacy, user):
     assert tokenizer.encode(" A") == [1, 29871, 319]
     assert tokenizer.encode("x  hello") == [1, 921, 29871, 22172]
     assert tokenizer.encode(" ") == [1, 259]
-    assert tokenizer.segment("USER", first=tokenizer.legacy) == user
+    assert tokenizer.segment("USER", prefix=tokenizer.legacy) == user
