@@ -12,7 +12,10 @@ def run(request, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["main", *map(str, typed)])
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(SystemExit) as exit:
+        code = None
+        try:
             request.module.main()
-        return SimpleNamespace(returncode=exit.value.code, **capsys.readouterr()._asdict())
+        except SystemExit as exit:
+            code = exit.code
+        return SimpleNamespace(returncode=code, **capsys.readouterr()._asdict())
     return call

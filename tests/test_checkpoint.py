@@ -18,8 +18,14 @@ from minillava.llama import LanguageConfig
 from minillava.llava import IMAGE_TOKEN, Llava, LlavaConfig
 from minillava.tokenizer import Tokenizer
 from minillava.vit import VisionConfig, VisionTower
-from minillava.weights import __main__, configs, layouts
-from minillava.weights.saving import save_clip, save_language, save_llava
+from minillava.weights import configs, layouts
+from minillava.weights.__main__ import main
+from minillava.weights.saving import (
+    save_clip,
+    save_language,
+    save_llava,
+    save_original_llava,
+)
 
 FIXTURES = Path(__file__).parent / "fixtures"
 PARTS = {"vision": FIXTURES / "clip", "language": FIXTURES / "vicuna", "projector": FIXTURES / "mm_projector.bin"}
@@ -264,7 +270,7 @@ def test_delta(tmp_path, copy, added, monkeypatch, capsys):
 
     command = ["checkpoint", "apply-delta", "--base", str(FIXTURES / "vicuna"), "--delta", str(delta), "--out"]
     monkeypatch.setattr(sys, "argv", [*command, str(tmp_path / "out")])
-    __main__.main()
+    main()
     model, tokenizer = load_llava(tmp_path / "out")
     for name, tensor in model.language_model.state_dict().items():
         name = name if name.startswith("lm_head") else f"model.{name}"
@@ -279,7 +285,7 @@ def test_delta(tmp_path, copy, added, monkeypatch, capsys):
     edit_tensors(delta / "model.safetensors", lambda tensors: tensors.update({"model.new.weight": torch.zeros(1)}))
     monkeypatch.setattr(sys, "argv", [*command, str(tmp_path / "out2")])
     with pytest.raises(SystemExit, match="2"):
-        __main__.main()
+        main()
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1 and "model.new.weight" in said
     assert not (tmp_path / "out2").exists()
@@ -515,3 +521,48 @@ def test_backbones_saved_and_composed(tmp_path, tokenizer):
     assert same(load_language(tmp_path / "vicuna", device="cpu")[0], model.language_model)
     composed, _ = load_llava(vision=tmp_path / "clip", language=tmp_path / "vicuna", projector="linear")
     assert composed.config.image_mean == (0.5, 0.4, 0.3)
+
+
+# ---- the layout of the official code ----
+
+PROJECTOR = [f"model.mm_projector.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")]
+LAYER = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
+         "mlp.up_proj", "mlp.down_proj", "input_layernorm", "post_attention_layernorm"]
+
+
+def test_convert_there_and_back(tmp_path, run):
+    """The names that LlavaLlamaForCausalLM asks for, no other; and back again to the same bits."""
+    there, moved, back = tmp_path / "there", tmp_path / "moved", tmp_path / "back"
+    assert run("convert", "--to", "llava", "--model", FIXTURES / "llava_hf", "--out", there).returncode is None
+    names = load_file(there / "model.safetensors").keys()
+    layers = {f"model.layers.{i}.{part}.weight" for i in range(2) for part in LAYER}
+    assert names == layers | set(PROJECTOR) | {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
+    projector = torch.load(there / "mm_projector.bin", weights_only=True)
+    assert projector.keys() == set(PROJECTOR)
+    config = json.loads((there / "config.json").read_text())
+    assert config["model_type"] == "llava_llama" and config["mm_projector_type"] == "mlp2x_gelu"
+    assert Path(config["mm_vision_tower"]).is_absolute() and same(
+        load_vision(config["mm_vision_tower"]), load_llava(FIXTURES / "llava_hf")[0].vision_tower)
+
+    there.rename(moved)
+    assert run("convert", "--to", "llava-hf", "--model", moved, "--out", back).returncode is None
+    model, tokenizer = load_llava(FIXTURES / "llava_hf", device="cpu")
+    again, again_tokenizer = load_llava(back, device="cpu")
+    assert same(model, again) and model.config == again.config
+    assert tokenizer.encode("what <image> is it?") == again_tokenizer.encode("what <image> is it?")
+
+
+def test_the_official_layout_keeps_what_it_has_no_field_for(tmp_path, tokenizer):
+    model = tiny("mlp3x_gelu", tie_word_embeddings=True)
+    save_original_llava(model, tokenizer, tmp_path)
+    loaded, _ = load_llava(tmp_path, device="cpu")
+    assert same(loaded, model) and loaded.config == model.config
+    parts = {"vision": tmp_path / "vision_tower", "language": FIXTURES / "vicuna"}
+    torch.save(torch.load(tmp_path / "mm_projector.bin"), tmp_path / "copy.bin")
+    assert "mm_projector.0.weight" in message(ValueError, load_llava, **parts, projector=tmp_path / "copy.bin")
+
+
+def test_convert_does_not_write_over_its_model(copy, run):
+    folder = copy("llava_hf")
+    said = run("convert", "--to", "llava", "--model", folder, "--out", folder)
+    assert said.returncode == 2 and "--out is the model's own folder" in said.err

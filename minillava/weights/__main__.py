@@ -1,23 +1,70 @@
-"""python -m minillava.weights apply-delta --base DIR --delta DIR --out DIR"""
-import argparse
+"""Weights from one form into another.
 
+    python -m minillava.weights apply-delta --base LLAMA --delta DELTA --out DIR
+    python -m minillava.weights convert --to llava|llava-hf --model LLAVA [--vision CLIP] --out DIR
+"""
+import argparse
+from pathlib import Path
+
+from minillava.checkpoint import load_llava, save_llava
+from minillava.terminal import exit_with, printable
 from minillava.weights.deltas import apply_delta
+from minillava.weights.saving import save_original_llava
+
+SAVE = {"llava": save_original_llava, "llava-hf": save_llava}
 
 
 def main():
+    args = make_parser().parse_args()
+    try:
+        if args.command == "apply-delta":
+            apply_delta(args.base, args.delta, args.out)
+        elif args.command == "convert":
+            convert(args.model, args.vision, args.to, args.out)
+    except (OSError, ValueError) as error:
+        exit_with(error)
+    print(f"written: {printable(args.out)}")
+
+
+def make_parser():
     parser = argparse.ArgumentParser(
-        prog="python -m minillava.weights", description="Weights in and out.")
-    commands = parser.add_subparsers(required=True)
+        prog="python -m minillava.weights", description="Weights from one form into another.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
     command = commands.add_parser("apply-delta", help="LLaMA + a published LLaVA delta = LLaVA")
     command.add_argument("--base", required=True, metavar="DIR", help="folder of the LLaMA")
     command.add_argument("--delta", required=True, metavar="DIR", help="folder of the delta")
+    add_out(command)
+
+    command = commands.add_parser("convert", help="a LLaVA into another program's layout")
+    command.add_argument("--to", required=True, choices=sorted(SAVE),
+                         help="llava: for the official code; llava-hf: for transformers")
+    add_model(command)
+    add_out(command)
+    return parser
+
+
+def add_model(command):
+    command.add_argument("--model", required=True, metavar="DIR", help="folder of the LLaVA")
+    command.add_argument("--vision", metavar="DIR", help="folder of its CLIP, where it has none")
+
+
+def add_out(command):
     command.add_argument("--out", required=True, metavar="DIR", help="folder to write")
 
-    args = parser.parse_args()
-    try:
-        apply_delta(args.base, args.delta, args.out)
-    except (OSError, ValueError) as error:
-        parser.exit(2, f"error: {error}\n")
+
+def convert(folder, vision, layout, out):
+    refuse_same_folder(folder, out)
+    model, tokenizer = load_llava(folder, vision=vision, device="cpu")
+    SAVE[layout](model, tokenizer, out)
+    if layout == "llava" and not (Path(out) / "tokenizer.model").exists():
+        print("note: the official code reads a tokenizer.model only, and this model has none")
+
+
+def refuse_same_folder(folder, out):
+    """Two layouts in one folder would deny each other."""
+    if Path(out).exists() and Path(out).samefile(folder):
+        raise ValueError(f"--out is the model's own folder {folder}; name another")
 
 
 if __name__ == "__main__":

@@ -53,6 +53,9 @@ LLAVA = {
     "model.vision_tower.vision_tower.vision_model.": "vision_tower.",
 }
 
+# the folder inside one of that layout that holds its CLIP, where we wrote it
+OWN_TOWER = "vision_tower"
+
 # llava-hf/llava-1.5-*, and what save_llava writes
 LLAVA_HF = {
     "language_model.model.": "language_model.",
@@ -177,7 +180,7 @@ def read_llava(path, data, tensors, vision=None):
         fields = image_fields(Path(folder))
     check_tower_size(path, data, vision_config)
 
-    fields |= fields_of_llava(path, data)
+    fields |= fields_of_llava(path, data) | own_fields(path)
     language_config = parse_language_config(data, path / "config.json")
     config = make_llava_config(vision_config, language_config, fields, path)
     return config, tensors | with_prefix("vision_tower.", tower)
@@ -220,12 +223,12 @@ def tower_name(data):
 
 
 def tower_folder(path, data, vision):
-    """The CLIP that was given, or the one that the config names, where that is a folder."""
+    """The CLIP that was given, that lies inside, or that the config names."""
     name = tower_name(data)
-    if vision is None and not Path(name).is_dir():
-        raise ValueError(f"{path} has no vision tower: "
-                         f"download {name} and give its folder as vision=")
-    return vision or name
+    for folder in (vision, path / OWN_TOWER, Path(name)):
+        if folder is not None and (folder == vision or folder.is_dir()):
+            return folder
+    raise ValueError(f"{path} has no vision tower: download {name} and give its folder as vision=")
 
 
 def check_tower_size(path, data, vision_config):
@@ -248,7 +251,7 @@ def read_llava_hf(path, data, tensors):
     The latter has a minillava.json, with what this layout cannot say.
     """
     source = path / "config.json"
-    own = read_json(path / "minillava.json")
+    own = own_fields(path)
     check_values(data, {
         "projector_hidden_act": ["gelu", "linear"],
         "vision_feature_select_strategy": ["default"],
@@ -262,7 +265,6 @@ def read_llava_hf(path, data, tensors):
         tensors = one_layer_projector(tensors, kind, path)
         fields["projector"] = "linear"
     fields |= own
-    refuse_unknown_fields(fields, path)
 
     vision_data = section(data, "vision_config", source) or CLIP_L
     vision_config = parse_vision_config(vision_data, source)
@@ -287,8 +289,13 @@ def is_identity(weight, bias):
     return not bias.any() and torch.equal(weight, torch.eye(len(bias)).to(weight))
 
 
-def refuse_unknown_fields(fields, path):
+# ---- what minillava adds to either ----
+
+def own_fields(path):
+    """minillava.json: the fields of a LlavaConfig for which no official layout has a place."""
+    fields = read_json(path / "minillava.json")
     unknown = fields.keys() - {field.name for field in dataclasses.fields(LlavaConfig)}
     if unknown:
         raise ValueError(f"{path / 'minillava.json'}: unknown {', '.join(sorted(unknown))}; "
                          "a newer version wrote it")
+    return fields

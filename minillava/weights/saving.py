@@ -1,11 +1,12 @@
-"""Saving, in the layouts that transformers opens."""
+"""Saving: the layouts that transformers opens, and the one that the official code opens."""
 import dataclasses
+from pathlib import Path
 
 import torch
 
 from minillava.weights.folders import write_folder
-from minillava.weights.layouts import LLAVA_HF
-from minillava.weights.tensors import rename
+from minillava.weights.layouts import LLAVA, LLAVA_HF, OWN_TOWER
+from minillava.weights.tensors import rename, take_prefixed, with_prefix
 
 
 def save_llava(model, tokenizer, path):
@@ -35,6 +36,35 @@ def save_llava(model, tokenizer, path):
     write_folder(path, tensors, files, tokenizer.save)
 
 
+def save_original_llava(model, tokenizer, path):
+    """The layout of liuhaotian/llava-v1.5-7b, which the official code opens.
+
+    A Llama with the projector in it, the projector once more in mm_projector.bin, and CLIP apart: in
+    a folder of its own inside, which `mm_vision_tower` names by its full path, as the official code
+    needs it. (Where the folder has moved, `minillava` looks inside first.)
+    """
+    path = Path(path)
+    config = model.config
+    tensors = dict(model.named_parameters())
+    tower = take_prefixed(tensors, "vision_tower.")
+    save_clip_vision(tower, config, path / OWN_TOWER)
+
+    tensors = rename(tensors, {here: disk for disk, here in LLAVA.items()})
+    projector = {name: tensor.detach().clone() for name, tensor in tensors.items()
+                 if name.startswith("model.mm_projector.")}
+
+    def save_rest(folder):
+        torch.save(projector, folder / "mm_projector.bin")
+        tokenizer.save(folder)
+
+    files = {
+        "config.json": original_llava_json(config, tokenizer, path / OWN_TOWER, tensors),
+        "generation_config.json": token_ids(tokenizer),
+        "minillava.json": own_fields(config),
+    }
+    write_folder(path, tensors, files, save_rest)
+
+
 def save_language(model, tokenizer, path):
     """The folder of a Llama, as Vicuna comes: config, weights, tokenizer."""
     tensors = rename(dict(model.named_parameters()), {"": "model.", "lm_head.": "lm_head."})
@@ -61,6 +91,18 @@ def save_clip(tensors, config, text_config, projection_dim, path):
     }
     files = {
         "config.json": config_json("CLIPModel", "clip", tensors, fields),
+        "preprocessor_config.json": preprocessor_json(config),
+    }
+    write_folder(path, tensors, files)
+
+
+def save_clip_vision(tower, config, path):
+    """The image tower alone, as a CLIPVisionModel; what pads a picture stands before it."""
+    config = dataclasses.replace(config, image_aspect_ratio="square")
+    tensors = with_prefix("vision_model.", tower)
+    fields = dataclasses.asdict(config.vision_config)
+    files = {
+        "config.json": config_json("CLIPVisionModel", "clip_vision_model", tensors, fields),
         "preprocessor_config.json": preprocessor_json(config),
     }
     write_folder(path, tensors, files)
@@ -125,6 +167,22 @@ def llava_hf_json(config, language_config, tokenizer, image_id, tensors):
         "image_token_index": image_id,
         "image_seq_length": config.image_tokens,
         "tie_word_embeddings": language_config.tie_word_embeddings,
+    })
+
+
+def original_llava_json(config, tokenizer, tower, tensors):
+    """A Llama's config with the `mm_` fields; `tower` is the folder of the CLIP."""
+    fields = dataclasses.asdict(config.language_config) | token_ids(tokenizer)
+    return config_json("LlavaLlamaForCausalLM", "llava_llama", tensors, fields | {
+        "mm_vision_tower": str(tower.absolute()),
+        "mm_hidden_size": config.vision_config.hidden_size,
+        "mm_projector_type": config.projector,
+        "mm_vision_select_layer": config.vision_feature_layer,
+        "mm_vision_select_feature": "patch",
+        "mm_use_im_start_end": config.mm_use_im_start_end,
+        "mm_use_im_patch_token": False,
+        "image_aspect_ratio": config.image_aspect_ratio,
+        "use_mm_proj": True,
     })
 
 
