@@ -1,21 +1,83 @@
-"""Softmax attention through SDPA."""
+"""Softmax attention (Vaswani et al. 2017, section 3.2.1), and who may look at whom.
+
+    attention(q, k, v) = softmax(q k^T / sqrt(C)) v
+
+One function serves CLIP, which looks everywhere, and LLaMA, which looks back only.
+"""
 import math
 
 import torch
 import torch.nn.functional as F
 
+SHORT = 512  # tokens up to which the CPU's own product, below, is the faster one
+
 
 def attention(q, k, v, mask=None, is_causal=False):
-    """Softmax attention, q [B,H,T,C] over k and v [B,KVH,S,C] -> [B,H,T,C]; mask is bool, True where a query may look.
+    """q [B,H,T,C] over k and v [B,G,K,C] -> [B,H,T,C]; G divides H: H / G queries share a key.
 
-    FlashAttention is what scaled_dot_product_attention runs on a GPU when `mask` is None.
+    mask: bool, True where a query may look. Without one a GPU runs FlashAttention.
     """
-    if q.device.type == "cpu" and mask is None and q.shape[2] == k.shape[2] <= 512:
-        # Measured on two cores at the miniature's size, forward and backward in bf16: 7 ms so, 17 ms through SDPA.
-        if k.shape[1] != q.shape[1]:
-            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # [B,H,T,T]
-        if is_causal:
-            scores = scores + torch.full(scores.shape[-2:], -math.inf, dtype=scores.dtype).triu(1)
-        return scores.softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, enable_gqa=k.shape[1] != q.shape[1])
+    if q.device.type == "cpu" and mask is None and q.shape[2] == k.shape[2] <= SHORT:
+        return short_attention_on_cpu(q, k, v, is_causal)
+
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, enable_gqa=grouped)
+
+
+def short_attention_on_cpu(q, k, v, is_causal):
+    """The same by the formula. For short texts on a CPU, PyTorch's fused kernel is the slower one.
+
+    Measured on two cores at the miniature's size, forward and backward in bf16: 7 ms so, 17 ms so.
+    """
+    heads_per_key = q.shape[1] // k.shape[1]
+    if heads_per_key > 1:
+        k = k.repeat_interleave(heads_per_key, dim=1)  # [B,G,T,C] -> [B,H,T,C]
+        v = v.repeat_interleave(heads_per_key, dim=1)
+
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # [B,H,T,T]
+    if is_causal:
+        future = torch.full(scores.shape[-2:], -math.inf, dtype=scores.dtype).triu(1)
+        scores = scores + future
+    return scores.softmax(-1) @ v
+
+
+def token_positions(length, past=0, start=None, device=None):
+    """Where each new token stands in its own text -> int64 [B,T], or [1,T] if all rows are alike.
+
+    Rows of unequal length are padded on the left, and a row's first real token stands at 0.
+    Three rows, of which two begin with padding (start = 0, 1, 2), after past = 2 cached tokens:
+
+        start 0    the cat | sat on it      2 3 4
+        start 1      .  a  | dog ran on     1 2 3
+        start 2      .  .  | who is it      0 1 2
+    """
+    positions = torch.arange(past, past + length, device=device)[None]  # [1,T]
+    if start is not None:
+        positions = (positions - start[:, None]).clamp(min=0)           # [B,T]
+    return positions
+
+
+def attention_mask(length, past=0, start=None, device=None):
+    """Which keys each new token may look at -> bool [B,1,T,K] or [1,1,T,K], None where none is needed.
+
+    Two new tokens after three cached ones, in a row that begins with one padding token (start = 1):
+
+        key        0 1 2 3 4
+        token 3    . x x x .      not the padding, not the future
+        token 4    . x x x x
+
+    None in training and in a prefill, where `is_causal` says it all (text is padded on the right,
+    and nobody looks ahead at the padding), and for one token alone, which may look at all keys.
+    """
+    if start is None and (past == 0 or length == 1):
+        return None
+
+    tokens = torch.arange(past, past + length, device=device)[:, None]  # [T,1]
+    keys = torch.arange(past + length, device=device)                   # [K]
+    mask = (keys <= tokens)[None]                                       # [1,T,K]
+    if start is not None:
+        is_text = keys >= start[:, None, None]                          # [B,1,K]
+        is_self = keys == tokens                                        # [T,K]
+        # Padding looks at itself: the softmax over no key at all would be NaN.
+        mask = mask & (is_text | is_self)                               # [B,T,K]
+    return mask[:, None]

@@ -1,6 +1,8 @@
-"""Answers: prefill the prompt, then decode token by token; batched, or streamed with a memory that outlives the turn.
+"""Answers, token by token: the prompt is run once, then each new word alone (autoregression).
 
-Sampling as in the official demo: greedy at temperature 0, else the smallest set of tokens that holds probability top_p.
+`generate` answers many questions at once, `stream` one conversation as the words come. A word is
+drawn as in the official demo: the likeliest at temperature 0, else one of the smallest set of
+words that together hold the probability top_p (Holtzman et al. 2019).
 """
 import torch
 
@@ -10,130 +12,232 @@ from minillava.llama import KVCache
 from minillava.llava import IMAGE_TOKEN
 
 
-def sample(logits, temperature=0.0, top_p=1.0):
-    """logits [B,V] -> ids [B]."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    probs, ids = (logits.float() / temperature).softmax(-1).sort(-1, descending=True)
-    probs = probs.masked_fill(probs.cumsum(-1) - probs >= top_p, 0.0)  # kept: a token before which top_p is not reached
-    return ids.gather(-1, torch.multinomial(probs, 1)).squeeze(-1)
+@torch.inference_mode()
+def generate_naively(model, input_ids, pixels, max_new_tokens):
+    """All there is to it: run everything, append the likeliest token, run everything again.
+
+    ids [B,T], images -> [B,max_new_tokens]. What follows gives the same and is faster.
+    """
+    prompt = input_ids.shape[1]
+    for _ in range(max_new_tokens):
+        logits = model(input_ids, pixels)                       # [B,T,V]
+        best = logits[:, -1].argmax(dim=-1, keepdim=True)       # [B,1]
+        input_ids = torch.cat([input_ids, best], dim=1)         # [B,T+1]
+    return input_ids[:, prompt:]
+
+
+def next_tokens(model, input_ids, pixels, cache, temperature=0.0, top_p=1.0):
+    """Yields what follows each row, [B], and what follows that, for as long as it is asked.
+
+    The cache keeps the keys and values of what was run. So the prompt and its images run once, and
+    then only the one token that is new.
+    """
+    while True:
+        logits = next_logits(model, input_ids, pixels, cache)   # [B,V]
+        tokens = sample_token(logits, temperature, top_p)       # [B]
+        yield tokens
+        input_ids = tokens[:, None]                             # [B,1]
+        pixels = None
 
 
 def next_logits(model, input_ids, pixels, cache):
-    """Runs [B,T] new ids through the cache -> logits [B,V] of what follows."""
+    """Runs the new ids [B,T] through the cache -> logits [B,V] of what follows the last."""
     hidden = model.language_model(model.embed(input_ids, pixels), cache)
     return model.language_model.lm_head(hidden[:, -1])
 
 
 def new_cache(model, batch, max_length, start=None):
     weight = model.language_model.embed_tokens.weight
-    return KVCache(model.config.language_config, batch, max_length, weight.device, weight.dtype, start)
+    return KVCache(model.language_model.config, batch, max_length, weight.device, weight.dtype, start)
+
+
+def sample_token(logits, temperature=0.0, top_p=1.0):
+    """logits [B,V] -> ids [B]."""
+    if temperature == 0:
+        return logits.argmax(-1)
+
+    probs, ids = (logits.float() / temperature).softmax(-1).sort(-1, descending=True)
+    before = probs.cumsum(-1) - probs                    # what the likelier words hold together
+    probs = probs.masked_fill(before >= top_p, 0.0)      # they hold top_p without this one
+    choice = torch.multinomial(probs, 1)                 # [B,1], a place in the sorted order
+    return ids.gather(-1, choice).squeeze(-1)
 
 
 @torch.inference_mode()
-def generate(model, tokenizer, prompts, images, max_new_tokens=512, temperature=0.0, top_p=1.0, begun=None):
-    """One question per row, each with its image (None: text alone) -> list of answers, without their stop.
+def generate(model, tokenizer, prompts, images, max_new_tokens=512, temperature=0.0, top_p=1.0,
+             answer_prefix=None):
+    """One question a row, each with its image (None: text alone) -> list of answers, without their stop.
 
-    begun: texts with which the answers begin already; what is returned goes on from there. Rows are padded on the left,
-    so that all write their next token at the same place of the cache. An answer ends where the model's context does;
-    ValueError if a prompt leaves no room for one.
+    answer_prefix: for each row a text with which its answer begins; what is returned goes on from
+    there. An answer ends where the model's context does. ValueError if a prompt leaves no room.
     """
-    template, device, context = model.config.template, model.device, model.config.language_config.max_position_embeddings
-    rows = []
-    for prompt, image, start in zip(prompts, images, begun or [""] * len(prompts), strict=True):
-        image_tokens = model.config.image_tokens if image is not None else 0
-        row, _ = render([human_turn(prompt, image is not None), ("gpt", None)], tokenizer, template, image_tokens)
-        rows.append(row + (tokenizer.segment(" " + start, prefix=False) if start else []))  # the ids of training
-    longest, limits = max(map(len, rows)), [min(max_new_tokens, context - len(row)) for row in rows]
-    if longest >= context:
-        raise ValueError(f"a prompt of {longest} tokens leaves no room for an answer in a context of {context}")
-    input_ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
-    start = torch.tensor([longest - len(row) for row in rows], device=device)
-    cache = new_cache(model, len(rows), longest + max(limits), start if start.any() else None)
-    shown = [image for image in images if image is not None]
-    pixels = preprocess(shown, model.config).to(device) if shown else None
+    prefixes = answer_prefix or [""] * len(prompts)
+    rows = [prompt_ids(model, tokenizer, prompt, image, prefix)
+            for prompt, image, prefix in zip(prompts, images, prefixes, strict=True)]
+    limits = answer_limits(model, rows, max_new_tokens)
 
-    answers = [Answer(tokenizer, template) for _ in rows]
-    for step in range(max(limits)):
-        logits = next_logits(model, input_ids, pixels, cache)
-        input_ids, pixels = sample(logits, temperature, top_p)[:, None], None
-        for answer, token, limit in zip(answers, input_ids.flatten().tolist(), limits):
+    # All rows write their next token at the same place of the cache: they are padded on the left.
+    longest = max(len(row) for row in rows)
+    padding = [longest - len(row) for row in rows]
+    padded = [[0] * pad + row for pad, row in zip(padding, rows)]
+    input_ids = torch.tensor(padded, device=model.device)                   # [B,T]
+    start = torch.tensor(padding, device=model.device) if any(padding) else None
+    cache = new_cache(model, len(rows), longest + max(limits), start)
+    pixels = to_pixels(model, [image for image in images if image is not None])
+
+    answers = [Answer(tokenizer, model.config.template) for _ in rows]
+    steps = next_tokens(model, input_ids, pixels, cache, temperature, top_p)
+    for step, tokens in zip(range(max(limits)), steps):
+        for answer, token, limit in zip(answers, tokens.tolist(), limits):
             if step < limit:  # alone, the row would end here too
                 answer.put(token)
         if all(answer.done for answer in answers):
             break
-    return [(answer.text + answer.end()).strip() for answer in answers]
+    for answer in answers:
+        answer.end()
+    return [answer.text.strip() for answer in answers]
+
+
+@torch.inference_mode()
+def stream(model, tokenizer, turns, image=None, max_new_tokens=512, temperature=0.0, top_p=1.0,
+           cache=None):
+    """Yields the answer to `turns`, which end with a human turn, piece by piece as it comes.
+
+    image: that of the whole conversation, or None. cache: a PrefixCache; given again with the next
+    turn, it makes that turn cost only its new tokens. It belongs to one image. ValueError if the
+    conversation no longer fits into the context.
+    """
+    cache = cache or PrefixCache(model)
+    image_tokens = model.config.image_tokens if image is not None else 0
+    ids, _ = render([*turns, ("gpt", None)], tokenizer, model.config.template, image_tokens)
+    room = cache.max_length - len(ids)
+    if room < 1:
+        raise ValueError(f"the conversation has {len(ids)} tokens, the model's context ends at "
+                         f"{cache.max_length}; start anew")
+
+    new_ids = cache.reuse(ids)
+    pixels = to_pixels(model, [image] if IMAGE_TOKEN in new_ids else [])
+    input_ids = torch.tensor([new_ids], device=model.device)                # [1,T]
+
+    answer = Answer(tokenizer, model.config.template)
+    steps = next_tokens(model, input_ids, pixels, cache.keys_values, temperature, top_p)
+    for _, tokens in zip(range(min(max_new_tokens, room)), steps):
+        token = tokens.item()
+        if piece := answer.put(token):
+            yield piece
+        if answer.done:
+            return
+        cache.ids.append(token)
+    if piece := answer.end():
+        yield piece
+
+
+class PrefixCache:
+    """The KV cache of one conversation and the ids it stands for.
+
+    The next prompt begins with these ids, mostly, and only the rest of it is run: neither the
+    image nor earlier turns run twice.
+    """
+
+    def __init__(self, model):
+        self.max_length = model.config.language_config.max_position_embeddings
+        self.keys_values = new_cache(model, 1, self.max_length)
+        self.ids = []
+
+    def reuse(self, ids):
+        """Keeps what `ids` has in common with the cache -> the ids that are still to be run.
+
+            in the cache    1 5 6 7 8      the model wrote 7 8 where the tokenizer writes 9
+            ids             1 5 6 9 3
+            to be run             9 3      at least one id, or there would be no logits
+        """
+        common = 0
+        for old, new in zip(self.ids, ids):
+            if old != new:
+                break
+            common += 1
+        # The last token of an answer may be in `ids` without having been run.
+        common = min(common, self.keys_values.length, len(ids) - 1)
+        self.keys_values.length = common
+        self.ids = list(ids)
+        return ids[common:]
 
 
 class Answer:
-    """Collects one answer's ids into text, until the end token or the template's stop string."""
+    """One answer's ids become text, up to the end token or the template's stop string.
+
+    Text is let out once it is certain. With the stop string "###":
+
+        put    "a red"    " circle #"    "1"
+        out    "a red"    " circle "     "#1"      "#" might have begun the stop string
+    """
 
     def __init__(self, tokenizer, template):
-        self.stop, self.end_id, self.streamer = TEMPLATES[template].stop, tokenizer.eos_id, tokenizer.streamer()
-        self.text, self.held, self.done = "", "", False
+        self.stop = TEMPLATES[template].stop
+        self.end_id = tokenizer.eos_id
+        self.streamer = tokenizer.streamer()
+        self.text = ""      # let out so far
+        self.held = ""      # held back
+        self.done = False
 
     def put(self, token):
-        """Returns the text that has become certain: what may be the beginning of the stop string is held back."""
+        """The next id -> the text that has become certain with it."""
         if self.done:
             return ""
         if token == self.end_id:
             self.done = True
             return self.end()
-        self.held += self.streamer.put(token)
-        certain, self.held = self.held, ""
-        if self.stop and self.stop in certain:
-            certain, self.done = certain.split(self.stop)[0], True
-        elif self.stop:
-            overlap = max(n for n in range(len(self.stop)) if certain.endswith(self.stop[:n]))
-            certain, self.held = certain[: len(certain) - overlap], certain[len(certain) - overlap :]
-        self.text += certain
-        return certain
+
+        text = self.held + self.streamer.put(token)
+        if self.stop and self.stop in text:
+            self.done = True
+            return self.let_out(text.split(self.stop)[0], held="")
+        keep = len(text) - longest_overlap(text, self.stop or "")
+        return self.let_out(text[:keep], held=text[keep:])
 
     def end(self):
         """What was held back when the answer ended without its stop string."""
-        rest, self.held = self.held + self.streamer.end(), ""
-        self.text += rest
-        return rest
+        return self.let_out(self.held + self.streamer.end(), held="")
+
+    def let_out(self, text, held):
+        self.text += text
+        self.held = held
+        return text
 
 
-class Memory:
-    """Keys and values of one conversation and the ids they stand for: neither the image nor earlier turns run twice."""
-
-    def __init__(self, model):
-        self.length = model.config.language_config.max_position_embeddings
-        self.cache, self.ids = new_cache(model, 1, self.length), []
-
-    def rest_of(self, ids):
-        """Forgets what `ids` does not begin with; returns what of `ids` is still to be run, one id at least."""
-        differ = (i for i, (old, new) in enumerate(zip(self.ids, ids)) if old != new)
-        same = next(differ, min(len(self.ids), len(ids)))
-        self.cache.length = same = min(same, self.cache.length, len(ids) - 1)
-        self.ids = ids
-        return ids[same:]
+def longest_overlap(text, stop):
+    """How many characters at the end of `text` may be the beginning of `stop`: "a #", "###" -> 1."""
+    for length in range(len(stop) - 1, 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0
 
 
-@torch.inference_mode()
-def stream(model, tokenizer, turns, image=None, max_new_tokens=512, temperature=0.0, top_p=1.0, memory=None):
-    """Yields the answer to `turns`, which end with a human turn, piece by piece. `image` is that of the conversation (or None).
+# ---- what generate and stream are made of ----
 
-    A `memory` that is passed in again with the next turn makes that turn cost only its new tokens; it belongs to one
-    image. ValueError if the conversation no longer fits into the context.
-    """
-    template, memory = model.config.template, memory or Memory(model)
-    ids, _ = render([*turns, ("gpt", None)], tokenizer, template, model.config.image_tokens if image is not None else 0)
-    room = memory.length - len(ids)
-    if room < 1:
-        raise ValueError(f"the conversation has {len(ids)} tokens, the model's context ends at {memory.length}; start anew")
-    new = memory.rest_of(ids)
-    pixels = preprocess([image], model.config).to(model.device) if IMAGE_TOKEN in new else None
-    input_ids, answer = torch.tensor([new], device=model.device), Answer(tokenizer, template)
-    for _ in range(min(max_new_tokens, room)):
-        logits = next_logits(model, input_ids, pixels, memory.cache)
-        input_ids, pixels = sample(logits, temperature, top_p)[:, None], None
-        if piece := answer.put(input_ids.item()):
-            yield piece
-        if answer.done:
-            return
-        memory.ids = memory.ids + [input_ids.item()]
-    if piece := answer.end():
-        yield piece
+
+def prompt_ids(model, tokenizer, prompt, image, answer_prefix):
+    """A question -> the ids that its answer follows."""
+    image_tokens = model.config.image_tokens if image is not None else 0
+    turns = [human_turn(prompt, image is not None), ("gpt", None)]
+    ids, _ = render(turns, tokenizer, model.config.template, image_tokens)
+    if answer_prefix:
+        ids = ids + tokenizer.segment(" " + answer_prefix, prefix=False)  # as in training
+    return ids
+
+
+def answer_limits(model, rows, max_new_tokens):
+    """How many tokens each row's answer may have; ValueError if the context has no room for one."""
+    context = model.config.language_config.max_position_embeddings
+    longest = max(len(row) for row in rows)
+    if longest >= context:
+        raise ValueError(f"a prompt of {longest} tokens leaves no room for an answer in a context "
+                         f"of {context}")
+    return [min(max_new_tokens, context - len(row)) for row in rows]
+
+
+def to_pixels(model, images):
+    """PIL images -> [images,3,S,S] on the model's device, None without any."""
+    if not images:
+        return None
+    return preprocess(images, model.config).to(model.device)

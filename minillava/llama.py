@@ -1,23 +1,26 @@
-"""The mouth: the LLaMA decoder, f_phi in LLaVA section 4.1, from embeddings to hidden states.
+"""The LLaMA decoder, f_phi in section 4.1 (Touvron et al. 2023, section 2.2): embeddings -> hidden states.
 
-It takes embeddings rather than ids, because image features go in among the words. RMSNorm before each half of a block,
-rotary positions, grouped-query attention, SwiGLU (LLaMA, section 2.2). Parameter names are those of a
-LlamaForCausalLM on disk, less the prefix `model.`.
+It takes embeddings, not ids, since image features stand among the words. Against the transformer
+of 2017: the norm comes before each half of a block and has no mean (RMSNorm), positions turn
+queries and keys (RoPE), the MLP has a gate (SwiGLU), and heads may share keys (grouped queries).
+
+Names are those of a LlamaForCausalLM on disk, less the prefix `model.`.
 """
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from minillava.attention import attention
+from minillava.attention import attention, attention_mask, token_positions
 
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """`config.json` of a Llama; a field that a file leaves out has the default it has in transformers."""
+    """config.json of a Llama; what a file leaves out is as in transformers."""
     vocab_size: int = 32000
     hidden_size: int = 4096
     intermediate_size: int = 11008
@@ -32,68 +35,100 @@ class LanguageConfig:
     tie_word_embeddings: bool = False
 
     def __post_init__(self):
-        object.__setattr__(self, "num_key_value_heads", self.num_key_value_heads or self.num_attention_heads)
-        object.__setattr__(self, "head_dim", self.head_dim or self.hidden_size // self.num_attention_heads)
+        kv_heads = self.num_key_value_heads or self.num_attention_heads
+        head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
+        # Frozen: this is how a frozen dataclass fills in what follows from its other fields.
+        object.__setattr__(self, "num_key_value_heads", kv_heads)
+        object.__setattr__(self, "head_dim", head_dim)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps), times a weight for each channel."""
+
+    def __init__(self, width, eps):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x):
+        h = x.float()  # the mean of squares overflows fp16 and loses digits in bf16
+        h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * h.to(x.dtype)
+
+
+def rotary_table(config, positions, dtype=torch.float32):
+    """Positions [B,T] or [1,T] -> cos and sin [B,1,T,C]. RoFormer (Su et al. 2021), equation 34.
+
+    The channels of a head are read as C/2 points in the plane, channel i with channel i + C/2. At
+    position p, point i is turned by p * theta^(-2i/C). For C = 4 and theta = 10000, at p = 3:
+
+        (x0, x2) by 3 radians         (x1, x3) by 3 / 100
+
+    The product of a query and a key then depends on how far apart they stand, on nothing else.
+    """
+    even = torch.arange(0, config.head_dim, 2, device=positions.device)  # 2i, [C/2]
+    frequencies = config.rope_theta ** (-even / config.head_dim)
+    if config.rope_scaling is not None:
+        frequencies = scale_frequencies(frequencies, config.rope_scaling)
+
+    angles = positions[:, None, :, None] * frequencies  # [B,1,T,C/2]
+    angles = torch.cat([angles, angles], dim=-1)        # one for each half, [B,1,T,C]
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x, cos, sin):
+    """Turns the points (x_i, x_(i+C/2)) of x [B,H,T,C]: (a, b) -> (a cos - b sin, b cos + a sin)."""
+    a, b = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-b, a], dim=-1) * sin
+
+
+def scale_frequencies(frequencies, scaling):
+    """RoPE for a longer context than that of pretraining, [C/2] -> [C/2]; `scaling` as in the file.
+
+    "linear" slows all down by `factor`. Llama-3 slows down only what turns fewer than
+    `low_freq_factor` times within the old context, and blends up to `high_freq_factor` times.
+    """
+    slowed = frequencies / scaling["factor"]
+    if scaling["rope_type"] == "linear":
+        return slowed
+
+    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+    low = scaling["low_freq_factor"]
+    high = scaling["high_freq_factor"]
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * kept + slowed * (1 - kept)
 
 
 class KVCache:
-    """Keys and values of every layer, allocated once: prefill, decoding and later turns write into the same memory.
+    """Keys and values of all layers: a token that was run once is never run again.
 
-    Rows of unequal length stand right-aligned; `start` [B] is where each row's first real token lies (None: all at 0).
+    Rows of unequal length end together; `start` [B] says where the first real token of each lies
+    (None: all at 0).
     """
 
     def __init__(self, config, batch, max_length, device, dtype, start=None):
-        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, max_length, config.head_dim)
-        self.keys, self.values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
-        self.length, self.start = 0, start
+        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, max_length,
+                 config.head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0
+        self.start = start
 
     def update(self, layer, k, v):
-        """Writes k, v [B,KVH,T,C] after what is there and returns all so far, [B,KVH,length+T,C]."""
+        """Writes k, v [B,G,T,C] after what is there; all so far, [B,G,length+T,C], comes back."""
         end = self.length + k.shape[2]
         self.keys[layer, :, :, self.length : end] = k
         self.values[layer, :, :, self.length : end] = v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
-def rope_table(config, positions):
-    """positions [B,T] or [1,T] -> cos, sin [B,1,T,C] in fp32. RoFormer eq. 34; pairs are (i, i + C/2), as on disk."""
-    inverse = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, device=positions.device) / config.head_dim)
-    if config.rope_scaling is not None:
-        inverse = scale_rope(inverse, config.rope_scaling)
-    angles = positions[:, None, :, None] * inverse
-    return torch.cat([angles, angles], -1).cos(), torch.cat([angles, angles], -1).sin()
-
-
-def scale_rope(inverse, scaling):
-    """Frequencies [C/2] for a context longer than the one of pretraining: divided by `factor`; Llama-3 divides only the
-    slow ones, which turn less than `low_freq_factor` times in the old context, and blends up to `high_freq_factor`."""
-    if scaling["rope_type"] == "linear":
-        return inverse / scaling["factor"]
-    turns = scaling["original_max_position_embeddings"] * inverse / (2 * math.pi)
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    kept = ((turns - low) / (high - low)).clamp(0, 1)
-    return inverse * kept + inverse / scaling["factor"] * (1 - kept)
-
-
-def rotate(x, cos, sin):
-    a, b = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-b, a], dim=-1) * sin
-
-
-class RMSNorm(nn.Module):
-    def __init__(self, width, eps):
-        super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
-
-    def forward(self, x):
-        h = x.float()  # the mean of squares overflows fp16 and loses digits in bf16
-        return self.weight * (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
-
-
 class Attention(nn.Module):
+    """Grouped-query attention (Ainslie et al. 2023): H query heads, G heads of keys and values."""
+
     def __init__(self, config):
         super().__init__()
-        D, C = config.hidden_size, config.head_dim
+        D = config.hidden_size
+        C = config.head_dim
         self.head_dim = C
         self.q_proj = nn.Linear(D, config.num_attention_heads * C, bias=False)
         self.k_proj = nn.Linear(D, config.num_key_value_heads * C, bias=False)
@@ -101,21 +136,31 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.num_attention_heads * C, D, bias=False)
 
     def forward(self, x, rope, mask, cache, layer):
-        B, T, _ = x.shape
-        projections = self.q_proj, self.k_proj, self.v_proj
-        q, k, v = (project(x).view(B, T, -1, self.head_dim).transpose(1, 2) for project in projections)
-        q, k = rotate(q, *rope), rotate(k, *rope)  # [B,H,T,C], [B,KVH,T,C]
+        q = rotate(self.split_heads(self.q_proj(x)), *rope)  # [B,H,T,C]
+        k = rotate(self.split_heads(self.k_proj(x)), *rope)  # [B,G,T,C]
+        v = self.split_heads(self.v_proj(x))                 # [B,G,T,C]
         if cache is not None:
-            k, v = cache.update(layer, k, v)
-        y = attention(q, k, v, mask, is_causal=mask is None and T > 1)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+            k, v = cache.update(layer, k, v)                 # [B,G,K,C]: the past as well
+
+        # A single new token may look at everything; several may not look at those after them.
+        is_causal = mask is None and x.shape[1] > 1
+        y = attention(q, k, v, mask, is_causal)              # [B,H,T,C]
+        return self.o_proj(y.transpose(1, 2).flatten(2))     # [B,T,D]
+
+    def split_heads(self, x):
+        """[B,T,H*C] -> [B,H,T,C]"""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
 
 class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020): one half says what, the other, through SiLU, how much of it."""
+
     def __init__(self, config):
         super().__init__()
-        D, inner = config.hidden_size, config.intermediate_size
-        self.gate_proj, self.up_proj = nn.Linear(D, inner, bias=False), nn.Linear(D, inner, bias=False)
+        D = config.hidden_size
+        inner = config.intermediate_size
+        self.gate_proj = nn.Linear(D, inner, bias=False)
+        self.up_proj = nn.Linear(D, inner, bias=False)
         self.down_proj = nn.Linear(inner, D, bias=False)
 
     def forward(self, x):
@@ -132,13 +177,15 @@ class Block(nn.Module):
 
     def forward(self, x, rope, mask, cache, layer):
         x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache, layer)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.mlp(self.post_attention_layernorm(x))
+        return x
 
 
 class LanguageModel(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.config, self.checkpointing = config, False
+        self.config = config
+        self.checkpointing = False  # training may spare memory: keep what enters a block, no more
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -147,31 +194,28 @@ class LanguageModel(nn.Module):
             self.lm_head.weight = self.embed_tokens.weight
 
     def forward(self, embeddings, cache=None):
-        """[B,T,D] -> hidden states [B,T,D]; `lm_head` makes logits of those that are wanted.
+        """[B,T,D] embeddings -> [B,T,D] hidden states; `lm_head` makes logits of those that are wanted.
 
-        Without a cache: whole sequences, padded on the right (the causal mask hides what comes after, so no mask is
-        needed). With one: the next T tokens of each row.
+        Without a cache: whole texts, padded on the right. With one: the next T tokens of each row.
         """
-        T, device = embeddings.shape[1], embeddings.device
-        past, start = (cache.length, cache.start) if cache is not None else (0, None)
-        index = torch.arange(past, past + T, device=device)
-        positions, mask = index[None], None  # [1,T]
-        if start is not None:
-            positions = (positions - start[:, None]).clamp(min=0)  # [B,T]: the first real token is at position 0
-        if start is not None or (past and T > 1):
-            keys = torch.arange(past + T, device=device)
-            mask = (keys <= index[:, None])[None]  # [1,T,S]
-            if start is not None:  # a padding query sees itself, for a row without keys would be NaN
-                mask = mask & ((keys >= start[:, None, None]) | (keys == index[:, None]))
-            mask = mask[:, None]  # [B,1,T,S]
-        cos, sin = rope_table(self.config, positions)
-        rope = cos.to(embeddings.dtype), sin.to(embeddings.dtype)
-        x = embeddings
-        for i, block in enumerate(self.layers):
-            if self.checkpointing and torch.is_grad_enabled():  # keep what goes in, compute the rest again on the way back
-                x = checkpoint(block, x, rope, mask, cache, i, use_reentrant=False)
-            else:
-                x = block(x, rope, mask, cache, i)
+        T = embeddings.shape[1]
+        past = cache.length if cache is not None else 0
+        start = cache.start if cache is not None else None
+
+        positions = token_positions(T, past, start, embeddings.device)      # [B,T]
+        mask = attention_mask(T, past, start, embeddings.device)            # None in training
+        rope = rotary_table(self.config, positions, embeddings.dtype)       # cos and sin, [B,1,T,C]
+
+        hidden = embeddings
+        for layer, block in enumerate(self.layers):
+            run = checkpointed(block) if self.checkpointing and torch.is_grad_enabled() else block
+            hidden = run(hidden, rope, mask, cache, layer)
+
         if cache is not None:
             cache.length += T
-        return self.norm(x)
+        return self.norm(hidden)
+
+
+def checkpointed(block):
+    """The block, which now forgets all but its input and computes the rest again on the way back."""
+    return partial(checkpoint, block, use_reentrant=False)

@@ -1,9 +1,13 @@
-"""LLaVA itself: CLIP features through a projector into the word embeddings of LLaMA (section 4.1, equation 1).
+"""LLaVA: CLIP's features, through a projector, among the word embeddings of LLaMA (section 4.1).
 
-    H_v = W Z_v  (v1: one matrix)      H_v = W_2 GELU(W_1 Z_v)  (v1.5: two, "mlp2x_gelu")
+    H_v = W Z_v                  equation 1, one matrix: LLaVA, "linear"
+    H_v = W_2 GELU(W_1 Z_v)      LLaVA-1.5, two of them: "mlp2x_gelu"
 
-An image is N tokens. `input_ids` hold IMAGE_TOKEN N times where it stands, so ids, labels and positions have their true
-length from the start, and splicing is one indexed assignment.
+An image is N tokens, and `input_ids` hold IMAGE_TOKEN N times where it stands. So ids, labels and
+positions have their true length from the start. A picture of four patches between two words:
+
+    input_ids     1     -200  -200  -200  -200    306     512
+    embeddings   E[1]   v_1   v_2   v_3   v_4    E[306]  E[512]     E: embed_tokens, v: H_v
 """
 import re
 from dataclasses import dataclass, field, replace
@@ -32,8 +36,8 @@ class LlavaConfig:
     image_mean: tuple = IMAGE_MEAN
     image_std: tuple = IMAGE_STD
     template: str = "vicuna_v1"           # of conversation.TEMPLATES
-    mm_use_im_start_end: bool = False     # <im_start> and <im_end> around every image, in LLaVA-v0 and v1.1
-    prompt_format: str = ""               # of ScienceQA, such as "QCM-LEA", where it was trained on that
+    mm_use_im_start_end: bool = False     # <im_start> and <im_end> around each image: v0 and v1.1
+    prompt_format: str = ""               # of ScienceQA, as "QCM-LEA", where it was trained on that
 
     @property
     def image_tokens(self):
@@ -41,9 +45,10 @@ class LlavaConfig:
 
 
 def make_projector(kind, vision_width, language_width):
-    """[.., D_vision] -> [.., D_language]; parameters are named as in mm_projector.bin."""
+    """[..,D_vision] -> [..,D_language]; parameters are named as in mm_projector.bin."""
     if kind == "linear":
         return nn.Linear(vision_width, language_width)
+
     depth = re.fullmatch(r"mlp([1-9])x_gelu", kind)
     if not depth:
         raise ValueError(f"projector {kind!r} is neither 'linear' nor 'mlp2x_gelu'")
@@ -56,69 +61,102 @@ def make_projector(kind, vision_width, language_width):
 class Llava(nn.Module):
     def __init__(self, config):
         super().__init__()
+        vision_width = config.vision_config.hidden_size
+        language_width = config.language_config.hidden_size
         self.config = config
         self.vision_tower = VisionTower(config.vision_config)
-        self.mm_projector = make_projector(config.projector, config.vision_config.hidden_size, config.language_config.hidden_size)
+        self.mm_projector = make_projector(config.projector, vision_width, language_width)
         self.language_model = LanguageModel(config.language_config)
 
-    @property
-    def device(self):
-        return self.language_model.embed_tokens.weight.device
+    def forward(self, input_ids, pixels=None, labels=None, supervised=None):
+        """ids [B,T], images [images,3,S,S] -> logits [B,T,V]; with labels [B,T] the loss, a scalar.
 
-    def freeze_for(self, stage):
-        """Stage 1 trains the projector alone, stage 2 the language model too; CLIP stays as it is (section 4.2)."""
-        self.vision_tower.requires_grad_(False)
-        self.mm_projector.requires_grad_(True)
-        self.language_model.requires_grad_(stage == 2)
+        The loss is the mean over this batch's supervised tokens. With `supervised`, their number
+        in the whole global batch, it is a share of that batch's mean, and the shares add up to it:
+        neither accumulation nor the number of GPUs changes the result.
+        """
+        embeddings = self.embed(input_ids, pixels)                  # [B,T,D]
+        if labels is not None and (pixels is None or len(pixels) == 0):
+            embeddings = embeddings + self.nothing_seen()
+        hidden = self.language_model(embeddings)                    # [B,T,D]
+        if labels is None:
+            return self.language_model.lm_head(hidden)              # [B,T,V]
 
-    def drop_unused_blocks(self):
-        """Removes CLIP's blocks above the asked layer, which never run: the same model, smaller on the disk."""
-        blocks = self.vision_tower.encoder.layers
-        del blocks[self.config.vision_feature_layer % (len(blocks) + 1) :]
-        vision_config = replace(self.config.vision_config, num_hidden_layers=len(blocks))
-        self.config = replace(self.config, vision_config=vision_config, vision_feature_layer=-1)
+        # The shift by one: what stands at t says which token comes at t + 1.
+        hidden, targets = hidden[:, :-1], labels[:, 1:]
+        # Logits are made only where there is something to learn.
+        learn = targets != IGNORE_INDEX
+        hidden, targets = hidden[learn], targets[learn]             # [supervised,D], [supervised]
+
+        # F.cross_entropy(lm_head(hidden), targets, reduction="sum"), with less memory
+        loss = chunked_cross_entropy(hidden, targets, self.language_model.lm_head.weight)
+        return loss / (supervised or max(1, len(targets)))
+
+    def embed(self, input_ids, pixels=None):
+        """ids [B,T], images in the order of their tokens -> [B,T,D]: words looked up, images spliced in."""
+        is_image = input_ids == IMAGE_TOKEN
+        images = 0 if pixels is None else len(pixels)
+        self.check_images(images, int(is_image.sum()))
+
+        embeddings = self.language_model.embed_tokens(input_ids.clamp(min=0))
+        if images:
+            features = self.encode_images(pixels).flatten(0, 1)     # [images*N,D]
+            embeddings[is_image] = features.to(embeddings.dtype)
+        return embeddings
 
     def encode_images(self, pixels):
-        """[images,3,S,S] -> [images,N,D], as many word embeddings as an image has tokens."""
+        """[images,3,S,S] -> [images,N,D]: H_v, one word embedding for each patch. CLIP is frozen."""
         with torch.no_grad():
             pixels = pixels.to(self.vision_tower.pre_layrnorm.weight.dtype)
             features = self.vision_tower(pixels, self.config.vision_feature_layer)
         return self.mm_projector(features)
 
-    def embed(self, input_ids, pixels=None):
-        """[B,T] ids, images in the order in which they appear -> [B,T,D] embeddings."""
-        embeddings = self.language_model.embed_tokens(input_ids.clamp(min=0))
-        slots = input_ids == IMAGE_TOKEN
-        images, places = 0 if pixels is None else len(pixels), int(slots.sum())
-        if places != images * self.config.image_tokens:
-            raise ValueError(f"{images or 'no'} image{'s' * (images != 1)} for {places} image tokens, "
-                             f"of which each image takes {self.config.image_tokens}")
-        if images:
-            embeddings[slots] = self.encode_images(pixels).flatten(0, 1).to(embeddings.dtype)  # [images*N,D]
-        return embeddings
+    def nothing_seen(self):
+        """A zero that depends on the projector, for a training batch of text alone.
 
-    def forward(self, input_ids, pixels=None, labels=None, supervised=None):
-        """Logits [B,T,V]; with labels [B,T] the loss in fp32, a scalar.
-
-        The loss is the mean over the supervised tokens of this batch, or their sum over `supervised`, the number in the
-        global batch, so that neither accumulation nor the number of GPUs changes the result.
+        The projector then has a gradient, of zero, and the ranks that do have pictures need not
+        wait for this one's. The official code also shows a black picture and ignores it.
         """
-        embeddings = self.embed(input_ids, pixels)
-        if labels is not None and (pixels is None or not len(pixels)):  # as officially: text alone runs the tower too,
-            S = self.config.vision_config.image_size                           # or the other ranks would wait for this one
-            embeddings = embeddings + 0 * self.encode_images(torch.zeros(1, 3, S, S, device=embeddings.device)).sum()
-        hidden = self.language_model(embeddings)
-        if labels is None:
-            return self.language_model.lm_head(hidden)
-        targets = labels[:, 1:]
-        learn = targets != IGNORE_INDEX
-        hidden, targets = hidden[:, :-1][learn], targets[learn]  # [supervised,D], [supervised]
-        total = hidden.sum() * 0.0  # zero with a gradient where nothing is to be learned
-        for rows, wanted in zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK)):
-            total = total + checkpoint(summed_loss, rows, wanted, self.language_model.lm_head.weight, use_reentrant=False)
-        return total / (learn.sum().clamp(min=1) if supervised is None else supervised)
+        size = self.config.vision_config.image_size
+        black = torch.zeros(1, 3, size, size, device=self.device)
+        return 0 * self.encode_images(black).sum()
+
+    def check_images(self, images, places):
+        if places != images * self.config.image_tokens:
+            seen = {0: "no images", 1: "1 image"}.get(images, f"{images} images")
+            raise ValueError(f"{seen} for {places} image tokens, "
+                             f"of which each image takes {self.config.image_tokens}")
+
+    def freeze_for(self, stage):
+        """Stage 1 trains the projector alone, stage 2 the language model too (section 4.2)."""
+        self.vision_tower.requires_grad_(False)
+        self.mm_projector.requires_grad_(True)
+        self.language_model.requires_grad_(stage == 2)
+
+    def drop_unused_blocks(self):
+        """Removes CLIP's blocks above the asked layer, which never run: the same model, less disk."""
+        blocks = self.vision_tower.encoder.layers
+        del blocks[self.config.vision_feature_layer % (len(blocks) + 1) :]
+        vision_config = replace(self.config.vision_config, num_hidden_layers=len(blocks))
+        self.config = replace(self.config, vision_config=vision_config, vision_feature_layer=-1)
+
+    @property
+    def device(self):
+        return self.language_model.embed_tokens.weight.device
 
 
-def summed_loss(hidden, targets, weight):
-    """hidden [n,D] -> the summed cross entropy; in a checkpoint, so that logits [n,V] live only within it."""
-    return F.cross_entropy(F.linear(hidden, weight).float(), targets, reduction="sum")
+def chunked_cross_entropy(hidden, targets, weight):
+    """hidden [n,D], targets [n], the head's weight [V,D] -> the summed cross entropy, in fp32.
+
+    The logits of 2,048 positions exist at once. `checkpoint` drops them and makes them again on
+    the way back, so that memory does not grow with the number of answers in the batch.
+    """
+    loss = 0
+    for rows, wanted in zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK)):
+        loss = loss + checkpoint(summed_cross_entropy, rows, wanted, weight, use_reentrant=False)
+    return loss
+
+
+def summed_cross_entropy(hidden, targets, weight):
+    logits = F.linear(hidden, weight)  # [n,V]
+    return F.cross_entropy(logits.float(), targets, reduction="sum")

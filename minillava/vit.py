@@ -1,8 +1,11 @@
-"""The eye: image preprocessing and the CLIP vision transformer, Z_v = g(X_v) in LLaVA section 4.1.
+"""CLIP's vision transformer, Z_v = g(X_v) in section 4.1 (Radford et al. 2021; Dosovitskiy et al. 2020).
 
-LLaVA keeps CLIP frozen and reads its *grid* features: the output of the last block but one, without the class token.
-CLIP's loss only ever looked at the class token, so the last block has unlearned what a single patch shows.
-Parameter names and the config are those of openai/clip-vit-large-patch14 on disk, less the prefix `vision_model.`.
+A picture is cut into patches, each patch becomes a vector, and a transformer lets them look at
+each other. LLaVA keeps CLIP frozen and reads its *grid*: one vector for each patch, after the last
+block but one. CLIP's own loss only looked at the class token, so its last block has unlearned what
+a single patch shows.
+
+Names are those of openai/clip-vit-large-patch14 on disk, less the prefix `vision_model.`.
 """
 from dataclasses import dataclass
 
@@ -14,7 +17,7 @@ from minillava.attention import attention
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """`vision_config` of a CLIP config.json; a field that a file leaves out has the default it has in transformers."""
+    """`vision_config` of a CLIP's config.json; what a file leaves out is as in transformers."""
     hidden_size: int = 768
     intermediate_size: int = 3072
     num_hidden_layers: int = 12
@@ -28,27 +31,60 @@ class VisionConfig:
         return (self.image_size // self.patch_size) ** 2
 
 
+class Embeddings(nn.Module):
+    """Pixels -> one vector a patch, the class token in front, and each its position.
+
+    336 x 336 pixels in patches of 14 x 14: a grid of 24 x 24, N = 576, and 577 tokens in all.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        D = config.hidden_size
+        P = config.patch_size
+        self.class_embedding = nn.Parameter(torch.randn(D) * D**-0.5)
+        # A convolution whose stride is its width: one matrix, applied to each patch by itself.
+        self.patch_embedding = nn.Conv2d(3, D, kernel_size=P, stride=P, bias=False)
+        self.position_embedding = nn.Embedding(config.num_patches + 1, D)
+
+    def forward(self, pixels):
+        grid = self.patch_embedding(pixels)                          # [B,3,S,S] -> [B,D,S/P,S/P]
+        patches = grid.flatten(2).transpose(1, 2)                    # [B,N,D], row by row
+        class_token = self.class_embedding.expand(len(pixels), 1, -1)  # [B,1,D]
+        tokens = torch.cat([class_token, patches], dim=1)            # [B,1+N,D]
+        return tokens + self.position_embedding.weight
+
+
 class Attention(nn.Module):
     def __init__(self, width, heads):
         super().__init__()
         self.heads = heads
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
 
     def forward(self, x, is_causal):
-        B, T, D = x.shape
-        projections = self.q_proj, self.k_proj, self.v_proj
-        q, k, v = (project(x).view(B, T, self.heads, -1).transpose(1, 2) for project in projections)
-        return self.out_proj(attention(q, k, v, is_causal=is_causal).transpose(1, 2).reshape(B, T, D))
+        q = self.split_heads(self.q_proj(x))           # [B,H,T,C]
+        k = self.split_heads(self.k_proj(x))
+        v = self.split_heads(self.v_proj(x))
+        y = attention(q, k, v, is_causal=is_causal)    # [B,H,T,C]
+        return self.out_proj(y.transpose(1, 2).flatten(2))  # heads side by side again: [B,T,D]
+
+    def split_heads(self, x):
+        """[B,T,D] -> [B,H,T,C], C = D / H"""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class MLP(nn.Module):
     def __init__(self, width, inner):
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.fc1 = nn.Linear(width, inner)
+        self.fc2 = nn.Linear(inner, width)
 
     def forward(self, x):
         x = self.fc1(x)
-        return self.fc2(x * torch.sigmoid(1.702 * x))  # quick_gelu: the exact GELU is not what CLIP was trained with
+        x = x * torch.sigmoid(1.702 * x)  # "quick GELU": CLIP was not trained with the exact one
+        return self.fc2(x)
 
 
 class Block(nn.Module):
@@ -62,28 +98,17 @@ class Block(nn.Module):
         self.mlp = MLP(config.hidden_size, config.intermediate_size)
 
     def forward(self, x, is_causal=False):
-        x = x + self.self_attn(self.layer_norm1(x), is_causal)
-        return x + self.mlp(self.layer_norm2(x))
+        x = x + self.self_attn(self.layer_norm1(x), is_causal)  # tokens look at each other
+        x = x + self.mlp(self.layer_norm2(x))                   # each thinks for itself
+        return x
 
 
 class Encoder(nn.Module):
+    """The blocks under the name that they have on disk; who runs them decides how far."""
+
     def __init__(self, config):
         super().__init__()
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-
-
-class Embeddings(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        D, P = config.hidden_size, config.patch_size
-        self.class_embedding = nn.Parameter(torch.randn(D) * D**-0.5)
-        self.patch_embedding = nn.Conv2d(3, D, kernel_size=P, stride=P, bias=False)
-        self.position_embedding = nn.Embedding(config.num_patches + 1, D)
-
-    def forward(self, pixels):
-        patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)  # [B,3,S,S] -> [B,N,D]
-        first = self.class_embedding.expand(len(pixels), 1, -1)
-        return torch.cat([first, patches], dim=1) + self.position_embedding.weight  # [B,1+N,D]
 
 
 class VisionTower(nn.Module):
@@ -91,17 +116,26 @@ class VisionTower(nn.Module):
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
-        self.pre_layrnorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)  # sic: so it is spelled on disk
+        # Spelled so on disk.
+        self.pre_layrnorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.encoder = Encoder(config)
-        self.post_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)  # for the class token alone
+        # For CLIP's loss alone, which normalizes the class token; LLaVA never runs it.
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def hidden_state(self, pixels, layer):
-        """[B,3,S,S] -> [B,1+N,D]: what goes into the blocks for layer 0, the output of block k for layer k; -1: the last."""
+        """[B,3,S,S] -> [B,1+N,D] after `layer` blocks; negative from the end: -1 is after the last.
+
+        Blocks above the asked layer are not run.
+        """
+        blocks = self.encoder.layers
+        if layer < 0:
+            layer += len(blocks) + 1
         x = self.pre_layrnorm(self.embeddings(pixels))
-        for block in self.encoder.layers[: layer if layer >= 0 else len(self.encoder.layers) + 1 + layer]:
+        for block in blocks[:layer]:
             x = block(x)
         return x
 
     def forward(self, pixels, layer=-2):
-        """[B,3,S,S] -> [B,N,D], the grid features; blocks above the asked layer are not run."""
-        return self.hidden_state(pixels, layer)[:, 1:]
+        """[B,3,S,S] -> [B,N,D], the grid features."""
+        tokens = self.hidden_state(pixels, layer)
+        return tokens[:, 1:]  # the class token is dropped: LLaVA reads the grid alone
