@@ -12,7 +12,7 @@ from PIL import Image
 
 from minillava.checkpoint import load_llava
 from minillava.conversation import human_turn
-from minillava.generate import Memory, stream
+from minillava.generate import PrefixCache, stream
 from minillava.images import load_image
 from minillava.toy import world
 
@@ -50,7 +50,7 @@ def draw_scene():
 
 def chat(model, tokenizer, image, args):
     print("Ask about the picture. /help lists the commands.")
-    turns, memory = [], Memory(model)
+    turns, memory = [], PrefixCache(model)
     while True:
         if not turns:
             show(image)
@@ -67,7 +67,7 @@ def chat(model, tokenizer, image, args):
             if command in ("/image", "/new", "/clear"):
                 if command != "/clear":
                     image = load_image(rest.strip()) if command == "/image" else draw_scene()
-                turns, memory = [], Memory(model)
+                turns, memory = [], PrefixCache(model)
             elif command == "/help":
                 print(HELP)
             elif command.startswith("/"):
@@ -104,7 +104,7 @@ def main():
         model, tokenizer = load_llava(args.model, vision=args.vision, language=args.language, projector=args.projector,
                                       device=args.device)
         if args.prompt is not None:
-            answer(model, tokenizer, [human_turn(args.prompt, image=True)], image, args, Memory(model))
+            answer(model, tokenizer, [human_turn(args.prompt, image=True)], image, args, PrefixCache(model))
         else:
             chat(model, tokenizer, image, args)
     except (OSError, ValueError) as error:

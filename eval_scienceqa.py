@@ -75,7 +75,7 @@ def answering(model, tokenizer, settings):
         # The first LLaVA was asked twice: to reason, then, after its own reasoning, for the letter. (The official code
         # joins its reasoning to "Assistant:" without the space that the model itself writes there.)
         reasoning = [text.split("###")[0].strip() for text in found]
-        letters = generate(model, tokenizer, prompts, images, 64, begun=[f"{text} ###\nANSWER:" for text in reasoning])
+        letters = generate(model, tokenizer, prompts, images, 64, answer_prefix=[f"{text} ###\nANSWER:" for text in reasoning])
         return [f"{text}\n The answer is {letter.split('###')[0].strip()}" for text, letter in zip(reasoning, letters)]
     return answer
 

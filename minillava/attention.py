@@ -25,9 +25,10 @@ def attention(q, k, v, mask=None, is_causal=False):
 
 
 def short_attention_on_cpu(q, k, v, is_causal):
-    """The same by the formula. For short texts on a CPU, PyTorch's fused kernel is the slower one.
+    """The same, by the formula. For short texts in bf16, PyTorch's fused kernel is slow on a CPU.
 
-    Measured on two cores at the miniature's size, forward and backward in bf16: 7 ms so, 17 ms so.
+    Measured, forward and backward of 32 x 65 tokens in 3 heads of 32, bf16, one core of an EPYC:
+    3.4 ms here, 33 ms in `scaled_dot_product_attention`.
     """
     heads_per_key = q.shape[1] // k.shape[1]
     if heads_per_key > 1:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from minillava.checkpoint import load_llava
 from minillava.conversation import human_turn
-from minillava.generate import Memory, generate, stream
+from minillava.generate import PrefixCache, generate, stream
 from minillava.toy import oddities
 from minillava.toy.annotations import as_fractions
 from minillava.toy.objects import a, read
@@ -85,10 +85,10 @@ def fits(row, words, answer, earlier):
 
 def converse(model, tokenizer, image, questions):
     """-> the answers to the questions, asked one after the other about one picture, as chat.py asks them."""
-    turns, memory = [], Memory(model)
+    turns, cache = [], PrefixCache(model)
     for question in questions:
         turns.append(human_turn(question, image=not turns))
-        turns.append(("gpt", "".join(stream(model, tokenizer, turns, image, 96, memory=memory)).strip()))
+        turns.append(("gpt", "".join(stream(model, tokenizer, turns, image, 96, cache=cache)).strip()))
     return [text for role, text in turns if role == "gpt"]
 
 

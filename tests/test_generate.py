@@ -8,7 +8,17 @@ from PIL import Image
 
 from minillava.checkpoint import TOY, load_language, load_llava, load_vision
 from minillava.conversation import render
-from minillava.generate import Answer, Memory, generate, new_cache, sample, stream
+from minillava.generate import (
+    Answer,
+    PrefixCache,
+    generate,
+    generate_naively,
+    new_cache,
+    prompt_ids,
+    sample_token,
+    stream,
+    to_pixels,
+)
 from minillava.llava import IMAGE_TOKEN
 from minillava.toy.annotations import as_fractions
 from minillava.toy.objects import read
@@ -52,12 +62,23 @@ def test_a_batch_answers_as_one_by_one(toy):
     assert generate(*toy, prompts, images, max_new_tokens=24) == single
 
 
-def test_an_answer_that_is_begun_goes_on_as_if_the_model_had_begun_it(toy):
+def test_an_answer_equals_the_one_of_running_everything_again_for_each_word(toy):
+    model, tokenizer = toy
+    prompts, images = ["How many shapes are there?", "Hello!", "What is at the center?"], [*pictures(1), None, *pictures(1)]
+    answers = generate(*toy, prompts, images, max_new_tokens=20)
+    for prompt, image, answer in zip(prompts, images, answers):
+        input_ids = torch.tensor([prompt_ids(model, tokenizer, prompt, image, "")])
+        ids = generate_naively(model, input_ids, to_pixels(model, [image] if image else []), 20)[0].tolist()
+        ids = ids[: ids.index(tokenizer.eos_id)] if tokenizer.eos_id in ids else ids
+        assert tokenizer.decode(ids).strip() == answer
+
+
+def test_an_answer_with_a_prefix_goes_on_as_if_the_model_had_written_it(toy):
     prompts, images = ["How many shapes are there?", "Describe the image in detail."], pictures(2)
     whole = generate(*toy, prompts, images, max_new_tokens=30)
-    begun = [" ".join(text.split()[:2]) for text in whole]  # "There are", "The image"
-    rest = generate(*toy, prompts, images, max_new_tokens=28, begun=begun)
-    assert [f"{start} {text}" for start, text in zip(begun, rest)] == whole
+    prefixes = [" ".join(text.split()[:2]) for text in whole]  # "There are", "The image"
+    rest = generate(*toy, prompts, images, max_new_tokens=28, answer_prefix=prefixes)
+    assert [f"{start} {text}" for start, text in zip(prefixes, rest)] == whole
 
 
 def test_an_answer_ends_where_the_context_does_batched_or_alone(toy):
@@ -75,18 +96,18 @@ def test_an_answer_ends_where_the_context_does_batched_or_alone(toy):
 
 def test_a_later_turn_runs_only_its_new_tokens_and_answers_as_if_all_were_run(toy, monkeypatch):
     model, tokenizer = toy
-    (image,), memory, turns, run = pictures(1), Memory(model), [], []
+    (image,), cache, turns, run = pictures(1), PrefixCache(model), [], []
     monkeypatch.setattr(model.language_model.layers[0], "forward", counting(model.language_model.layers[0].forward, run))
     for question in ("<image>\nHow many shapes are there?", "Where is the red circle?", "What shape is at the center?"):
         turns.append(("human", question))
         fresh = "".join(stream(model, tokenizer, turns, image, max_new_tokens=30))
         run.clear()
-        answer = "".join(stream(model, tokenizer, turns, image, max_new_tokens=30, memory=memory))
+        answer = "".join(stream(model, tokenizer, turns, image, max_new_tokens=30, cache=cache))
         assert answer == fresh
         turns.append(("gpt", answer))
     assert run[0] < 25  # the end of turn two and the question: neither the image nor the system text
     other = [("human", "<image>\nIs there a star?")]  # a conversation that goes another way from the first word
-    assert list(stream(model, tokenizer, other, image, 30, memory=memory)) == list(stream(model, tokenizer, other, image, 30))
+    assert list(stream(model, tokenizer, other, image, 30, cache=cache)) == list(stream(model, tokenizer, other, image, 30))
 
 
 def counting(forward, run):
@@ -105,9 +126,9 @@ def test_a_full_context_is_an_error_before_it_is_a_wrong_answer(toy):
 def test_top_p_keeps_the_smallest_set_that_holds_p():
     torch.manual_seed(0)
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(500, -1)
-    assert set(sample(logits, 1.0, top_p=0.7).tolist()) == {0, 1}
-    assert set(sample(logits, 1.0, top_p=1.0).tolist()) == {0, 1, 2, 3}
-    assert set(sample(logits, 1.0, top_p=1e-9).tolist()) == {0} == set(sample(logits).tolist())
+    assert set(sample_token(logits, 1.0, top_p=0.7).tolist()) == {0, 1}
+    assert set(sample_token(logits, 1.0, top_p=1.0).tolist()) == {0, 1, 2, 3}
+    assert set(sample_token(logits, 1.0, top_p=1e-9).tolist()) == {0} == set(sample_token(logits).tolist())
 
 
 def test_an_answer_stops_at_the_templates_stop_and_never_shows_a_part_of_it(toy):

@@ -379,9 +379,9 @@ def test_batched_answers_equal_single_ones_in_one_pass_and_in_two(toy, tmp_path)
 def test_the_second_pass_goes_on_from_the_reasoning(toy, folder, monkeypatch):
     asked = []
 
-    def fake(model, tokenizer, prompts, images, max_new_tokens, begun=None):
-        asked.append((max_new_tokens, begun))
-        return [" B.### x" if begun else f"LECTURE: no. {i} ### y" for i in range(len(prompts))]
+    def fake(model, tokenizer, prompts, images, max_new_tokens, answer_prefix=None):
+        asked.append((max_new_tokens, answer_prefix))
+        return [" B.### x" if answer_prefix else f"LECTURE: no. {i} ### y" for i in range(len(prompts))]
 
     monkeypatch.setattr(eval_scienceqa, "generate", fake)
     answer = eval_scienceqa.answering(*toy, {"prompt_format": "QCM-LEPA", "max_new_tokens": 1024})
