@@ -15,7 +15,8 @@ from PIL import Image
 
 import eval_scienceqa
 from minillava.checkpoint import TOY, load_llava
-from minillava.evaluation import scienceqa, scienceqa_scores
+from minillava.evaluation import scienceqa, scienceqa_asking, scienceqa_table
+from minillava.evaluation.scienceqa_answers import choice_of, official_choice_of
 from minillava.toy.scienceqa import make_problem, make_scienceqa
 from minillava.weights.saving import save_llava
 
@@ -126,24 +127,24 @@ def test_the_command_writes_llava_json(folder):
     ("Some plan\n###\nANSWER: B.", 1, -1),
 ])
 def test_an_answer_is_read_as_meant_and_strictly_as_the_official_script_does(text, ours, official):
-    assert scienceqa_scores.choice_of(text, 2) == ours
-    assert scienceqa_scores.official_choice_of(text, 2) == official
+    assert choice_of(text, 2) == ours
+    assert official_choice_of(text, 2) == official
 
 
 def test_the_ensembles_scripts_know_no_shortcut():
-    assert scienceqa_scores.official_choice_of("B", 2, shortcuts=False) == -1
+    assert official_choice_of("B", 2, shortcuts=False) == -1
 
 
 def test_the_table_counts_each_group(folder):
     problems = scienceqa.load(folder, "test")
-    lines = scienceqa_scores.table(problems, {"ours": {"7": 1, "8": 1, "9": 0}}).splitlines()
+    lines = scienceqa_table.table(problems, {"ours": {"7": 1, "8": 1, "9": 0}}).splitlines()
     assert lines[0].split() == COLUMNS
     assert lines[1].split()[1:] == ["1", "1", "1", "2", "1", "1", "1", "2", "3"]
     assert lines[2].split()[1:] == ["100.00", "0.00", "100.00", "50.00", "100.00", "100.00", "100.00", "50.00", "66.67"]
-    topics = scienceqa_scores.table(problems, {"ours": {"7": 1, "8": 1, "9": 0}}, topics=True).splitlines()
+    topics = scienceqa_table.topics_table(problems, {"ours": {"7": 1, "8": 1, "9": 0}}).splitlines()
     assert [line.split() for line in topics[1:]] == [["about", "7", "1", "100.00"], ["about", "8", "1", "100.00"],
                                                      ["about", "9", "1", "0.00"]]
-    assert "-" in scienceqa_scores.table(scienceqa.load(folder, "val"), {"ours": {"10": 1}}).splitlines()[2].split()
+    assert "-" in scienceqa_table.table(scienceqa.load(folder, "val"), {"ours": {"10": 1}}).splitlines()[2].split()
 
 
 def run(*command):
@@ -331,7 +332,7 @@ def test_the_mini_scienceqa_is_in_the_official_layout_and_its_solutions_name_the
         told = problem["solution"].split(" Among")[0].lower()
         rest = told.replace(choices[problem["answer"]].lower(), "", 1)
         assert rest != told
-    for belongs in scienceqa_scores.GROUPS.values():
+    for belongs in scienceqa_table.GROUPS.values():
         assert any(map(belongs, problems.values()))
     kinds = {(problem["image"] is None, bool(problem["hint"])) for problem in problems.values()}
     assert kinds == {(True, True), (True, False), (False, True), (False, False)}
@@ -356,7 +357,7 @@ def toy():
 
 
 def questions_of(folder, format="QCM-LEA", **more):
-    return scienceqa.ask(scienceqa.convert(folder, "test", format), scienceqa.image_folder(folder, "test"), **more)
+    return scienceqa.questions(scienceqa.convert(folder, "test", format), scienceqa.image_folder(folder, "test"), **more)
 
 
 def test_prompts_are_the_official_ones(folder):
@@ -371,9 +372,9 @@ def test_prompts_are_the_official_ones(folder):
 def test_batched_answers_equal_single_ones_in_one_pass_and_in_two(toy, tmp_path):
     make_scienceqa(tmp_path, {"test": 5}, seed=3)
     for format in ("QCM-LEA", "QCM-LEPA"):
-        answer = eval_scienceqa.answering(*toy, {"prompt_format": format, "max_new_tokens": 24})
+        asked = scienceqa_asking.answering(*toy, {"prompt_format": format, "max_new_tokens": 24})
         questions = questions_of(tmp_path, format)
-        assert answer(questions) == [answer([question])[0] for question in questions]
+        assert asked(questions) == [asked([question])[0] for question in questions]
 
 
 def test_the_second_pass_goes_on_from_the_reasoning(toy, folder, monkeypatch):
@@ -383,8 +384,8 @@ def test_the_second_pass_goes_on_from_the_reasoning(toy, folder, monkeypatch):
         asked.append((max_new_tokens, answer_prefix))
         return [" B.### x" if answer_prefix else f"LECTURE: no. {i} ### y" for i in range(len(prompts))]
 
-    monkeypatch.setattr(eval_scienceqa, "generate", fake)
-    answer = eval_scienceqa.answering(*toy, {"prompt_format": "QCM-LEPA", "max_new_tokens": 1024})
+    monkeypatch.setattr(scienceqa_asking, "generate", fake)
+    answer = scienceqa_asking.answering(*toy, {"prompt_format": "QCM-LEPA", "max_new_tokens": 1024})
     assert answer(questions_of(folder))[1] == "LECTURE: no. 1\n The answer is B."
     assert asked == [(1024, None), (64, [f"LECTURE: no. {i} ###\nANSWER:" for i in range(3)])]
 

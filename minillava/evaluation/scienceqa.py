@@ -1,12 +1,15 @@
-"""ScienceQA (Lu et al. 2022; section 5.2 of the paper): its problems become conversations, its answers a table.
+r"""ScienceQA (Lu et al. 2022; section 5.2 of the paper): its folder, and its problems as conversations.
 
-    python -m minillava.evaluation.scienceqa --data ScienceQA --split train --format QCM-LEA      # writes llava_train_QCM-LEA.json
+    python -m minillava.evaluation.scienceqa --data ScienceQA --split train --format QCM-LEA
 
-The official folder: problems.json, pid_splits.json, captions.json, images/SPLIT/ID/image.png. A format says in which
-order things stand, those of the question before the dash, those of the answer after it:
-    Q question, C context (hint), M multiple options, L lecture, E explanation (solution), A answer; in LEPA the answer
-    follows upon a prompt, "###\\nANSWER:", with which the first LLaVA was asked for it in a second pass
-The paper reasons first (QCM-LEPA, later QCM-LEA) and compares with answering first (QCM-ALE).
+writes llava_train_QCM-LEA.json. The official folder holds problems.json, pid_splits.json, captions.json
+and images/SPLIT/ID/image.png. A format says in which order things stand, those of the question before
+the dash, those of the answer after it:
+
+    Q question, C context (hint), M multiple options, L lecture, E explanation (solution), A answer
+
+The paper reasons first (QCM-LEPA, later QCM-LEA) and compares with answering first (QCM-ALE). In LEPA
+the answer follows upon a prompt, "###\nANSWER:", with which the first LLaVA was asked in a second pass.
 """
 import argparse
 import json
@@ -16,23 +19,30 @@ from pathlib import Path
 from minillava.files import read_object
 
 LETTERS = "ABCDE"
-OPTION_LETTER = "Answer with the option's letter from the given choices directly."  # what LLaVA-1.5 was taught to obey
-SPLIT_SIZES = {"train": 12726, "val": 4241, "test": 4241, "trainval": 16967, "minitrain": 1272, "minival": 424,
-               "minitest": 424}  # of the whole ScienceQA
+# what LLaVA-1.5 was taught to obey
+OPTION_LETTER = "Answer with the option's letter from the given choices directly."
+# questions of the whole ScienceQA
+SPLIT_SIZES = {
+    "train": 12726, "val": 4241, "test": 4241, "trainval": 16967,
+    "minitrain": 1272, "minival": 424, "minitest": 424,
+}
+
 QUESTIONS = {
     "QCM": "Question: {question}\nContext: {context}\nOptions: {options}",
     "CQM": "Context: {context}\nQuestion: {question}\nOptions: {options}",
     "QCML": "Question: {question}\nContext: {context}\nOptions: {options}\nBECAUSE: {lecture}",
     "QCME": "Question: {question}\nContext: {context}\nOptions: {options}\nBECAUSE: {solution}",
-    "QCMLE": "Question: {question}\nContext: {context}\nOptions: {options}\nBECAUSE: {lecture} {solution}",
+    "QCMLE": "Question: {question}\nContext: {context}\nOptions: {options}\n"
+             "BECAUSE: {lecture} {solution}",
     "QCLM": "Question: {question}\nContext: {context}\nBECAUSE: {lecture}\nOptions: {options}",
     "QCEM": "Question: {question}\nContext: {context}\nBECAUSE: {solution}\nOptions: {options}",
-    "QCLEM": "Question: {question}\nContext: {context}\nBECAUSE: {lecture} {solution}\nOptions: {options}",
+    "QCLEM": "Question: {question}\nContext: {context}\nBECAUSE: {lecture} {solution}\n"
+             "Options: {options}",
 }
 ANSWERS = {
     "A": "Answer: The answer is {letter}.",
-    "AL": "Answer: The answer is {letter}. BECAUSE: {solution}",  # sic: the official converter mixes up
-    "AE": "Answer: The answer is {letter}. BECAUSE: {lecture}",   # these two
+    "AL": "Answer: The answer is {letter}. BECAUSE: {solution}",  # sic: the official converter
+    "AE": "Answer: The answer is {letter}. BECAUSE: {lecture}",   # mixes these two up
     "ALE": "Answer: The answer is {letter}. BECAUSE: {lecture} {solution}",
     "AEL": "Answer: The answer is {letter}. BECAUSE: {solution} {lecture}",
     "LA": "Answer: {lecture} The answer is {letter}.",
@@ -43,22 +53,31 @@ ANSWERS = {
 }
 
 
+# -------------------------------------------------------------------------------- the official folder
+
 def load(folder, split):
-    """{id: problem} of a split, in the split's order. OSError or ValueError names what is missing or malformed."""
+    """{id: problem} of a split, in the split's order. OSError or ValueError names what is wrong."""
     folder = Path(folder)
     for name in ("problems.json", "pid_splits.json"):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} has no {name}: it is not ScienceQA's folder (problems.json, "
-                                    "pid_splits.json, captions.json, images/)")
-    splits, problems = read_object(folder / "pid_splits.json"), read_object(folder / "problems.json")
-    if split not in splits:
-        raise ValueError(f"{folder / 'pid_splits.json'} has no split {split!r}, only {', '.join(splits)}")
-    ids = splits[split]
-    if not isinstance(ids, list) or not all(isinstance(i, str) for i in ids) or len(set(ids)) < len(ids):
-        raise ValueError(f"{folder / 'pid_splits.json'}: split {split} is not a list of ids, each once")
+            raise FileNotFoundError(f"{folder} has no {name}: it is not ScienceQA's folder "
+                                    "(problems.json, pid_splits.json, captions.json, images/)")
+    problems = read_object(folder / "problems.json")
+    ids = split_ids(folder / "pid_splits.json", split)
     for i in ids:
         check_problem(i, problems.get(i))
     return {i: problems[i] for i in ids}
+
+
+def split_ids(path, split):
+    splits = read_object(path)
+    if split not in splits:
+        raise ValueError(f"{path} has no split {split!r}, only {', '.join(splits)}")
+    ids = splits[split]
+    are_texts = isinstance(ids, list) and all(isinstance(i, str) for i in ids)
+    if not are_texts or len(set(ids)) < len(ids):
+        raise ValueError(f"{path}: split {split} is not a list of ids, each once")
+    return ids
 
 
 def check_problem(i, problem):
@@ -67,109 +86,158 @@ def check_problem(i, problem):
     for field in ("question", "hint", "lecture", "solution", "subject", "topic", "grade", "split"):
         if not isinstance(problem.get(field), str):
             raise ValueError(f"problem {i} has no text {field!r}")
-    choices, answer, image = problem.get("choices"), problem.get("answer"), problem.get("image")
-    if not isinstance(choices, list) or not 1 < len(choices) <= 5 or not all(isinstance(c, str) for c in choices):
+
+    choices, answer = problem.get("choices"), problem.get("answer")
+    are_texts = isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)
+    if not are_texts or not 1 < len(choices) <= 5:
         raise ValueError(f"problem {i} has no list of 2 to 5 choices")
     if type(answer) is not int or not 0 <= answer < len(choices):
-        raise ValueError(f"problem {i}: answer {answer!r:.40} is none of its {len(choices)} choices, counted from 0")
-    inside = image is None or all(re.fullmatch(r"[\w-][\w .-]*", str(name)) for name in (i, image))
+        raise ValueError(f"problem {i}: answer {answer!r:.40} is none of its {len(choices)} choices, "
+                         "counted from 0")
+
+    # a file name alone: "../x.png" would leave the folder
+    image = problem.get("image")
+    names = [str(i), str(image)]
+    inside = image is None or all(re.fullmatch(r"[\w-][\w .-]*", name) for name in names)
     if "image" not in problem or not inside:
-        raise ValueError(f"problem {i}: image {image!r:.80} is neither null nor the name of a file in its own folder")
+        raise ValueError(f"problem {i}: image {image!r:.80} is neither null nor the name of a file "
+                         "in its own folder")
+
+
+def read_captions(folder):
+    """captions.json -> {id: caption of its image}."""
+    path = Path(folder, "captions.json")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path} with the captions of the images")
+    captions = read_object(path).get("captions")
+    if not isinstance(captions, dict) or not all(isinstance(c, str) for c in captions.values()):
+        raise ValueError(f'{path} does not hold {{"captions": {{id: text}}}}')
+    return captions
 
 
 def image_folder(folder, split):
     """What the "image" entries of `convert` are relative to."""
-    return Path(folder, "images", "" if split == "trainval" else split.removeprefix("mini"))
+    if split == "trainval":
+        return Path(folder, "images")
+    return Path(folder, "images", split.removeprefix("mini"))
 
 
 def check_images(samples, images):
-    """FileNotFoundError, in one line, unless the image of every LLaVA-JSON sample lies in the folder `images`."""
+    """FileNotFoundError unless the image of every LLaVA-JSON sample lies in the folder `images`."""
     wanted = [Path(images, sample["image"]) for sample in samples if "image" in sample]
     missing = [path for path in wanted if not path.is_file()]
     if missing:
-        raise FileNotFoundError(f"{len(missing)} of {len(wanted)} images are missing, such as {missing[0]}; unpack "
-                                "ScienceQA's images there, or leave their questions out with --text-only")
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(wanted)} images are missing, such as {missing[0]}; unpack "
+            "ScienceQA's images there, or leave their questions out with --text-only")
 
 
-def options(problem):
-    return " ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, problem["choices"]))
-
+# ------------------------------------------------------------------------------------ conversations
 
 def texts(problem, format, caption=""):
     """A problem -> (question, answer) as the official converter writes them, oddities included."""
-    ask, _, tell = str(format).partition("-")
-    if ask not in QUESTIONS or tell not in ANSWERS:
-        raise ValueError(f"there is no format {format!r}; one is made of {', '.join(QUESTIONS)}, a dash, and "
-                         f"{', '.join(ANSWERS)}")
-    lecture, solution = problem["lecture"], problem["solution"]
-    plan = "".join(f"{name}: {text}\n" for name, text in (("LECTURE", lecture), ("SOLUTION", solution)) if text.strip())
-    fields = {"question": problem["question"], "context": f"{problem['hint']} {caption}".strip() or "N/A",
-              "options": options(problem), "lecture": lecture, "solution": solution, "plan": plan,
-              "letter": LETTERS[problem["answer"]]}
-    return (tidy(QUESTIONS[ask].format(**fields), "Question: "), tidy(ANSWERS[tell].format(**fields), "Answer: "))
+    asked, _, told = str(format).partition("-")
+    if asked not in QUESTIONS or told not in ANSWERS:
+        raise ValueError(f"there is no format {format!r}; one is made of {', '.join(QUESTIONS)}, "
+                         f"a dash, and {', '.join(ANSWERS)}")
+    fields = {
+        "question": problem["question"],
+        "context": f"{problem['hint']} {caption}".strip() or "N/A",
+        "options": options(problem),
+        "lecture": problem["lecture"],
+        "solution": problem["solution"],
+        "plan": plan(problem),
+        "letter": LETTERS[problem["answer"]],
+    }
+    question = tidy(QUESTIONS[asked].format(**fields), "Question: ")
+    answer = tidy(ANSWERS[told].format(**fields), "Answer: ")
+    return question, answer
+
+
+def options(problem):
+    """(A) an ant (B) a cat"""
+    return " ".join(f"({letter}) {choice}" for letter, choice in zip(LETTERS, problem["choices"]))
+
+
+def plan(problem):
+    """The reasoning of LEPA: lecture and solution, a line each, where the problem has them."""
+    parts = {"LECTURE": problem["lecture"], "SOLUTION": problem["solution"]}
+    return "".join(f"{name}: {text}\n" for name, text in parts.items() if text.strip())
 
 
 def tidy(text, header):
-    # sic, three times: one pass makes two spaces of three, so that an answer whose lecture and solution are empty keeps a
-    # space in front; BECAUSE: goes only where nothing follows it, not from the middle; and the header goes from wherever
-    # else it stands in the text, too.
-    text = text.replace("  ", " ").strip().removesuffix("BECAUSE:").strip()
+    """What the official converter does to every text, its three oddities included."""
+    # one pass makes two spaces of three: where lecture and solution are empty, one stays in front
+    text = text.replace("  ", " ").strip()
+    # BECAUSE: goes only where nothing follows it, not from the middle
+    text = text.removesuffix("BECAUSE:").strip()
+    # and the header goes from wherever else it stands in the text, too
     return text.replace(header, "") if text.startswith(header) else text
 
 
 def convert(folder, split, format="QCM-LEA", use_caption=False, text_only=False):
-    """The official folder -> LLaVA-JSON samples of a split; "image" entries are relative to `image_folder`.
+    """The official folder -> LLaVA-JSON samples of a split; their images: see `image_folder`.
 
-    use_caption: the image's caption goes into the context; text_only: problems with an image are left out.
+    use_caption: the image's caption goes into the context; text_only: problems with an image are
+    left out.
     """
-    problems, captions, samples = load(folder, split), {}, []
-    if use_caption:
-        path = Path(folder, "captions.json")
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no {path} with the captions of the images")
-        captions = read_object(path).get("captions")
-        if not isinstance(captions, dict) or not all(isinstance(caption, str) for caption in captions.values()):
-            raise ValueError(f'{path} does not hold {{"captions": {{id: text}}}}')
+    problems = load(folder, split)
+    captions = read_captions(folder) if use_caption else {}
+    samples = []
     for i, problem in problems.items():
+        if text_only and problem["image"] is not None:
+            continue
         question, answer = texts(problem, format, captions.get(i, ""))
         sample = {"id": i}
         if problem["image"] is not None:
             question += "\n<image>"
-            sample["image"] = f"{problem['split']}/" * (split == "trainval") + f"{i}/{problem['image']}"
-        sample["conversations"] = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-        if not (text_only and "image" in sample):
-            samples.append(sample)
+            sample["image"] = f"{i}/{problem['image']}"
+            if split == "trainval":  # two folders of images
+                sample["image"] = f"{problem['split']}/{sample['image']}"
+        sample["conversations"] = [
+            {"from": "human", "value": question},
+            {"from": "gpt", "value": answer},
+        ]
+        samples.append(sample)
     return samples
 
 
-def ask(samples, images, option_letter=False):
-    """LLaVA-JSON samples -> questions for a model: [{"question_id", "prompt", "image": Path or None}]."""
-    questions = []
+def questions(samples, images, option_letter=False):
+    """LLaVA-JSON samples -> what a model is asked: [{"question_id", "prompt", "image": Path or None}]."""
+    asked = []
     for sample in samples:
         prompt = sample["conversations"][0]["value"].replace("<image>", "").strip()
-        prompt = "<image>\n" * ("image" in sample) + prompt + f"\n{OPTION_LETTER}" * option_letter
-        image = Path(images, sample["image"]) if "image" in sample else None
-        questions.append({"question_id": sample["id"], "prompt": prompt, "image": image})
-    return questions
+        image = None
+        if "image" in sample:
+            prompt = f"<image>\n{prompt}"
+            image = Path(images, sample["image"])
+        if option_letter:
+            prompt += f"\n{OPTION_LETTER}"
+        asked.append({"question_id": sample["id"], "prompt": prompt, "image": image})
+    return asked
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    flag = argparse.BooleanOptionalAction
     parser.add_argument("--data", type=Path, required=True, help="ScienceQA's folder")
     parser.add_argument("--split", default="train")
     parser.add_argument("--format", default="QCM-LEA")
-    flag = argparse.BooleanOptionalAction
-    parser.add_argument("--use-caption", action=flag, default=False, help="put the images' captions into the context")
-    parser.add_argument("--text-only", action=flag, default=False, help="leave out the questions with an image")
+    parser.add_argument("--use-caption", action=flag, default=False,
+                        help="put the images' captions into the context")
+    parser.add_argument("--text-only", action=flag, default=False,
+                        help="leave out the questions with an image")
     parser.add_argument("--out", type=Path, help="default: llava_SPLIT_FORMAT.json in the folder")
     args = parser.parse_args()
     try:
         samples = convert(args.data, args.split, args.format, args.use_caption, args.text_only)
         out = args.out or args.data / f"llava_{args.split}_{args.format}.json"
-        out.write_text(json.dumps(samples, indent=2))
+        out.write_text(json.dumps(samples, indent=2), encoding="utf-8")
     except (OSError, ValueError) as error:
         parser.exit(2, f"error: {error}\n")
-    print(f"{len(samples)} samples, their images relative to {image_folder(args.data, args.split)}: {out}")
+    print(f"{len(samples)} samples, their images relative to "
+          f"{image_folder(args.data, args.split)}: {out}")
 
 
 if __name__ == "__main__":

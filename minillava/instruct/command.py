@@ -10,10 +10,15 @@ from minillava.instruct.teacher import Teacher
 
 def add_arguments(parser, temperature):
     """The flags of a teacher; open_teacher(args) makes it from them."""
+    parser.add_argument("--teacher", metavar="toy|openai|FOLDER",
+                        help="the template teacher; the endpoint that OPENAI_BASE_URL, OPENAI_MODEL and OPENAI_API_KEY "
+                             "name; or the folder of a Vicuna")
+    add_limits(parser, temperature)
+
+
+def add_limits(parser, temperature):
+    """The flags that say how a teacher is asked, whoever it is."""
     group = parser.add_argument_group("teacher")
-    group.add_argument("--teacher", metavar="toy|openai|FOLDER",
-                       help="the template teacher; the endpoint that OPENAI_BASE_URL, OPENAI_MODEL and OPENAI_API_KEY "
-                            "name; or the folder of a Vicuna")
     group.add_argument("--cache", type=Path, default=Path("runs/teacher"), help="folder that keeps every answer")
     group.add_argument("--temperature", type=float, default=temperature)
     group.add_argument("--max-tokens", type=int, default=1024, help="longest answer")
