@@ -15,7 +15,6 @@ import contextlib
 import json
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 
 from minillava.checkpoint import TOY, load_llava
@@ -55,25 +54,21 @@ def main():
             settings = settings_of(model, args.prompt_format, args.template, args.option_letter,
                                    args.use_caption, args.max_new_tokens)
             questions = make_questions(data, args.split, settings, args.text_only)
-            out = args.out or Path(scratch, "answers.jsonl")
-            name = (args.model or TOY / "scienceqa").name
-            texts, control = ask(model, tokenizer, questions, out, name, settings, args.batch,
+            texts, control = ask(model, tokenizer, questions, settings, args.batch,
+                                 out=args.out or Path(scratch, "answers.jsonl"),
+                                 name=(args.model or TOY / "scienceqa").name,
                                  control=drawn or args.control)
 
         # what they are worth: alone, or together with a teacher's
         if args.teacher:
             theirs = read_teacher(args.teacher, data, args.split, problems)
-            second_query = None
-            if args.ensemble == "judge":
-                second_query = partial(ask_again, data, args.split, problems, args.requery,
-                                       partial(open_judge, args))
-            rows, texts, notes = ensemble(texts, theirs, problems, args.strict_official, second_query)
-            chosen = rows[args.ensemble]
+            judge = judge_of(args, data, problems) if args.ensemble == "judge" else None
+            rows, texts, notes = ensemble(texts, theirs, problems, args.strict_official, judge)
         else:
             rows, notes = alone(texts, stated, control, problems, args.strict_official)
-            chosen = rows["answers"]
         report(rows, notes, problems, args.split, drawn, args.topics)
         if args.results:
+            chosen = rows[args.ensemble if args.teacher else "answers"]
             write_results(args.results, chosen, texts, problems)
 
 
@@ -106,7 +101,7 @@ def open_model(folder, vision, language, projector, device, dtype):
                       device=device, dtype=dtype)
 
 
-def ask(model, tokenizer, questions, out, name, settings, batch, control=False):
+def ask(model, tokenizer, questions, settings, batch, out, name, control=False):
     """-> {id: text}, and with `control` {id: text given another question's image}, else {}.
 
     The answers are lines of the file `out`; what is answered there already is not asked again.
@@ -132,26 +127,28 @@ def read_teacher(path, data, split, problems):
     return texts
 
 
-def ask_again(data, split, problems, requery, judge, prompts):
-    """{id: prompt of the second query} -> {id: text}.
+def judge_of(args, data, problems):
+    """Who weighs what the two said: a function from {id: prompt} to {id: text}.
 
-    Those of the file `requery` if it is there, else those of `judge()`, which are then written there.
+    The file --requery answers if it is there; else --judge does, and the file is written.
     """
-    if requery and requery.exists():
-        return read_results(requery, data, split, problems)[0]
-    judge = judge()
-    replies = ask_judge(judge, prompts)
-    print(f"judge: {judge.report()}")
-    if requery:
-        write_verdicts(requery, prompts, replies)
-    return replies
-
-
-def open_judge(args):
-    """The teacher that --judge names; the other flags of a teacher say how it is asked."""
+    if args.requery and args.requery.exists():
+        texts, _, _ = read_results(args.requery, data, args.split, problems)
+        return lambda prompts: texts
     if not args.judge:
-        raise ValueError("--ensemble judge needs --judge openai|FOLDER to ask, or --requery with its answers")
-    return open_teacher(argparse.Namespace(**vars(args) | {"teacher": args.judge}))
+        raise ValueError("--ensemble judge needs --judge openai|FOLDER to ask, or --requery with "
+                         "its answers")
+    # the flags of a teacher, but its name is that of --judge: --teacher is a file here
+    judge = open_teacher(argparse.Namespace(**vars(args) | {"teacher": args.judge}))
+
+    def ask(prompts):
+        replies = ask_judge(judge, prompts)
+        print(f"judge: {judge.report()}")
+        if args.requery:
+            write_verdicts(args.requery, prompts, replies)
+        return replies
+
+    return ask
 
 
 # ------------------------------------------------------------------------------------- the flags

@@ -12,10 +12,10 @@ from minillava.files import write
 from minillava.instruct.teacher import BadReply
 
 
-def ensemble(texts, theirs, problems, strict=False, second_query=None):
+def ensemble(texts, theirs, problems, strict=False, judge=None):
     """Our texts and a teacher's, {id: text} each -> ({name: choices}, {id: text} of the last, notes).
 
-    second_query: asks the judge, {id: prompt} -> {id: text}; without one the teacher is the complement.
+    judge: {id: prompt of the second query} -> {id: text}; without one the two complement each other.
     Only questions that both answered are scored.
     """
     both = {i: problems[i] for i in problems if i in texts and i in theirs}
@@ -27,9 +27,10 @@ def ensemble(texts, theirs, problems, strict=False, second_query=None):
     rows = {"ours": ours, "teacher": teacher, "complement": joined}
     notes = [unread("ours", ours), unread("the teacher", teacher)]
 
-    if second_query:
+    if judge:
         asked = disagree(ours, teacher)
-        replies = second_query({i: judge_prompt(problems[i], texts[i], theirs[i]) for i in asked})
+        prompts = {i: judge_prompt(problems[i], texts[i], theirs[i]) for i in asked}
+        replies = judge(prompts)
         replies = {i: replies[i] for i in asked if i in replies}
         verdicts = choices_of(replies, problems, strict, shortcuts=False)
         joined = rows["judge"] = judged(ours, verdicts)
