@@ -12,6 +12,7 @@ from minillava.llama import LanguageModel
 from minillava.llava import Llava
 from minillava.tokenizer import Tokenizer
 from minillava.vit import VisionTower
+from minillava.weights.devices import find_device, find_dtype
 from minillava.weights.folders import open_folder
 from minillava.weights.layouts import (
     compose,
@@ -22,7 +23,7 @@ from minillava.weights.layouts import (
     refuse_second_tower,
 )
 from minillava.weights.saving import save_llava  # noqa: F401: out by the same door
-from minillava.weights.tensors import fill, read_tensors
+from minillava.weights.tensors import check_depth, fill, read_tensors
 
 TOY = Path(__file__).parent / "toy" / "weights"  # the shipped miniature
 
@@ -38,7 +39,7 @@ def load_llava(path=None, *, vision=None, language=None, projector=None,
                                          FILE: mm_projector.bin, or the kind of a new one,
                                          "linear" or "mlp2x_gelu"
 
-    device "auto" is the GPU if there is one, dtype "auto" is that of the file. A folder without
+    device "auto" is the GPU if there is one (CUDA, then MPS), dtype "auto" is that of the file. A folder without
     minillava.json does not say its template: it is taken for vicuna_v1, that of v1.1 to v1.5,
     unless its tokenizer is one of v0. OSError or ValueError, in one line, if it cannot be had.
     """
@@ -84,15 +85,15 @@ def read_whole(path, vision):
 
 def build(cls, config, tensors, source, device, dtype):
     """A module around these tensors: made on the meta device, without memory, then filled."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if dtype == "auto":
-        dtype = dtype_of(tensors)
-    elif isinstance(dtype, str):
-        dtype = getattr(torch, dtype)
+    device = find_device(device)
+    dtype = dtype_of(tensors) if dtype == "auto" else find_dtype(dtype)
+    check_depth(config, tensors, source)
 
-    with torch.device("meta"):
-        module = cls(config)
+    try:
+        with torch.device("meta"):
+            module = cls(config)
+    except RuntimeError as error:
+        raise ValueError(f"{source}: the config describes no model ({error})") from None
     return fill(module, tensors, source, device, dtype)
 
 

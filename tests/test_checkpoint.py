@@ -20,6 +20,7 @@ from minillava.tokenizer import Tokenizer
 from minillava.vit import VisionConfig, VisionTower
 from minillava.weights import configs, layouts
 from minillava.weights.__main__ import main
+from minillava.weights.devices import find_device
 from minillava.weights.saving import (
     save_clip,
     save_language,
@@ -566,3 +567,61 @@ def test_convert_does_not_write_over_its_model(copy, run):
     folder = copy("llava_hf")
     said = run("convert", "--to", "llava", "--model", folder, "--out", folder)
     assert said.returncode == 2 and "--out is the model's own folder" in said.err
+
+
+# ---- configs and weights that cannot be ----
+
+@pytest.mark.parametrize("name, section", [("vicuna", None), ("llava_hf", "text_config"), ("llava_hf", "vision_config")])
+def test_millions_of_layers_are_refused_before_they_are_made(copy, monkeypatch, name, section):
+    folder = copy(name)
+    config = json.loads((folder / "config.json").read_text())
+    (config[section] if section else config)["num_hidden_layers"] = 10**7
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(torch.nn.ModuleList, "__init__", None)  # whoever makes layers fails
+    said = message(ValueError, load_language if name == "vicuna" else load_llava, folder)
+    assert "num_hidden_layers 10000000" in said
+
+
+@pytest.mark.parametrize("field", ["hidden_size", "intermediate_size", "vocab_size", "num_attention_heads",
+                                   "num_key_value_heads", "head_dim"])
+def test_sizes_that_no_machine_has(copy, field):
+    folder = copy("vicuna")
+    edit_json(folder / "config.json", **{field: 2**31 - 1})
+    message(ValueError, load_language, folder)
+
+
+@pytest.mark.parametrize("field", ["hidden_size", "intermediate_size", "image_size", "patch_size", "num_attention_heads"])
+def test_towers_that_no_machine_has(copy, field):
+    folder = copy("clip")
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"][field] = 2**31 - 1
+    (folder / "config.json").write_text(json.dumps(config))
+    message(ValueError, load_vision, folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_of_a_training_that_fell_apart(copy, value):
+    folder = copy("vicuna")
+    edit_tensors(folder / "model.safetensors", lambda tensors: tensors["model.norm.weight"].fill_(value))
+    assert "norm.weight is not finite" in message(ValueError, load_language, folder)
+
+
+@pytest.mark.parametrize("device", ["tpu9", "cuda:99", "meta", "", None, "cpu:1"])
+def test_devices_that_are_not_here(device):
+    assert "there is no device" in message(ValueError, load_vision, FIXTURES / "clip", device=device)
+
+
+def test_auto_takes_the_best_device_there_is(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert find_device("auto") == find_device("cpu") == torch.device("cpu")
+    assert "cuda" in message(ValueError, find_device, "cuda") and "mps" in message(ValueError, find_device, "mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert find_device("auto") == find_device("mps") == torch.device("mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert find_device("auto") == torch.device("cuda")
+
+
+@pytest.mark.parametrize("dtype", ["float99", "int8", "nn"])
+def test_a_dtype_that_no_weights_have(dtype):
+    assert "is none of bfloat16" in message(ValueError, load_vision, FIXTURES / "clip", dtype=dtype)

@@ -137,6 +137,17 @@ def fill(module, tensors, source, device, dtype):
     return module
 
 
+def check_depth(config, tensors, source):
+    """A wrong number of layers is told before millions of them are made."""
+    parts = [config]
+    if hasattr(config, "language_config"):
+        parts = [config.vision_config, config.language_config]
+    for part in parts:
+        if part.num_hidden_layers > len(tensors):
+            raise ValueError(f"{source}: the config says num_hidden_layers {part.num_hidden_layers}, "
+                             f"but there are {len(tensors)} tensors in all")
+
+
 def check_tie(name, tensor, tied_to, source):
     if not torch.equal(tensor, tied_to):
         raise ValueError(f"{source}: the config ties {name} to another tensor, but the two differ")
@@ -159,3 +170,9 @@ def check_shapes(parameters, tensors, source):
         if tensor.shape != expected or not tensor.is_floating_point():
             raise ValueError(f"{source}: {name} is {tensor.dtype} {list(tensor.shape)}, "
                              f"but the config says {list(expected)}")
+
+        # to look at every weight would read a mapped file whole; norms and biases are few, and a
+        # training that fell apart spoils them with the rest
+        if tensor.ndim == 1 and not tensor.isfinite().all():
+            raise ValueError(f"{source}: {name} is not finite: the training that wrote it fell apart, "
+                             "or the file is damaged")

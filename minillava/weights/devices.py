@@ -1,0 +1,45 @@
+"""Where the weights go: a device by its name, "auto" for the best that there is."""
+import torch
+
+
+def find_device(name):
+    """"auto", "cuda", "cuda:1", "mps", "cpu" -> torch.device; ValueError if it is not here."""
+    here = devices_here()
+    if str(name) == "auto":
+        return torch.device(here[0])
+
+    device = parse_device(name)
+    if device is None or device.type not in here or not has_index(device):
+        raise ValueError(f"there is no device {str(name)!r:.40} here, only {' and '.join(here)}")
+    return device
+
+
+def devices_here():
+    """The kinds of device that this torch can use on this machine, the fastest first."""
+    devices = ["cpu"]
+    if torch.backends.mps.is_available():
+        devices.insert(0, "mps")
+    if torch.cuda.is_available():
+        devices.insert(0, "cuda")
+    return devices
+
+
+def parse_device(name):
+    try:
+        return torch.device(name)
+    except (RuntimeError, TypeError):  # no kind of device that any torch knows
+        return None
+
+
+def has_index(device):
+    """cuda:7 wants eight of them."""
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    return (device.index or 0) < count
+
+
+def find_dtype(name):
+    """"bfloat16" or torch.bfloat16 -> torch.bfloat16; ValueError if no weights can be of it."""
+    dtype = getattr(torch, name, None) if isinstance(name, str) else name
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype {name!r:.40} is none of bfloat16, float16 and float32")
+    return dtype
