@@ -1,21 +1,26 @@
 """A dialogue becomes ids and labels, in one pass (section 4.2 and table 2 of the paper).
 
-A question about an image of two tokens, and its answer, in the template of LLaVA-1.5 (the system text
-is left out here; -200 is IMAGE_TOKEN, -100 IGNORE_INDEX):
+A question about an image of two tokens, and its answer, in the template of LLaVA-1.5 (the system
+text is left out here; -200 is IMAGE_TOKEN, -100 IGNORE_INDEX):
 
-    text     ▁US   ER    :     ▁     <image>     ▁     \\n   What  ...   ANT   :     ▁A    ▁cat  .     </s>
-    ids      3148  1001  29901 29871 -200  -200  29871 13    5618  ...   13566 29901 319   6635  29889 2
-    labels   -100  -100  -100  -100  -100  -100  -100  -100  -100  ...   -100  -100  319   6635  29889 2
+    text    ▁US   ER    :      ▁      <image>     ▁      \\n    What  ...
+    ids     3148  1001  29901  29871  -200  -200  29871  13    5618  ...
+    labels  -100  -100  -100   -100   -100  -100  -100   -100  -100  ...
 
-What is learned is the answer and the end token. A conversation is first written as pieces that say of
-themselves whether they are learned; each run of text of one kind is then encoded by itself, so that no
-boundary is ever searched for in the ids. This gives the very ids of the whole text, since a piece of
-LLaMA's vocabulary begins with a space or has none: no token reaches over ": answer".
+    text    ▁A    SS    IST   ANT    :      ▁A   ▁cat  .      </s>
+    ids     319   1799  9047  13566  29901  319  6635  29889  2
+    labels  -100  -100  -100  -100   -100   319  6635  29889  2
+
+What is learned is the answer and the end token. A conversation is first written as pieces that
+say of themselves whether they are learned; each run of text of one kind is then encoded by
+itself, so that no boundary is ever searched for in the ids. This gives the ids of the whole text,
+since a piece of LLaMA's vocabulary begins with a space or has none: no token reaches over ": A".
 """
 from dataclasses import dataclass
 from itertools import groupby
 
 from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN
+from minillava.terminal import printable
 
 IMAGE = "<image>"  # marks the image in a human turn
 
@@ -55,8 +60,9 @@ TEMPLATES = {
 
 
 def human_turn(text, image=False):
-    """What a person typed -> the turn: any <image> in it is taken out, with an image one is put first."""
-    while IMAGE in text:  # again and again: "<ima<image>ge>"
+    """What a person typed -> the turn: no <image> but the one that an image puts in front."""
+    # again and again: "<ima<image>ge>" holds another one
+    while IMAGE in text:
         text = text.replace(IMAGE, "")
     if image:
         text = f"{IMAGE}\n{text.strip()}"
@@ -66,9 +72,9 @@ def human_turn(text, image=False):
 def render(turns, tokenizer, template, image_tokens):
     """turns [("human", text), ("gpt", text), ...] -> (ids, labels), two lists of one length.
 
-    template: a key of TEMPLATES; image_tokens: how often IMAGE_TOKEN stands for one <image>, or 0 for
-    a sample without image, where <image> is text. A last turn ("gpt", None) asks for an answer: the
-    ids end where it begins, and nothing is learned. ValueError for turns that fit no template.
+    template: a key of TEMPLATES; image_tokens: how often IMAGE_TOKEN stands for one <image>, or 0
+    for a sample without image, where <image> is text. A last turn ("gpt", None) asks for an
+    answer: the ids end where it begins, and nothing is learned. ValueError for what fits nowhere.
     """
     if template not in TEMPLATES:
         raise ValueError(f"there is no template {template!r}, only {', '.join(TEMPLATES)}")
@@ -78,17 +84,22 @@ def render(turns, tokenizer, template, image_tokens):
     pieces = STYLES[t.style](turns, t, tokenizer, image_tokens)
 
     ids, labels = [tokenizer.bos_id], [IGNORE_INDEX]
-    prefix = True  # does LLaMA's dummy prefix stand before the next text?
+    prefix = True
     for piece, learned in joined(pieces):
         if isinstance(piece, str):
             new = tokenizer.segment(piece, prefix)
-            prefix = False  # the next text goes on where this one ends
+            # the next text goes on where this one ends, with no dummy prefix between them
+            prefix = False
         else:
-            new = piece  # control tokens are ids already
+            # control tokens are ids already
+            new = piece
+            # officially, the text after an image is tokenized by itself, so it has a prefix
             prefix = tokenizer.legacy or piece[-1] == IMAGE_TOKEN
         ids += new
+        # a label stands where its id does: the shift by one is the model's own (llava.py)
         labels += new if learned else [IGNORE_INDEX] * len(new)
 
+    # a prompt may hold answers of earlier turns
     if is_prompt:
         labels = [IGNORE_INDEX] * len(ids)
     return ids, labels
@@ -97,12 +108,13 @@ def render(turns, tokenizer, template, image_tokens):
 def joined(pieces):
     """Pieces (text or [ids], learned), with neighbouring texts of one kind put together.
 
-    "USER: ", "What" -> "USER: What": only whole texts are cut into tokens as they were in training.
+    "USER: ", "What" -> "USER: What", since no token may end where two pieces happen to meet.
     """
     def kind(piece):
         return isinstance(piece[0], str), piece[1]
 
     for (is_text, learned), run in groupby(pieces, key=kind):
+        # ids stay as they are
         if is_text:
             yield "".join(text for text, _ in run), learned
         else:
@@ -110,13 +122,13 @@ def joined(pieces):
 
 
 # ------------------------------------------------------------------------------------------------
-# One function a style: what stands between the turns. Each yields pieces, text or [ids], and whether
-# they are learned.
+# One function a style: what stands between the turns. Each yields pieces, text or [ids], and
+# whether they are learned.
 
 def two(turns, t, tokenizer, image_tokens):
     """{system} USER: {question} ASSISTANT: {answer}</s>USER: {question} ASSISTANT: {answer}</s>
 
-    Two separators: a space ends the question, the end token the answer (no space follows that: sic).
+    Two separators: a space ends the question, the end token the answer. Sic: no space after that.
     """
     yield t.system + " ", False
     for role, text in turns:
@@ -125,8 +137,10 @@ def two(turns, t, tokenizer, image_tokens):
             yield from message(text, t, tokenizer, image_tokens)
         else:
             yield f" {t.gpt}:", False
+            # the space belongs to the answer: "▁A" is one token
             if text:
                 yield " " + text, True
+            # an empty answer is one, None is the one to come
             if text is not None:
                 yield [tokenizer.eos_id], True
 
@@ -139,15 +153,18 @@ def single(turns, t, tokenizer, image_tokens):
     if turns[-1][1] is None:
         yield from single_prompt(turns, t, tokenizer, image_tokens)
         return
+
     yield t.system + "\n\n", False
     for role, text in turns:
         yield "###", True
+        # officially, the name of the role is learned too, "### Assistant:"
         if role == "human":
             yield f" {t.human}: ", False
             yield from message(text, t, tokenizer, image_tokens)
             yield "\n", False
         else:
             yield f" {t.gpt}: {text}\n", True
+    # and so is the ### that would open another turn
     yield "### ", True
 
 
@@ -181,15 +198,17 @@ def message(text, t, tokenizer, image_tokens):
         yield text, False
         return
 
+    # the image, with what some versions put around it: tokens in v0 and v1.1, tags in mmtag
     image = [IMAGE_TOKEN] * image_tokens
     start, end = tokenizer.image_start_id, tokenizer.image_end_id
-    if start is not None and end is not None:  # LLaVA v0 and v1.1
+    if start is not None and end is not None:
         image = [start, *image, end]
     before, after = t.image
     yield before, False
     yield image, False
     yield after, False
 
+    # the question under it
     question = text.replace(IMAGE, "").strip()
     if question:
         yield "\n" + question, False
@@ -197,6 +216,7 @@ def message(text, t, tokenizer, image_tokens):
 
 def checked(turns, style, image_tokens):
     """The turns, or a ValueError that says what is wrong with them."""
+    # each turn by itself
     for n, (role, text) in enumerate(turns, 1):
         if role not in ("human", "gpt"):
             raise ValueError(f"turn {n} is from {role!r}; a turn is from 'human' or 'gpt'")
@@ -209,6 +229,7 @@ def checked(turns, style, image_tokens):
     if style == "two" and turns and turns[0][0] == "gpt":
         turns = turns[1:]
 
+    # all turns together
     roles = [role for role, _ in turns]
     if "gpt" not in roles:
         raise ValueError("the conversation has no answer to learn; add one, "
@@ -216,8 +237,8 @@ def checked(turns, style, image_tokens):
     if style == "two":
         for role, following in zip(roles, roles[1:]):
             if role == following:
-                raise ValueError(f"human and gpt must take turns, but {role} speaks twice in a row; "
-                                 "join such turns into one")
+                raise ValueError(f"human and gpt must take turns, but {role} speaks twice in a "
+                                 "row; join such turns into one")
     if style == "plain":
         if roles != ["human", "gpt"] or IMAGE not in turns[0][1] or not image_tokens:
             raise ValueError("template plain takes an image and its caption: "
@@ -226,6 +247,7 @@ def checked(turns, style, image_tokens):
 
 
 # ------------------------------------------------------------------------------------------------
+# To look at what the model learns: train.py --check-data and chat.py show it in this way.
 
 GREEN, CYAN, GREY, PLAIN = "\033[32m", "\033[36m", "\033[90m", "\033[0m"
 
@@ -243,6 +265,7 @@ def colored_by_loss(ids, labels, tokenizer):
             color, text = CYAN, f"[image x{len(run_ids)}]"
         else:
             color = GREEN if learned else GREY
-            text = tokenizer.spell(run_ids).replace("\n", "↵\n")
+            # text from outside: shown, not obeyed
+            text = printable(tokenizer.spell(run_ids).replace("\n", "↵\n"))
         colored.append(f"{color}{text}{PLAIN}")
     return "".join(colored)

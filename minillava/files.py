@@ -31,7 +31,7 @@ def read_json(path):
 
 
 def read_jsonl(path):
-    """A file of one JSON object per line -> list of dicts; ValueError names the line that is none."""
+    """One JSON object a line -> list of dicts; ValueError names the line that is none."""
     rows = []
     # not splitlines(): a JSON text may hold U+2028, which ends a line there but not in this format
     for number, line in enumerate(read_text(path).split("\n"), 1):
@@ -74,7 +74,7 @@ def write(path, text):
 def index_of(path, cache, measure):
     """A JSON array of samples -> int64 [samples, 3]: first byte, last byte + 1, measure(sample).
 
-    The folder `cache` keeps the index for the next time, and memory holds no more than the index.
+    The folder `cache` keeps the index for the next time. Memory never holds the file.
     """
     # the file is the same one as last time if its size and its time are
     stat = os.stat(path)
@@ -104,8 +104,10 @@ def samples_in(path, chunk=1 << 24):
     decode = json.JSONDecoder().raw_decode
     base = at = count = 0  # text[at] is byte base + at of the file
     with open(path, "rb") as file:
-        text = file.read(chunk).decode("latin-1")  # one character a byte
+        # one character a byte, so that places in the text are those of the file
+        text = file.read(chunk).decode("latin-1")
         while True:
+            # to the next sample, or to the end
             gap = BETWEEN if count else BEFORE_FIRST
             at = gap.match(text, at).end()
             if text[at : at + 1] == "]":
@@ -117,10 +119,16 @@ def samples_in(path, chunk=1 << 24):
                 if not more:
                     raise ValueError(f"{path} is not a JSON array of samples: {error.msg} "
                                      f"at byte {base + error.pos}, after {count} samples") from None
-                text, base, at = text[at:] + more, base + at, 0
+                # what is behind us is forgotten
+                text = text[at:] + more
+                base += at
+                at = 0
                 continue
+
+            # so far an é is two characters: read again, as the UTF-8 that it is
             if not text[at:end].isascii():
-                sample = json.loads(text[at:end].encode("latin-1"))  # as UTF-8 this time
+                sample = json.loads(text[at:end].encode("latin-1"))
+
             yield base + at, base + end, sample
             count += 1
             at = end

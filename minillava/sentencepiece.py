@@ -69,13 +69,14 @@ def from_sentencepiece(path, legacy):
 def byte_pair_encoding(model):
     """The pieces as a ranked list of pairs to merge: every way to cut a piece into two others.
 
-    A better score goes first. The trap is equal scores. LLaMA gives -1e9 to all runs of spaces, from
-    ▁▁ to 16 times ▁, so that they are merged after everything else,
+    A better score goes first. The trap is equal scores. LLaMA gives -1e9 to all runs of spaces,
+    from ▁▁ to 16 times ▁, so that they are merged after everything else,
 
         x▁▁hello   is   x ▁ ▁hello, as SentencePiece has it, not   x ▁▁ hello,
 
-    and then from the left, each run growing space by space: 20 spaces become 16 and 4. By rank alone,
-    ▁▁ before ▁▁▁▁, they would first pair up and end as 8 and 12. So among equals the longest goes first.
+    and then from the left, each run growing space by space: 20 spaces become 16 and 4. By rank
+    alone, ▁▁ before ▁▁▁▁, they would first pair up and end as 8 and 12. So among equals the
+    longest goes first.
     """
     mergeable = {piece for piece, _, kind in model.pieces if kind == NORMAL}
     merges = []
@@ -99,9 +100,9 @@ def byte_pair_encoding(model):
 def prefix_of_the_first_segment():
     """The step that writes ▁ before a text, but not after the control tokens in it.
 
-    Metaspace alone knows which segment is the first, but puts nothing before a text that begins with
-    its own character. So one whose character cannot occur (spaces are ▁ by now) writes a space, and a
-    second one turns that into ▁.
+    Metaspace alone knows which segment is the first, but puts nothing before a text that begins
+    with its own character. So one whose character cannot occur (spaces are ▁ by now) writes a
+    space, and a second one turns that into ▁.
     """
     write = pre_tokenizers.Metaspace(" ", "first", split=False)
     spell = pre_tokenizers.Metaspace(SPACE, "never", split=False)

@@ -4,12 +4,13 @@
                         <s>   ▁A    ▁cat   .</     s       >
 
 Two rules hold everywhere. Text is only text: `</s>`, `<s>` or `<image>` typed by somebody become
-ordinary characters, as above; a control token enters the ids as an id, put there by conversation.py.
-And a text is encoded in segments, the stretches between control tokens: LLaMA begins a segment with a
-space that nobody wrote, the dummy prefix `▁`, or does not.
+ordinary characters, as above; a control token enters the ids as an id, put there by
+conversation.py. And a text is encoded in segments, the stretches between control tokens: LLaMA
+begins a segment with a space that nobody wrote, the dummy prefix `▁`, or does not.
 
-`legacy` (in tokenizer_config.json; true for a tokenizer.model without it) says which segments have
-the prefix: all of them, as in Vicuna v0 to v1.3, or only the first one of a text, as in Vicuna v1.5.
+`legacy` (in tokenizer_config.json; true for a tokenizer.model without it) says which segments
+have the prefix: all of them, as in Vicuna v0 to v1.3, or only the first one of a text, as in
+Vicuna v1.5.
 """
 import codecs
 import json
@@ -23,34 +24,41 @@ from minillava.tokenizer_json import FILES, byte_level_alphabet, read_added_toke
 # a piece that is one byte of a character without a piece of its own
 BYTE = re.compile("<0x([0-9A-F]{2})>")
 
-# Bytes that are no UTF-8 become one U+FFFD each, as in SentencePiece ("replace" writes one for several).
+# Bytes that are no UTF-8 become one U+FFFD each, as in SentencePiece.
+# ("replace" writes one for several.)
 codecs.register_error("one_mark_per_byte",
                       lambda error: ("\ufffd" * (error.end - error.start), error.end))
 
 
 class Tokenizer:
-    """`bos_id, eos_id, unk_id, pad_id` (the last two may be None), `vocab_size` (the highest id + 1),
-    `legacy`, and `image_start_id, image_end_id`: <im_start> and <im_end>, which stand around an image
-    in LLaVA v0 and v1.1, None in all later models."""
+    """Attributes: `bos_id, eos_id, unk_id, pad_id` (the last two may be None), `legacy`,
+    `vocab_size` (the highest id + 1), and `image_start_id, image_end_id`: <im_start> and <im_end>,
+    which stand around an image in LLaVA v0 and v1.1, None in all later models."""
 
     def __init__(self, pipelines, config, model=None):
         """config and model: what tokenizer_config.json and tokenizer.model hold."""
+        # two ways from text to ids, which differ in the dummy prefix alone
         self._with_prefix = pipelines.with_prefix
         self._without_prefix = pipelines.without_prefix
         self._has_prefix = pipelines.has_prefix
         self.legacy = pipelines.legacy
+
+        # kept as they came, for save()
         self._config = config
         self._model = model
+
         self._keep_control_tokens_text()
         self._look_up()
 
     @classmethod
     def load(cls, folder):
-        """The tokenizer of a model folder; OSError if it has none, ValueError if it is unreadable."""
+        """The tokenizer of a model folder; OSError if it has none, ValueError if none is whole."""
         folder = Path(folder)
         config = read_json(folder / "tokenizer_config.json")
         pipelines, model = read_pipelines(folder, config.get("legacy"))
         tokenizer = cls(pipelines, config, model)
+
+        # <image>, <pad> and their like, which come after the vocabulary
         for i, token in sorted(read_added_tokens(folder, config).items()):
             if tokenizer.add(token) != i:
                 raise ValueError(f"{folder}: added token {token!r} should have id {i}, "
@@ -63,6 +71,7 @@ class Tokenizer:
 
     def segment(self, text, prefix=True):
         """Ids of one stretch of text, without BOS; prefix=False leaves out the dummy prefix."""
+        # not even a prefix stands before nothing
         if not text:
             return []
         pipeline = self._with_prefix if prefix else self._without_prefix
@@ -73,7 +82,7 @@ class Tokenizer:
                              "(half a surrogate pair?)") from None
 
     def decode(self, ids):
-        """A list of ids -> the text they spell; control and image tokens and unknown ids spell nothing."""
+        """A list of ids -> their text; control and image tokens and unknown ids spell nothing."""
         streamer = self.streamer()
         return streamer.put(*ids) + streamer.end()
 
@@ -82,7 +91,7 @@ class Tokenizer:
         return Streamer(self)
 
     def spell(self, ids):
-        """As decode(), but nothing is hidden: <s> and </s>, the dummy prefix, and <id> for no token."""
+        """As decode(), with nothing hidden: <s>, </s>, the dummy prefix, <id> for no token."""
         spelled = []
         for i in ids:
             name = self._tokens.get(i, f"<{i}>")
@@ -92,13 +101,14 @@ class Tokenizer:
     def add(self, token):
         """Gives a control token such as <image> the next free id, if it has none yet -> its id."""
         if token not in self._ids:
+            # both pipelines know the same tokens, and the tables know them too
             self._with_prefix.add_special_tokens([token])
             self._without_prefix.add_special_tokens([token])
             self._look_up()
         return self._ids[token]
 
     def save(self, folder):
-        """Writes tokenizer.json and tokenizer_config.json, for transformers too, and tokenizer.model.
+        """Writes tokenizer.json, tokenizer_config.json and tokenizer.model, for transformers too.
 
         Files of a tokenizer that was there before are removed: they would be read in place of ours.
         """
@@ -108,6 +118,7 @@ class Tokenizer:
             (folder / file).unlink(missing_ok=True)
 
         self._with_prefix.save(str(folder / "tokenizer.json"), pretty=False)
+        # tokenizer.model goes along as it came, for programs that read no other file
         if self._model:
             (folder / "tokenizer.model").write_bytes(self._model)
         text = json.dumps(self._saved_config(), ensure_ascii=False, indent=2)
@@ -115,39 +126,47 @@ class Tokenizer:
 
     def _saved_config(self):
         config = dict(self._config)
+
+        # the special tokens by name, also where the folder left them to be guessed
         ids = {"bos": self.bos_id, "eos": self.eos_id, "unk": self.unk_id, "pad": self.pad_id}
         for name, i in ids.items():
             if i is not None:
                 config[f"{name}_token"] = self._tokens[i]
-        # This class runs tokenizer.json as it is; LlamaTokenizer of transformers 5 would build another
-        # pipeline.
+
+        # transformers: this class runs tokenizer.json as it is, LlamaTokenizer of version 5 would
+        # build another pipeline
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
         config["clean_up_tokenization_spaces"] = False
         config["legacy"] = self.legacy
         return config
 
     def _look_up(self):
-        """The tables: ids by token, tokens by id, the bytes that each id spells, the special ids."""
+        """The tables: ids by token, tokens by id, the bytes an id spells, and the special ids."""
         self._ids = self._with_prefix.get_vocab(with_added_tokens=True)
         self._tokens = {i: token for token, i in self._ids.items()}
         self.vocab_size = max(self._tokens) + 1
         self._bytes = self._spelled_bytes()
 
+        # BOS opens every conversation, EOS ends every answer
         self.bos_id = self._special_id("bos_token", "<s>")
         self.eos_id = self._special_id("eos_token", "</s>")
         self.unk_id = self._special_id("unk_token", "<unk>")
         self.pad_id = self._special_id("pad_token", "<pad>")
+        # LLaMA has no token for padding; LLaVA pads with <unk>
         if self.pad_id is None:
             self.pad_id = self.unk_id
         if self.bos_id is None or self.eos_id is None:
             raise ValueError("the tokenizer has no <s> or </s>; name bos_token and eos_token "
                              "in tokenizer_config.json")
+
+        # LLaVA v0 and v1.1 put these around an image
         self.image_start_id = self._ids.get("<im_start>")
         self.image_end_id = self._ids.get("<im_end>")
 
     def _special_id(self, name, default):
         """The id of the token that the config names, as a string or as {"content": string}."""
-        token = self._config.get(name) or default  # old LLaMA folders have "" here
+        # old LLaMA folders have "" here
+        token = self._config.get(name) or default
         if isinstance(token, dict):
             token = token.get("content")
         return self._ids.get(str(token))
@@ -155,6 +174,8 @@ class Tokenizer:
     def _spelled_bytes(self):
         """{id: bytes of text}; a control token spells nothing."""
         added = self._with_prefix.get_added_tokens_decoder()
+
+        # Llama 3 writes bytes as letters, LLaMA writes text, and <0xE7> for a byte without a piece
         alphabet = {}
         if "ByteLevel" in repr(self._with_prefix.decoder):
             alphabet = byte_level_alphabet()
@@ -199,13 +220,17 @@ class Streamer:
     def put(self, *ids):
         spelled = []
         for i in ids:
-            i = int(i)  # an element of a tensor would not be found
+            # an element of a tensor would not be found
+            i = int(i)
             piece = self._bytes.get(i, b"")
+
+            # nobody wrote the space with which the text begins
             if piece and self._prefix_to_come:
                 self._prefix_to_come = False
                 if self._tokens[i].startswith(SPACE):
-                    piece = piece[1:]  # nobody wrote this space
+                    piece = piece[1:]
             spelled.append(piece)
+        # half a character stays in the decoder until its other half comes
         return self._utf8.decode(b"".join(spelled))
 
     def end(self):

@@ -1,7 +1,7 @@
 """Hugging Face's `tokenizer.json`, and what else a model's folder says of its tokenizer.
 
-`tokenizers` reads the file by itself, but knows one pipeline, which writes LLaMA's dummy prefix before
-a text or does not. A conversation needs both, so the second is made by taking the prefix out.
+`tokenizers` reads the file, but knows one pipeline, which writes LLaMA's dummy prefix or does not.
+A conversation needs both, so the second is made by taking the prefix out.
 """
 import json
 
@@ -20,10 +20,11 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "added_to
 def read_pipelines(folder, legacy):
     """A model's folder -> Pipelines, and the bytes of tokenizer.model if that is what was read.
 
-    Where there are both files, `tokenizer.model` is read: it is the original, while a tokenizer.json
-    was converted from it by one program or another, and the converters have had their errors. Only
-    where it is not a SentencePiece BPE model (Llama 3 has a file of that name in another format) is
-    tokenizer.json used. OSError if there is neither, ValueError if unreadable.
+    Where there are both files, `tokenizer.model` is read: it is the original, while a
+    tokenizer.json was converted from it by one program or another, and the converters have had
+    their errors. Only where it is not a SentencePiece BPE model (Llama 3 has a file of that name
+    in another format) is tokenizer.json used. OSError if there is neither, ValueError if
+    unreadable.
     """
     model_file = folder / "tokenizer.model"
     json_file = folder / "tokenizer.json"
