@@ -29,6 +29,7 @@ Around them, a room for each part of the paper:
 
     ../train.py, ../chat.py, ../eval_scienceqa.py
 
-Letters in shape comments: B batch, T tokens (new ones, where there is a cache), S keys, or an image's
-side, N image tokens, D width, H heads, C channels of one head, V vocabulary.
+Letters in shape comments: B batch, T tokens (where there is a cache, the new ones), K keys (the cached
+ones too), N image tokens, S side of an image in pixels, D width, H heads, G groups of heads that share
+keys and values, C channels of one head, V vocabulary.
 """
