@@ -30,7 +30,7 @@ from minillava.evaluation.scienceqa_asking import (
 )
 from minillava.evaluation.scienceqa_ensemble import ask_judge, ensemble, write_verdicts
 from minillava.evaluation.scienceqa_table import alone, report
-from minillava.instruct.command import add_limits, open_teacher
+from minillava.instruct.command import add_teacher_flags, open_from_flags
 from minillava.terminal import exit_with
 from minillava.toy.scienceqa import make_scienceqa
 
@@ -138,12 +138,11 @@ def judge_of(args, data, problems):
     if not args.judge:
         raise ValueError("--ensemble judge needs --judge openai|FOLDER to ask, or --requery with "
                          "its answers")
-    # the flags of a teacher, but its name is that of --judge: --teacher is a file here
-    judge = open_teacher(argparse.Namespace(**vars(args) | {"teacher": args.judge}))
+    judge = open_from_flags(args.judge, args)
 
     def ask(prompts):
         replies = ask_judge(judge, prompts)
-        print(f"judge: {judge.report()}")
+        print(f"judge: {judge.spending()}")
         if args.requery:
             write_verdicts(args.requery, prompts, replies)
         return replies
@@ -213,11 +212,10 @@ def add_score_flags(parser):
     parser.add_argument("--teacher", type=Path, metavar="FILE",
                         help="answers of a text-only teacher, for an ensemble")
     parser.add_argument("--ensemble", choices=("complement", "judge"), default="complement")
-    parser.add_argument("--judge", metavar="openai|FOLDER",
-                        help="whom to ask where ours and the teacher's differ")
     parser.add_argument("--requery", type=Path, metavar="FILE",
                         help="the judge's answers: read or written")
-    add_limits(parser, temperature=0.0)
+    # whom to ask where ours and the teacher's differ
+    add_teacher_flags(parser, temperature=0.0, name="--judge")
 
 
 if __name__ == "__main__":

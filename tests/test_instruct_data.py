@@ -14,13 +14,13 @@ import pytest
 
 from minillava.data import LlavaData
 from minillava.instruct.__main__ import main
-from minillava.instruct.captions import brief_samples, thin
-from minillava.instruct.replies import instructions, parse, questions_of
+from minillava.instruct.captions import brief_samples, thin_captions
+from minillava.instruct.replies import instructions, parse_reply, question_list
 from minillava.instruct.samples import make_samples
-from minillava.instruct.symbols import choose, in_symbols, read_symbols, shares_of
-from minillava.instruct.teacher import Teacher
+from minillava.instruct.symbols import choose, describe, read_symbols, samples_per_kind
+from minillava.instruct.teacher import free_teacher
 from minillava.toy import annotations, objects, questions, teacher, world
-from minillava.toy.instruct import TEACHERS, TOY_QUESTIONS, toy_samples
+from minillava.toy.instruct import TEACHERS, toy_samples
 from tests.servers import serving
 
 ROOT = Path(__file__).parent.parent
@@ -43,10 +43,10 @@ def asking(behave):
     """A teacher that is a function of the request, and the requests it got."""
     got = []
 
-    def complete(messages):
+    def ask(messages):
         got.append({"messages": messages})
-        return behave(got[-1]), 0, 0
-    return Teacher(complete), got
+        return behave(got[-1])
+    return free_teacher(ask), got
 
 
 @pytest.fixture
@@ -72,8 +72,8 @@ def test_coco_files_are_read_as_symbols(coco):
     assert captions == [f"Caption {i} of seven." for i in range(5)]
     assert boxes == [("potted plant", [0.0, 0.1, 0.63, 1.0]), ("cat", [0.157, 0.209, 0.209, 0.301])]
     text = "\n".join(captions) + "\n\npotted plant: [0.0, 0.1, 0.63, 1.0]\ncat: [0.157, 0.209, 0.209, 0.301]"
-    assert in_symbols("detail", captions, boxes) == in_symbols("reasoning", captions, boxes) == text
-    assert in_symbols("conversation", captions, boxes) == "\n".join(captions)
+    assert describe("detail", captions, boxes) == describe("reasoning", captions, boxes) == text
+    assert describe("conversation", captions, boxes) == "\n".join(captions)
     assert symbols["000000000009.jpg"] == (["Nothing."], []) and symbols["000000000011.jpg"][0] == []
     assert read_symbols(coco[0])["000000000007.jpg"] == (captions, [])
 
@@ -86,7 +86,7 @@ def test_the_toy_world_is_read_as_coco_is(tmp_path):
     assert symbols["000000000001.png"][1] == annotations.as_fractions(world.make_scene(rng, "val"))
 
 
-def test_the_request_is_instructions_examples_and_the_picture_in_symbols(coco):
+def test_the_request_is_instructions_examples_and_the_picture_describe(coco):
     teacher, got = asking(reply_to)
     name = "000000000007.jpg"
     symbols = {name: read_symbols(*coco)[name]}
@@ -95,13 +95,13 @@ def test_the_request_is_instructions_examples_and_the_picture_in_symbols(coco):
     for kind, examples in (("conversation", 2), ("detail", 3), ("reasoning", 3)):
         messages = by_kind[kind]
         assert [m["role"] for m in messages] == ["system"] + examples * ["user", "assistant"] + ["user"]
-        assert messages[-1]["content"] == in_symbols(kind, *symbols[name])
+        assert messages[-1]["content"] == describe(kind, *symbols[name])
         for user, assistant in zip(messages[1:-1:2], messages[2:-1:2]):  # the examples keep the rules that they teach
             assert bool(re.search(r"^[\w ]+: \[", user["content"], re.M)) == (kind != "conversation")
             assert len(user["content"].split("\n\n")[0].splitlines()) == 5
-            assert parse(kind, assistant["content"])
-    assert len(questions_of("brief")) == 11 and len(questions_of("detail")) == 16
-    assert len(set(questions_of("detail"))) == 16
+            assert parse_reply(kind, assistant["content"])
+    assert len(question_list("brief")) == 11 and len(question_list("detail")) == 16
+    assert len(set(question_list("detail"))) == 16
 
 
 @pytest.mark.parametrize("kind, reply, pairs", [
@@ -111,7 +111,7 @@ def test_the_request_is_instructions_examples_and_the_picture_in_symbols(coco):
     ("detail", " One.\n\nTwo.\n", [(None, "One.\n\nTwo.")]),
 ])
 def test_a_reply_is_read(kind, reply, pairs):
-    assert parse(kind, reply) == pairs
+    assert parse_reply(kind, reply) == pairs
 
 
 @pytest.mark.parametrize("kind, reply, reason", [
@@ -128,7 +128,7 @@ def test_a_reply_is_read(kind, reply, pairs):
 ])
 def test_a_malformed_reply_is_told_from_a_good_one(kind, reply, reason):
     with pytest.raises(ValueError, match=reason):
-        parse(kind, reply)
+        parse_reply(kind, reply)
 
 
 SYMBOLS = {f"{i:02}.jpg": ([f"Picture {i}."] * 5, [("cat", [0.0, 0.0, 0.5, 0.5])]) for i in range(40)}
@@ -145,7 +145,7 @@ def test_samples_are_llava_json(tmp_path):
         {"from": "gpt", "value": "A cat.\n\nIt sleeps."}, {"from": "human", "value": "Where?"},
         {"from": "gpt", "value": "On a mat."}]
     details = [sample for sample in samples if sample["id"].endswith("_detail")]
-    assert {text.replace("<image>", "").strip() for text in first[20:]} <= set(questions_of("detail"))
+    assert {text.replace("<image>", "").strip() for text in first[20:]} <= set(question_list("detail"))
     assert len(details) == len({sample["image"] for sample in details}) == 30
     for sample in details:
         assert sample["id"] == f"{Path(sample['image']).stem}_detail"
@@ -175,11 +175,11 @@ def test_a_malformed_reply_is_asked_for_again_once_then_set_aside():
 
 def test_the_papers_mix_is_the_default():
     kinds = ["conversation", "detail", "reasoning"]
-    assert shares_of(kinds, 158, 1000) == {"conversation": 58, "detail": 23, "reasoning": 77}
-    assert shares_of(kinds, 10, 1000) == {"conversation": 4, "detail": 1, "reasoning": 5}
-    assert sum(shares_of(kinds, 101, 1000).values()) == 101
-    assert shares_of(kinds, None, 770) == {"conversation": 580, "detail": 230, "reasoning": 770}
-    assert shares_of(["detail"], None, 80) == {"detail": 80}
+    assert samples_per_kind(kinds, 158, 1000) == {"conversation": 58, "detail": 23, "reasoning": 77}
+    assert samples_per_kind(kinds, 10, 1000) == {"conversation": 4, "detail": 1, "reasoning": 5}
+    assert sum(samples_per_kind(kinds, 101, 1000).values()) == 101
+    assert samples_per_kind(kinds, None, 770) == {"conversation": 580, "detail": 230, "reasoning": 770}
+    assert samples_per_kind(["detail"], None, 80) == {"detail": 80}
     assert choose(SYMBOLS, 9, "x") == choose(SYMBOLS, 30, "x")[:9]  # more of them: the cache still serves
     with pytest.raises(ValueError, match="41 samples of a kind are asked for, and there are pictures for 40"):
         choose(SYMBOLS, 41, "x")
@@ -190,11 +190,11 @@ def test_captions_are_thinned_by_concept():
     captions |= {f"rare{i}": "a zebra and a gnu" for i in range(2)}
     captions |= {f"kept{i}": "dog with a kite" for i in range(5)}
     captions["function words"] = "the one with the other"
-    names, counts = thin(captions, random.Random(0))
+    names, counts = thin_captions(captions, random.Random(0))
     assert counts == {"concepts": 4, "rare": 2, "common": 1}
     assert {f"kept{i}" for i in range(5)} <= set(names) and not {"rare0", "rare1", "function words"} & set(names)
     assert 100 <= len(names) <= 105 and len(set(names)) == len(names)  # 100 dogs, and kites among or beside them
-    assert names == thin(captions, random.Random(0))[0] != thin(captions, random.Random(1))[0]
+    assert names == thin_captions(captions, random.Random(0))[0] != thin_captions(captions, random.Random(1))[0]
 
 
 def test_brief_samples_are_one_caption_and_one_question_of_the_list():
@@ -202,7 +202,7 @@ def test_brief_samples_are_one_caption_and_one_question_of_the_list():
     samples, counts = brief_samples(symbols, seed=0)
     assert counts == {"concepts": 1, "rare": 0, "common": 0} and [s["image"] for s in samples] == list(symbols)
     asked = {sample["conversations"][0]["value"].replace("<image>", "").strip() for sample in samples}
-    assert asked <= set(questions_of("brief"))
+    assert asked <= set(question_list("brief"))
     assert {s["conversations"][1]["value"][-1] for s in samples} == {"a", "b"}
     assert len(brief_samples(symbols, 0, count=7)[0]) == 7
 
@@ -311,7 +311,7 @@ def test_a_refusing_server_is_one_line(jsonl, tmp_path, run):
 @pytest.fixture
 def toy_main(monkeypatch):
     """`run` then types the command of the toy world, where the template teacher is at hand."""
-    monkeypatch.setattr(sys.modules[__name__], "main", functools.partial(main, TEACHERS, TOY_QUESTIONS))
+    monkeypatch.setattr(sys.modules[__name__], "main", functools.partial(main, TEACHERS, questions.DETAIL))
 
 
 def test_the_toy_world_through_the_command_trains(tmp_path, toy_main, run):
@@ -351,6 +351,6 @@ def test_real_symbols(tmp_path):
     symbols = read_symbols(COCO)
     assert len(symbols) == 80 and sum(len(boxes) for _, boxes in symbols.values()) > 400
     teacher, _ = asking(reply_to)
-    counts = shares_of(["conversation", "detail", "reasoning"], 158, 80)
+    counts = samples_per_kind(["conversation", "detail", "reasoning"], 158, 80)
     samples, rejects, left = make_samples(symbols, counts, teacher, 0)
     assert (len(samples), rejects, left) == (158, [], 0)

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from minillava.evaluation.__main__ import main
-from minillava.evaluation.judge import PROMPTS, parse_scores, parse_scores_officially, review_messages
+from minillava.evaluation.judge import (
+    PROMPTS,
+    parse_scores,
+    parse_scores_officially,
+    review_messages,
+    rule_name,
+)
 from minillava.evaluation.report import interval, relative
 from minillava.toy import bench as toy_bench
 from tests.servers import serving
@@ -34,15 +40,15 @@ RULES = {name: {"role": "Assistant", "prompt": f"Rule of {name}."} for name in (
 def test_the_judge_is_asked_in_the_official_layout():
     context = {"captions": ["One.", "Two."], "instances": [{"category": "cat", "bbox": [0.5, 0.0, 1.0, 0.25]},
                                                            {"category": "dog", "bbox": [0.1, 0.2, 0.3, 0.4]}]}
-    (system, user), name = review_messages(QUESTION, context, ["first", "second"], RULES)
-    assert name == "conv" and (system["role"], user["role"]) == ("system", "user")
+    system, user = review_messages(QUESTION, context, ["first", "second"], RULES)
+    assert rule_name(QUESTION, context) == "conv" and (system["role"], user["role"]) == ("system", "user")
     assert user["content"] == (
         "[Context]\nOne.\nTwo.\n\ncat: [0.5, 0.0, 1.0, 0.25]\ndog: [0.1, 0.2, 0.3, 0.4]\n\n[Question]\nWhat?\n\n"
         "[Assistant 1]\nfirst\n\n[End of Assistant 1]\n\n[Assistant 2]\nsecond\n\n[End of Assistant 2]\n\n"
         "[System]\nRule of conv.\n\n")
     for caption in ("In the wild.\nYes.", ["In the wild.", "Yes."]):
-        (_, user), name = review_messages(QUESTION, {"caption": caption}, ["first", "second"], RULES)
-        assert name == "llava_bench_conv"
+        _, user = review_messages(QUESTION, {"caption": caption}, ["first", "second"], RULES)
+        assert rule_name(QUESTION, {"caption": caption}) == "llava_bench_conv"
         assert user["content"].startswith("[Context]\nIn the wild.\nYes.\n\n[Question]\nWhat?\n\n[A")
         assert user["content"].endswith("[System]\nRule of llava_bench_conv.\n\n")
 

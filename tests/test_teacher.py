@@ -12,10 +12,12 @@ import pytest
 
 from minillava.checkpoint import TOY
 from minillava.instruct import endpoint
-from minillava.instruct.command import add_arguments, open_teacher
+from minillava.instruct.budget import Budget
+from minillava.instruct.command import add_teacher_flags, open_from_flags
 from minillava.instruct.endpoint import Endpoint
-from minillava.instruct.local import Local
-from minillava.instruct.teacher import BadReply, LimitReached, Teacher, TeacherError
+from minillava.instruct.exchange import BadReply, LimitReached, TeacherError
+from minillava.instruct.local import LocalVicuna
+from minillava.instruct.teacher import Teacher
 from tests.servers import completion, serving
 
 KEY = "sk-not-for-your-eyes-1234567890"
@@ -28,7 +30,7 @@ def question(text):
 
 def open_at(server, folder, timeout=5.0, **more):
     endpoint = Endpoint(server.base_url, KEY, SETTINGS, timeout)
-    return Teacher(endpoint, SETTINGS, folder, **{"retries": 2, "backoff": 0.01, **more})
+    return Teacher(endpoint.complete, SETTINGS, folder, **{"retries": 2, "backoff": 0.01, **more})
 
 
 def last(request):
@@ -43,7 +45,7 @@ def test_an_answer_is_paid_for_once(tmp_path):
         assert len(server.requests) == 1
         assert server.requests[0] == {**SETTINGS, "messages": question("é")}
         assert server.last_path == "/v1/chat/completions" and server.last_headers["Authorization"] == f"Bearer {KEY}"
-        assert teacher.report() == "1 requests, 1 more from the cache; 100 + 10 tokens of prompts and answers spent"
+        assert teacher.spending() == "1 requests, 1 more from the cache; 100 + 10 tokens of prompts and answers spent"
         teacher.ask(question("a"))
         assert len(server.requests) == 2
 
@@ -104,7 +106,7 @@ def test_retry_after_is_honoured(tmp_path, capfd):
     with serving(lambda server, request: trouble) as server:
         with pytest.raises(TeacherError, match="asks to wait 86400 s"):
             open_at(server, tmp_path).ask(question("y"))
-    assert endpoint.seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0 and endpoint.seconds("soon") is None
+    assert endpoint.seconds_to_wait("Wed, 21 Oct 2015 07:28:00 GMT") == 0 and endpoint.seconds_to_wait("soon") is None
 
 
 def test_a_server_that_is_not_there(tmp_path):
@@ -123,23 +125,23 @@ def test_the_key_gets_out_nowhere(tmp_path, capfd):
             Endpoint(server.base_url, KEY + "\n", SETTINGS)
     with pytest.raises(ValueError) as other:
         Endpoint(f"http://user:{KEY}@host/v1", KEY, SETTINGS)
-    shown = capfd.readouterr().err + str(caught.value) + str(other.value) + repr(teacher.complete) + teacher.report()
+    shown = capfd.readouterr().err + str(caught.value) + str(other.value) + repr(teacher.complete.__self__) + teacher.spending()
     kept = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
     assert "wrong key ***" in shown and "***" in kept and KEY not in shown + kept
 
 
 def test_the_limit_is_never_passed_and_what_was_paid_is_kept(tmp_path):
     with serving(lambda server, request: "yes") as server:
-        teacher = open_at(server, tmp_path, workers=4, max_tokens_spent=1000)
+        teacher = open_at(server, tmp_path, workers=4, budget=Budget(max_tokens=1000))
         with pytest.raises(LimitReached, match="raise it and run again"):
             teacher.map(lambda n: teacher.ask(question(str(n))), range(20))
         paid = len(server.requests)
-        assert 3 <= paid <= 9 and sum(teacher.spent) == 110 * paid <= 1000
+        assert 3 <= paid <= 9 and sum(teacher.budget.spent) == 110 * paid <= 1000
         assert len(list(tmp_path.rglob("*.json"))) == paid
-        rich = open_at(server, tmp_path, workers=4, max_cost=1.0, prices=(1.0, 2.0))
+        rich = open_at(server, tmp_path, workers=4, budget=Budget(max_cost=1.0, prices=(1.0, 2.0)))
         assert rich.map(lambda n: rich.ask(question(str(n))), range(20)) == ["yes"] * 20
-        assert len(server.requests) == 20 and rich.cached == paid
-        poor = open_at(server, tmp_path, max_cost=0.0001, prices=(1.0, 2.0))
+        assert len(server.requests) == 20 and rich.from_cache == paid
+        poor = open_at(server, tmp_path, budget=Budget(max_cost=0.0001, prices=(1.0, 2.0)))
         assert poor.ask(question("3")) == "yes"  # from the cache: costs nothing
         with pytest.raises(LimitReached, match=r"\$0.00"):
             poor.ask(question("new"))
@@ -197,25 +199,27 @@ def test_a_damaged_cache_is_told(tmp_path):
 
 
 def test_a_vicuna_on_this_machine_answers_and_reads_its_examples_once(tmp_path):
-    local = Local(TOY / "vicuna", {"temperature": 0.0, "max_tokens": 40}, device="cpu")
-    teacher = Teacher(local, local.settings, tmp_path)
+    local = LocalVicuna(TOY / "vicuna", temperature=0.0, max_tokens=40, device="cpu")
+    settings = {"max_tokens": 40}
+    teacher = Teacher(local.complete, settings, tmp_path)
     messages = [{"role": "system", "content": "a small red circle at the top-left"},
                 {"role": "user", "content": "How many shapes are there?"},
                 {"role": "assistant", "content": "There is one shape."},
                 {"role": "user", "content": "What color is the circle?"}]
     assert teacher.ask(messages) == "The circle is red."
-    before, run = list(local.memory.ids), []
+    before, run = list(local.cache.ids), []
     local.model.language_model.register_forward_pre_hook(lambda module, inputs: run.append(inputs[0].shape[1]))
     again = messages[:-1] + [{"role": "user", "content": "What shape is at the top-left?"}]
     assert teacher.ask(again) == "The shape at the top-left is a circle."
     assert run[0] < len(before) // 2
-    fresh = Teacher(Local(TOY / "vicuna", local.settings, device="cpu"), local.settings, tmp_path / "other")
-    assert fresh.ask(again) == teacher.ask(again) and teacher.cached == 1
+    again_loaded = LocalVicuna(TOY / "vicuna", temperature=0.0, max_tokens=40, device="cpu")
+    fresh = Teacher(again_loaded.complete, settings, tmp_path / "other")
+    assert fresh.ask(again) == teacher.ask(again) and teacher.from_cache == 1
 
 
 def arguments(*typed):
     parser = argparse.ArgumentParser()
-    add_arguments(parser, 0.2)
+    add_teacher_flags(parser, 0.2)
     return parser.parse_args(typed)
 
 
@@ -233,7 +237,8 @@ def test_what_is_wrong_with_the_flags(monkeypatch, typed, environment, message):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises((OSError, ValueError), match=message) as caught:
-        open_teacher(arguments(*typed), {"toy": str})
+        args = arguments(*typed)
+        open_from_flags(args.teacher, args, {"toy": str})
     assert "\n" not in str(caught.value) and "two words" not in str(caught.value)
 
 
@@ -241,7 +246,7 @@ def test_the_environment_names_the_endpoint(monkeypatch, tmp_path):
     with serving(lambda server, request: "yes") as server:
         for name, value in (("MODEL", "mock"), ("BASE_URL", server.base_url + "/"), ("API_KEY", KEY)):
             monkeypatch.setenv(f"OPENAI_{name}", value)
-        teacher = open_teacher(arguments("--teacher", "openai", "--cache", str(tmp_path)))
+        teacher = open_from_flags("openai", arguments("--cache", str(tmp_path)))
         assert teacher.ask(question("x")) == "yes"
         assert server.requests == [{"model": "mock", "temperature": 0.2, "max_tokens": 1024, "messages": question("x")}]
     kept, = tmp_path.rglob("*.json")

@@ -1,43 +1,155 @@
-"""A judge compares two answers (section 5.1)."""
+"""A judge compares two answers to each question about a picture (section 5.1: LLaVA-Bench, judged by GPT-4).
+
+It sees no picture either: captions and boxes stand for it. The first answer is the reference, that
+of a text-only GPT-4 which was told the same; the second is the candidate's.
+"""
 import argparse
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from minillava.files import read_jsonl, write
-from minillava.instruct.command import add_arguments, open_teacher
-from minillava.instruct.teacher import LimitReached
+from minillava.instruct.command import add_teacher_flags, open_from_flags
+from minillava.instruct.exchange import LimitReached
 
 PROMPTS = Path(__file__).parent / "prompts"
+FAILED = [-1.0, -1.0]  # the official scores of a review that names none
 
 
-def review_messages(question, context, answers, rules):
-    """-> the judge's messages in the official layout, and the rule's name. context: captions and boxes, or in the wild
-    a caption or several; answers: of Assistant 1 and 2; rules: {name: {"role", "prompt"}}, the official rule.json."""
-    if "caption" in context:
-        told, name = context["caption"], f"llava_bench_{question['category']}"
-        told = told if isinstance(told, str) else "\n".join(told)
-    else:
-        boxes = "\n".join(f"{thing['category']}: {thing['bbox']}" for thing in context["instances"])
-        told, name = "\n".join(context["captions"]) + f"\n\n{boxes}", question["category"]
+@dataclass(frozen=True)
+class Comparison:
+    """One line of the question file, and what the other files say about it."""
+
+    number: int     # of the line, from 1
+    question: dict  # question_id, image, text, category
+    context: dict   # captions and instances, or in the wild a caption
+    answers: list   # two lines of answer files
+
+
+def add_judge_flags(parser):
+    add = parser.add_argument
+    add("--questions", type=Path, required=True)
+    add("--context", type=Path, required=True, help="captions and boxes, or captions in the wild")
+    add("--answers", type=Path, nargs=2, required=True, metavar=("REFERENCE", "CANDIDATE"))
+    add("--rule", type=Path, default=PROMPTS / "rule.json", help="what the judge is told")
+    add("--both-orders", action=argparse.BooleanOptionalAction, default=False,
+        help="ask again with the answers changed over")
+    add("--out", type=Path, required=True)
+    add_teacher_flags(parser, temperature=0.2)
+
+
+def judge(args, teachers=None):
+    """Questions, contexts and two answer files -> reviews. Returns the exit code."""
+    comparisons = read_comparisons(args.questions, args.context, args.answers)
+    rules = json.loads(args.rule.read_text(encoding="utf-8"))
+    teacher = open_from_flags(args.teacher, args, teachers)
+
+    def review(comparison):
+        try:
+            return review_of(comparison, rules, teacher, args.both_orders)
+        except LimitReached:
+            return None
+
+    reviews = [row for row in teacher.map(review, comparisons, "reviews") if row]
+    write(args.out, "".join(json.dumps(row) + "\n" for row in reviews))
+    print(teacher.spending())
+    print(f"{len(reviews)} reviews are in {args.out}")
+    unasked = len(comparisons) - len(reviews)
+    if unasked:
+        print(f"{unasked} were not asked for: the limit is near; raise it and run again to go on")
+    return 1 if unasked else 0
+
+
+def read_comparisons(questions, context, answers):
+    """The paths of a question file, of contexts and of two answer files -> Comparisons, in the questions' order."""
+    contexts = {row.get("image"): row for row in read_jsonl(context)}
+    answered = [{row.get("question_id"): row for row in read_jsonl(path)} for path in answers]
+    comparisons = []
+    for number, question in enumerate(read_jsonl(questions), 1):
+        if not {"question_id", "image", "text", "category"} <= question.keys():
+            raise ValueError(f"{questions} is no question file: "
+                             "a line has question_id, image, text, category")
+        told = contexts.get(question["image"], {})
+        if "caption" not in told and not {"captions", "instances"} <= told.keys():
+            raise ValueError(f"{context} says nothing of {question['image']}")
+        rows = [rows.get(question["question_id"], {}) for rows in answered]
+        for path, row in zip(answers, rows):
+            if not isinstance(row.get("text"), str):
+                raise ValueError(f"{path} has no answer to question {question['question_id']}")
+        comparisons.append(Comparison(number, question, told, rows))
+    return comparisons
+
+
+def review_of(comparison, rules, teacher, both_orders):
+    """Asks the judge -> a line of the review file, as the official script writes it."""
+    first, second = comparison.answers
+    question_id = comparison.question["question_id"]
+    review = {"id": comparison.number, "question_id": question_id,
+              "answer1_id": first.get("answer_id", question_id),
+              "answer2_id": second.get("answer_id", question_id),
+              "category": rule_name(comparison.question, comparison.context)}
+    review["content"] = ask_for_review(teacher, comparison, rules, first, second)
+    review["tuple"] = parse_scores(review["content"]) or FAILED
+    if both_orders:
+        review["swapped_content"] = ask_for_review(teacher, comparison, rules, second, first)
+        swapped = parse_scores(review["swapped_content"]) or FAILED
+        review["swapped_tuple"] = swapped[::-1]  # back in the order of the answers
+    return review
+
+
+def ask_for_review(teacher, comparison, rules, first, second):
+    texts = first["text"], second["text"]
+    messages = review_messages(comparison.question, comparison.context, texts, rules)
+    try:
+        return teacher.ask(messages)
+    except ValueError as error:  # no review to be had: a failure among others
+        return f"({error})"
+
+
+def review_messages(question, context, texts, rules):
+    """-> the judge's messages, in the official layout. rules: {name: {"role", "prompt"}}, the official rule.json."""
+    name = rule_name(question, context)
     if name not in rules:
-        raise ValueError(f"question {question['question_id']} is of category {name}, for which there is no rule")
-    role, text = rules[name]["role"], f"[Context]\n{told}\n\n[Question]\n{question['text']}\n\n"
-    for i, answer in enumerate(answers, 1):
-        text += f"[{role} {i}]\n{answer}\n\n[End of {role} {i}]\n\n"
+        raise ValueError(f"question {question['question_id']} is of category {name}, "
+                         "for which there is no rule")
+    role = rules[name]["role"]
+    task = f"[Context]\n{context_text(context)}\n\n[Question]\n{question['text']}\n\n"
+    for number, text in enumerate(texts, 1):
+        task += f"[{role} {number}]\n{text}\n\n[End of {role} {number}]\n\n"
+    task += f"[System]\n{rules[name]['prompt']}\n\n"
     system = (PROMPTS / "system_message.txt").read_text(encoding="utf-8").strip()
-    return [{"role": "system", "content": system},
-            {"role": "user", "content": f"{text}[System]\n{rules[name]['prompt']}\n\n"}], name
+    return [{"role": "system", "content": system}, {"role": "user", "content": task}]
+
+
+def rule_name(question, context):
+    prefix = "llava_bench_" if "caption" in context else ""
+    return prefix + question["category"]
+
+
+def context_text(context):
+    """What stands for the picture: in the wild a caption or several, else captions and boxes."""
+    if "caption" in context:
+        caption = context["caption"]
+        return caption if isinstance(caption, str) else "\n".join(caption)
+    boxes = [f"{thing['category']}: {thing['bbox']}" for thing in context["instances"]]
+    return "\n".join(context["captions"]) + "\n\n" + "\n".join(boxes)
 
 
 def parse_scores(review):
-    """The two scores, 0 to 10, on the first line that is not empty -> [first, second], or None. Taken are a comma or a
-    tab between them, "/10", asterisks, "Scores:"; a line of prose with numbers in it is not."""
+    """The two scores, 0 to 10, on the first line that is not empty -> [first, second], or None.
+
+    Taken are a comma or a tab between them, "/10", asterisks, "Scores:"; a line of prose with
+    numbers in it is not.
+    """
     line = next(iter(review.strip().splitlines()), "")
     line = re.sub(r"\b(scores?|ratings?)\b|/ ?10\b|[*_`()\[\]:]", " ", line, flags=re.I).strip(" .")
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(?:\s*[,;|]\s*|\s+)(\d+(?:\.\d+)?)", line)
-    scores = [float(score) for score in match.groups()] if match else []
-    return scores if match and max(scores) <= 10 else None
+    number = r"(\d+(?:\.\d+)?)"
+    match = re.fullmatch(number + r"(?:\s*[,;|]\s*|\s+)" + number, line)
+    if not match:
+        return None
+    scores = [float(score) for score in match.groups()]
+    return scores if max(scores) <= 10 else None
 
 
 def parse_scores_officially(review):
@@ -46,60 +158,4 @@ def parse_scores_officially(review):
         first, second = review.split("\n")[0].replace(",", " ").split(" ")
         return [float(first), float(second)]
     except ValueError:
-        return [-1.0, -1.0]
-
-
-def add_judge_flags(parser):
-    parser.add_argument("--questions", type=Path, required=True)
-    parser.add_argument("--context", type=Path, required=True, help="captions and boxes, or captions in the wild")
-    parser.add_argument("--answers", type=Path, nargs=2, required=True, metavar=("REFERENCE", "CANDIDATE"))
-    parser.add_argument("--rule", type=Path, default=PROMPTS / "rule.json", help="what the judge is told")
-    parser.add_argument("--both-orders", action=argparse.BooleanOptionalAction, default=False,
-                        help="ask again with the answers changed over")
-    parser.add_argument("--out", type=Path, required=True)
-    add_arguments(parser, temperature=0.2)
-
-
-def judge(args, teachers=None):
-    questions = read_jsonl(args.questions)
-    contexts = {row.get("image"): row for row in read_jsonl(args.context)}
-    files = [{row.get("question_id"): row for row in read_jsonl(path)} for path in args.answers]
-    rules = json.loads(args.rule.read_text(encoding="utf-8"))
-    for question in questions:
-        if not {"question_id", "image", "text", "category"} <= question.keys():
-            raise ValueError(f"{args.questions} is no question file: a line has question_id, image, text, category")
-        given = contexts.get(question["image"], {}).keys()
-        if "caption" not in given and not {"captions", "instances"} <= given:
-            raise ValueError(f"{args.context} says nothing of {question['image']}")
-        for path, rows in zip(args.answers, files):
-            if not isinstance(rows.get(question["question_id"], {}).get("text"), str):
-                raise ValueError(f"{path} has no answer to question {question['question_id']}")
-    teacher, orders = open_teacher(args, teachers), (1, -1) if args.both_orders else (1,)
-
-    def work(job):
-        number, question = job
-        rows = [rows[question["question_id"]] for rows in files]
-        review = {"id": number, "question_id": question["question_id"]}
-        for i, row in enumerate(rows, 1):
-            review[f"answer{i}_id"] = row.get("answer_id", row["question_id"])
-        for order in orders:
-            messages, review["category"] = review_messages(question, contexts[question["image"]],
-                                                           [row["text"] for row in rows][::order], rules)
-            try:
-                content = teacher.ask(messages)
-            except LimitReached:
-                return None
-            except ValueError as error:  # no review to be had: a failure among others
-                content = f"({error})"
-            scores = (parse_scores(content) or [-1.0, -1.0])[::order]
-            review |= {"content": content, "tuple": scores} if order == 1 else {
-                "swapped_content": content, "swapped_tuple": scores}
-        return review
-
-    reviews = [review for review in teacher.map(work, list(enumerate(questions, 1)), "reviews") if review]
-    write(args.out, "".join(json.dumps(review) + "\n" for review in reviews))
-    print(teacher.report())
-    print(f"{len(reviews)} reviews are in {args.out}")
-    if len(reviews) < len(questions):
-        print(f"{len(questions) - len(reviews)} were not asked for: the limit is near; raise it and run again to go on")
-    return int(len(reviews) < len(questions))
+        return FAILED

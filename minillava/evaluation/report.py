@@ -1,4 +1,4 @@
-"""Reviews become relative scores."""
+"""Reviews become relative scores: what the candidate reached, in per cent of the reference (section 5.1)."""
 import argparse
 from pathlib import Path
 
@@ -6,59 +6,6 @@ import numpy as np
 
 from minillava.evaluation.judge import parse_scores, parse_scores_officially
 from minillava.files import read_jsonl
-
-
-def by_category(rows, pairs):
-    """{category: [questions, 2]}, "all" among them, the categories in order."""
-    groups = {name: [pair for row, pair in zip(rows, pairs) if name in ("all", row["category"]) and pair is not None]
-              for name in ["all", *sorted({row["category"] for row in rows})]}
-    return {name: np.asarray(groups[name], dtype=float).reshape(-1, 2) for name in sorted(groups)}
-
-
-def relative(pairs):
-    """[.., questions, 2] -> the candidate's mean score in per cent of the reference's, [..]."""
-    first, second = np.moveaxis(pairs.mean(-2), -1, 0)
-    return 100 * second / np.maximum(first, 1e-9)
-
-
-def interval(pairs, draws=2000):
-    """95 % interval of `relative`, by bootstrap over the questions."""
-    drawn = np.random.default_rng(0).integers(0, len(pairs), (draws, len(pairs)))
-    return np.percentile(relative(pairs[drawn]), (2.5, 97.5))
-
-
-def official_lines(rows):
-    """What the official summary prints: failures count as -1 : -1, means are rounded before they are divided."""
-    pairs = [parse_scores_officially(row["content"]) if "content" in row else row["tuple"] for row in rows]
-    for name, scores in by_category(rows, pairs).items():
-        first, second = (round(mean, 3) for mean in scores.mean(0).tolist())
-        share = round(second / first * 100, 1) if first else "nan"
-        yield f"{name} {share} {round(first * 10, 1)} {round(second * 10, 1)}"
-
-
-def show(rows):
-    """The table of the paper: per category the candidate's score in per cent of the reference's."""
-    pairs = [parse_scores(row["content"]) if "content" in row else row["tuple"] for row in rows]
-    pairs = [pair if pair and min(pair) >= 0 else None for pair in pairs]
-    both = any("swapped_content" in row for row in rows)
-    if both:  # the mean of the two orders, where both are there
-        swapped = [(parse_scores(row.get("swapped_content", "")) or [])[::-1] for row in rows]
-        straight, pairs = pairs, [np.mean((pair, other), 0) if pair and other else None
-                                  for pair, other in zip(pairs, swapped)]
-    print(f"{'category':20} relative   95 % interval  reference  candidate  reviews  failed")
-    for name, scores in by_category(rows, pairs).items():
-        cells = f"{'-':>9}{'-':>16}{'-':>11}{'-':>11}"
-        if len(scores):
-            (first, second), (low, high) = 10 * scores.mean(0), interval(scores)
-            cells = f"{relative(scores):9.1f}{f'{low:.1f} - {high:.1f}':>16}{first:11.1f}{second:11.1f}"
-        asked = sum(name in ("all", row["category"]) for row in rows)
-        print(f"{name:20}{cells}{len(scores):9}{asked - len(scores):8}")
-    good = [(a, b) for a, b, pair in zip(straight, swapped, pairs) if pair is not None] if both else []
-    if good:
-        gain = np.mean([(a[0] - b[0] + b[1] - a[1]) / 2 for a, b in good])  # each answer's points, first less second
-        turned = sum((a[0] - a[1]) * (b[0] - b[1]) < 0 for a, b in good)
-        print(f"position bias: an answer gets {gain:+.2f} points for standing first; {turned} of {len(good)} verdicts "
-              "turn round when the answers change places")
 
 
 def add_report_flags(parser):
@@ -69,12 +16,108 @@ def add_report_flags(parser):
 
 def report(args):
     for path in args.reviews:
-        rows = read_jsonl(path)
-        if not rows or not all("category" in row and ("content" in row or "tuple" in row) for row in rows):
-            raise ValueError(f"{path} holds no reviews: a line has category, content and tuple")
+        reviews = read_reviews(path)
         print(path)
         if args.strict_official:
-            print("\n".join(official_lines(rows)))
+            print_officially(reviews)
         else:
-            show(rows)
+            print_table(reviews)
     return 0
+
+
+def read_reviews(path):
+    reviews = read_jsonl(path)
+    for review in reviews:
+        if "category" not in review or not ("content" in review or "tuple" in review):
+            reviews = []
+    if not reviews:
+        raise ValueError(f"{path} holds no reviews: a line has category, content and tuple")
+    return reviews
+
+
+# ------------------------------------------------------------------------------------------ scores
+
+def scores_of(review):
+    """-> [reference, candidate], or None where the judge named none."""
+    scores = parse_scores(review["content"]) if "content" in review else review["tuple"]
+    return scores if scores and min(scores) >= 0 else None
+
+
+def swapped_scores_of(review):
+    """The same of the review with the answers changed over, again [reference, candidate]."""
+    scores = parse_scores(review.get("swapped_content", ""))
+    return scores[::-1] if scores else None
+
+
+def by_category(reviews, pairs):
+    """{category: scores [N,2]}, "all" among them, the categories in order; a pair of None is left out."""
+    groups = {"all": []} | {review["category"]: [] for review in reviews}
+    for review, pair in zip(reviews, pairs):
+        if pair is not None:
+            groups["all"].append(pair)
+            groups[review["category"]].append(pair)
+    return {name: np.asarray(groups[name], dtype=float).reshape(-1, 2) for name in sorted(groups)}
+
+
+def relative(pairs):
+    """[...,N,2] -> the candidate's mean score in per cent of the reference's, [...]."""
+    reference, candidate = np.moveaxis(pairs.mean(-2), -1, 0)
+    return 100 * candidate / np.maximum(reference, 1e-9)
+
+
+def interval(pairs, draws=2000):
+    """95 % interval of `relative`, by bootstrap over the questions."""
+    drawn = np.random.default_rng(0).integers(0, len(pairs), (draws, len(pairs)))
+    return np.percentile(relative(pairs[drawn]), (2.5, 97.5))
+
+
+# ---------------------------------------------------------------------------------------- printing
+
+def print_officially(reviews):
+    """What the official summary prints: failures count as -1 : -1, means are rounded before they are divided."""
+    pairs = [parse_scores_officially(review["content"]) if "content" in review else review["tuple"]
+             for review in reviews]
+    for name, scores in by_category(reviews, pairs).items():
+        reference, candidate = (round(mean, 3) for mean in scores.mean(0).tolist())
+        share = round(candidate / reference * 100, 1) if reference else "nan"
+        print(f"{name} {share} {round(reference * 10, 1)} {round(candidate * 10, 1)}")
+
+
+def print_table(reviews):
+    """The table of the paper: per category the candidate's score in per cent of the reference's."""
+    straight = [scores_of(review) for review in reviews]
+    swapped = [swapped_scores_of(review) for review in reviews]
+    both_orders = any("swapped_content" in review for review in reviews)
+    pairs = straight
+    if both_orders:  # their mean, where both are there
+        pairs = [np.mean([one, other], 0) if one and other else None
+                 for one, other in zip(straight, swapped)]
+
+    print(f"{'category':20} relative   95 % interval  reference  candidate  reviews  failed")
+    asked = by_category(reviews, [(0, 0)] * len(reviews))
+    for name, scores in by_category(reviews, pairs).items():
+        print(table_line(name, scores, len(asked[name]) - len(scores)))
+    if both_orders:
+        print_position_bias([(one, other) for one, other in zip(straight, swapped) if one and other])
+
+
+def table_line(name, scores, failed):
+    cells = f"{'-':>9}{'-':>16}{'-':>11}{'-':>11}"
+    if len(scores):
+        low, high = interval(scores)
+        reference, candidate = 10 * scores.mean(0)
+        cells = (f"{relative(scores):9.1f}{f'{low:.1f} - {high:.1f}':>16}"
+                 f"{reference:11.1f}{candidate:11.1f}")
+    return f"{name:20}{cells}{len(scores):9}{failed:8}"
+
+
+def print_position_bias(judged):
+    """judged: scores in the first order and with the answers changed over, each [reference, candidate]."""
+    if not judged:
+        return
+    straight, swapped = np.moveaxis(np.asarray(judged), 1, 0)  # [N,2] each
+    gains = straight - swapped  # the reference stood first in `straight`, the candidate in `swapped`
+    gain = np.mean((gains[:, 0] - gains[:, 1]) / 2)
+    leads = (straight[:, 0] - straight[:, 1]) * (swapped[:, 0] - swapped[:, 1])
+    print(f"position bias: an answer gets {gain:+.2f} points for standing first; {(leads < 0).sum()} of "
+          f"{len(judged)} verdicts turn round when the answers change places")

@@ -9,7 +9,7 @@ import sys
 from minillava.evaluation.scienceqa import texts as texts_of
 from minillava.evaluation.scienceqa_answers import choices_of
 from minillava.files import write
-from minillava.instruct.teacher import BadReply
+from minillava.instruct.exchange import BadReply
 
 
 def ensemble(texts, theirs, problems, strict=False, judge=None):

@@ -16,70 +16,107 @@ from pathlib import Path
 
 from minillava.files import write
 from minillava.instruct.captions import brief_samples
-from minillava.instruct.command import add_arguments, open_teacher, run_command
+from minillava.instruct.command import add_teacher_flags, open_from_flags, run_command
 from minillava.instruct.samples import make_samples
-from minillava.instruct.symbols import MIX, read_symbols, shares_of
+from minillava.instruct.symbols import PAPER_MIX, read_symbols, samples_per_kind
 
 
-def show(samples, rejects):
-    """The table of what was made."""
-    print(f"{'kind':14}{'samples':>9}{'questions':>11}{'words a question':>18}{'words an answer':>17}{'rejects':>9}")
-    kind_of = lambda sample: sample["id"].rpartition("_")[2]
-    for kind in dict.fromkeys([*map(kind_of, samples), *(row["kind"] for row in rejects)]):
-        turns = [turn for sample in samples if kind_of(sample) == kind for turn in sample["conversations"]]
-        words = {role: [len(turn["value"].replace("<image>", "").split()) for turn in turns if turn["from"] == role]
-                 for role in ("human", "gpt")}
-        human, gpt = (sum(counts) / max(1, len(counts)) for counts in words.values())
-        print(f"{kind:14}{sum(kind_of(s) == kind for s in samples):9}{len(words['human']):11}{human:18.1f}{gpt:17.1f}"
-              f"{sum(row['kind'] == kind for row in rejects):9}")
-
-
-def run(args, teachers=None, questions=None):
-    """-> exit code."""
-    kinds, left = args.kinds.split(","), 0
-    unknown = [kind for kind in kinds if kind not in MIX and kinds != ["brief"]]
-    if unknown or len(set(kinds)) < len(kinds) or (args.count is not None and args.count < 1):
-        raise ValueError("--kinds is brief, or some of conversation,detail,reasoning, each once; --count is at least 1")
-    everything = read_symbols(args.captions, args.instances)
+def make_data(args, teachers=None, detail_questions=None):
+    """Captions and boxes -> what the teacher is told -> its replies -> LLaVA-JSON. Returns the exit code."""
+    kinds = args.kinds.split(",")
+    check_kinds(kinds, args.count)
+    symbols = read_symbols(args.captions, args.instances)
     if {"detail", "reasoning"} & set(kinds) and not args.instances and args.captions.suffix != ".jsonl":
         raise ValueError("detail and reasoning are made from boxes too; give --instances")
-    symbols = {name: pair for name, pair in everything.items() if pair[0]}
-    print(f"{len(everything)} pictures, {len(everything) - len(symbols)} of them without captions and so left out")
+    pictures = len(symbols)
+    symbols = {name: (captions, boxes) for name, (captions, boxes) in symbols.items() if captions}
+    print(f"{pictures} pictures, {pictures - len(symbols)} of them without captions and so left out")
+
+    rejects, unasked = [], 0
     if kinds == ["brief"]:
-        rejects, (samples, counts) = [], brief_samples(symbols, args.seed, args.count, not args.keep_all)
-        if counts:
-            print("{concepts} concepts (content words), {rare} in fewer than 3 captions, {common} in more than 100"
-                  .format(**counts))
+        samples, concepts = brief_samples(symbols, args.seed, args.count, not args.keep_all)
+        print_concepts(concepts)
     else:
-        teacher = open_teacher(args, teachers)
-        samples, rejects, left = make_samples(symbols, shares_of(kinds, args.count, len(symbols)), teacher, args.seed,
-                                              questions if teachers and args.teacher in teachers else None)
-        print(teacher.report())
-        aside = args.out.with_suffix(".rejects.jsonl")
-        write(aside, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rejects))
-        print(f"{len(rejects)} replies were set aside in {aside}"
-              + "".join(f"\n{n:8}  {why}" for why, n in Counter(row["reason"] for row in rejects).most_common(3)))
+        teacher = open_from_flags(args.teacher, args, teachers)
+        if args.teacher not in (teachers or {}):
+            detail_questions = None  # they are for the teachers that were handed in
+        counts = samples_per_kind(kinds, args.count, len(symbols))
+        samples, rejects, unasked = make_samples(symbols, counts, teacher, args.seed, detail_questions)
+        print(teacher.spending())
+        write_rejects(args.out.with_suffix(".rejects.jsonl"), rejects)
+
     write(args.out, json.dumps(samples, ensure_ascii=False, indent=1))
-    show(samples, rejects)
+    print_table(samples, rejects)
     print(f"{len(samples)} samples are in {args.out}")
-    if left:
-        print(f"{left} samples were not asked for: the limit is near; raise it and run again to go on")
-    return 1 if left else 0
+    if unasked:
+        print(f"{unasked} samples were not asked for: the limit is near; raise it and run again to go on")
+    return 1 if unasked else 0
 
 
-def main(teachers=None, questions=None):
+def check_kinds(kinds, count):
+    known = kinds == ["brief"] or set(kinds) <= PAPER_MIX.keys()
+    if not known or len(set(kinds)) < len(kinds) or (count is not None and count < 1):
+        raise ValueError("--kinds is brief, or some of conversation,detail,reasoning, each once; "
+                         "--count is at least 1")
+
+
+def write_rejects(path, rejects):
+    write(path, "".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects))
+    print(f"{len(rejects)} replies were set aside in {path}")
+    reasons = Counter(reject["reason"] for reject in rejects)
+    for reason, count in reasons.most_common(3):
+        print(f"{count:8}  {reason}")
+
+
+def print_concepts(counts):
+    if counts:
+        print("{concepts} concepts (content words), {rare} in fewer than 3 captions, "
+              "{common} in more than 100".format(**counts))
+
+
+def print_table(samples, rejects):
+    """What was made: a line a kind."""
+    print(f"{'kind':14}{'samples':>9}{'questions':>11}{'words a question':>18}{'words an answer':>17}"
+          f"{'rejects':>9}")
+    kinds = [kind_of(sample) for sample in samples]
+    set_aside = Counter(reject["kind"] for reject in rejects)
+    for kind in dict.fromkeys([*kinds, *set_aside]):
+        turns = [turn for sample in samples if kind_of(sample) == kind
+                 for turn in sample["conversations"]]
+        questions = [words(turn) for turn in turns if turn["from"] == "human"]
+        answers = [words(turn) for turn in turns if turn["from"] == "gpt"]
+        print(f"{kind:14}{kinds.count(kind):9}{len(questions):11}{mean(questions):18.1f}"
+              f"{mean(answers):17.1f}{set_aside[kind]:9}")
+
+
+def kind_of(sample):
+    return sample["id"].rpartition("_")[2]
+
+
+def words(turn):
+    return len(turn["value"].replace("<image>", "").split())
+
+
+def mean(numbers):
+    return sum(numbers) / max(1, len(numbers))
+
+
+def main(teachers=None, detail_questions=None):
+    """teachers: {name: ask(messages) -> text}, further ones that --teacher may name; detail_questions: what is asked
+    with their descriptions, in place of prompts/detail/questions.txt."""
     parser = argparse.ArgumentParser(prog="python -m minillava.instruct", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--captions", type=Path, required=True, help="COCO's captions_*.json, or a jsonl")
-    parser.add_argument("--instances", type=Path, help="COCO's instances_*.json")
-    parser.add_argument("--kinds", default="conversation,detail,reasoning", help="or brief, for stage 1")
-    parser.add_argument("--count", type=int, help="samples in all, 58 : 23 : 77 as in the paper (default: all it can)")
-    parser.add_argument("--keep-all", action=argparse.BooleanOptionalAction, default=False,
-                        help="brief: do not thin the captions")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
-    add_arguments(parser, temperature=0.7)
-    parser.set_defaults(run=partial(run, teachers=teachers, questions=questions))
+    add = parser.add_argument
+    add("--captions", type=Path, required=True, help="COCO's captions_*.json, or a jsonl")
+    add("--instances", type=Path, help="COCO's instances_*.json")
+    add("--kinds", default="conversation,detail,reasoning", help="or brief, for stage 1")
+    add("--count", type=int, help="samples in all, 58 : 23 : 77 as in the paper (default: all it can)")
+    add("--keep-all", action=argparse.BooleanOptionalAction, default=False,
+        help="brief: do not thin the captions")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, required=True)
+    add_teacher_flags(parser, temperature=0.7)
+    parser.set_defaults(run=partial(make_data, teachers=teachers, detail_questions=detail_questions))
     run_command(parser)
 
 

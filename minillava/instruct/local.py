@@ -1,30 +1,45 @@
-"""A Vicuna on this machine as teacher."""
+"""A Vicuna on this machine as teacher: no key, no network."""
 import torch
 
 from minillava.checkpoint import load_language
 from minillava.generate import PrefixCache, stream
-from minillava.instruct.teacher import BadReply
+from minillava.instruct.exchange import Answer, BadReply
 from minillava.llava import Llava, LlavaConfig
 
 
-class Local:
-    """A Vicuna on this machine. Successive requests share their instructions and examples, so these are run once."""
+class LocalVicuna:
+    """Successive requests share their instructions and examples, so these are run once."""
 
-    def __init__(self, folder, settings, device="auto"):
+    def __init__(self, folder, temperature, max_tokens, device="auto"):
         language_model, self.tokenizer = load_language(folder, device)
-        with torch.device("meta"):  # the eye of a LLaVA that is shown no picture takes no memory
-            self.model = Llava(LlavaConfig(language_config=language_model.config, template="vicuna_v1"))
+        config = LlavaConfig(language_config=language_model.config, template="vicuna_v1")
+        with torch.device("meta"):  # the vision tower is never shown a picture: it takes no memory
+            self.model = Llava(config)
         self.model.language_model = language_model
-        self.settings, self.cache = settings, PrefixCache(self.model)
+        self.cache = PrefixCache(self.model)
+        self.temperature = temperature
+        self.max_tokens = max_tokens
 
-    def __call__(self, messages):
-        system = "".join(message["content"] + "\n\n" for message in messages if message["role"] == "system")
-        turns = [("gpt" if message["role"] == "assistant" else "human", message["content"])
-                 for message in messages if message["role"] != "system"]
-        turns[0] = "human", system + turns[0][1]  # Vicuna's own system message stays, it knows no other
-        text = "".join(stream(self.model, self.tokenizer, turns, max_new_tokens=self.settings["max_tokens"],
-                              temperature=self.settings["temperature"], cache=self.cache)).strip()
+    def complete(self, messages):
+        """-> Answer. BadReply if the model says nothing."""
+        pieces = stream(self.model, self.tokenizer, turns_of(messages), cache=self.cache,
+                        max_new_tokens=self.max_tokens, temperature=self.temperature)
+        text = "".join(pieces).strip()
         if not text:
             raise BadReply("the model answered nothing")
-        answer = len(self.tokenizer.encode(text))
-        return text, max(0, len(self.cache.ids) - answer), answer
+        answer_tokens = len(self.tokenizer.encode(text))
+        prompt_tokens = max(0, len(self.cache.ids) - answer_tokens)
+        return Answer(text, prompt_tokens, answer_tokens)
+
+
+def turns_of(messages):
+    """Chat messages -> turns. Vicuna keeps its own system message, it knows no other: ours opens the first turn."""
+    system = "".join(message["content"] + "\n\n" for message in messages if message["role"] == "system")
+    turns = []
+    for message in messages:
+        if message["role"] == "user":
+            turns.append(("human", system + message["content"]))
+            system = ""
+        elif message["role"] == "assistant":
+            turns.append(("gpt", message["content"]))
+    return turns

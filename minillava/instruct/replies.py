@@ -1,50 +1,77 @@
-"""What the teacher is told, and how its replies are read."""
+"""What the teacher is told to write, and how its replies are read."""
 import re
 from functools import lru_cache
 from pathlib import Path
 
 PROMPTS = Path(__file__).parent / "prompts"
+SEPARATOR = re.compile(r"^[ \t]*===+[ \t]*$", re.M)
+BOX = re.compile(r"\[\s*[\d.]+(\s*,\s*[\d.]+){3}\s*\]")
 
 
 @lru_cache
 def instructions(kind):
     """The system message and the examples of prompts/KIND, as chat messages."""
-    read = lambda path: path.read_text(encoding="utf-8").strip()
-    messages = [{"role": "system", "content": read(PROMPTS / kind / "system_message.txt")}]
-    for symbols in sorted((PROMPTS / kind).glob("*_caps.txt")):
-        reply = symbols.with_name(symbols.name.replace("caps", "conv"))
-        messages += [{"role": "user", "content": read(symbols)}, {"role": "assistant", "content": read(reply)}]
+    folder = PROMPTS / kind
+    messages = [{"role": "system", "content": read_prompt(folder / "system_message.txt")}]
+    for told in sorted(folder.glob("*_caps.txt")):
+        written = told.with_name(told.name.replace("caps", "conv"))
+        messages.append({"role": "user", "content": read_prompt(told)})
+        messages.append({"role": "assistant", "content": read_prompt(written)})
     return messages
 
 
+def read_prompt(path):
+    return path.read_text(encoding="utf-8").strip()
+
+
 @lru_cache
-def questions_of(kind):
+def question_list(kind):
+    """The questions of a kind for which the teacher writes none: "brief" or "detail"."""
     return (PROMPTS / kind / "questions.txt").read_text(encoding="utf-8").splitlines()
 
 
-def parse(kind, reply):
-    """The teacher's reply -> [(question, answer)], or [(None, answer)] for detail; ValueError says what is wrong."""
-    blocks = [block.strip() for block in re.split(r"^[ \t]*===+[ \t]*$", reply, flags=re.M)]
+def parse_reply(kind, reply):
+    """The teacher's reply -> [(question, answer)], or [(None, answer)] for detail.
+
+        Question:
+        What is the cat doing?
+        ===
+        Answer:
+        It sleeps.
+
+    ValueError says what is wrong with it.
+    """
+    blocks = [block.strip() for block in SEPARATOR.split(reply)]
     if kind == "detail":
         if len(blocks) > 1 or re.match(r"(question|answer):", blocks[0], re.I):
             raise ValueError("a description was asked for, and this has questions and answers")
-        texts = blocks
-    else:
-        texts = []
-        for i, block in enumerate(blocks):
-            head = ("Question", "Answer")[i % 2]
-            match = re.fullmatch(rf"{head}:(.*)", block, re.S | re.I)
-            if not match:
-                raise ValueError(f"block {i + 1} does not begin with {head}:")
-            texts.append(match[1].strip())
-        if len(texts) % 2:
-            raise ValueError("the last question has no answer")
+        check_texts(blocks)
+        return [(None, blocks[0])]
+
+    texts = [without_heading(block, number) for number, block in enumerate(blocks)]
+    if len(texts) % 2:
+        raise ValueError("the last question has no answer")
+    check_texts(texts)
+    return list(zip(texts[::2], texts[1::2]))
+
+
+def without_heading(block, number):
+    """Questions and answers take turns; each says which it is."""
+    heading = ("Question", "Answer")[number % 2]
+    match = re.fullmatch(rf"{heading}:(.*)", block, re.S | re.I)
+    if not match:
+        raise ValueError(f"block {number + 1} does not begin with {heading}:")
+    return match[1].strip()
+
+
+def check_texts(texts):
+    """ValueError unless a model may learn from these texts."""
     if not all(texts):
         raise ValueError("a question or an answer is empty")
     if any("<image>" in text for text in texts):
         raise ValueError("<image> stands in a text")
-    if any(re.search(r"\[\s*[\d.]+(\s*,\s*[\d.]+){3}\s*\]", text) for text in texts):
+    if any(BOX.search(text) for text in texts):
         raise ValueError("the numbers of a box are quoted")
-    if texts[-1][-1].isalnum() or texts[-1][-1] in ",;-":
+    last = texts[-1][-1]
+    if last.isalnum() or last in ",;-":
         raise ValueError("it ends in the middle of a sentence")
-    return [(None, texts[0])] if kind == "detail" else list(zip(texts[::2], texts[1::2]))

@@ -1,48 +1,75 @@
-"""The teacher is asked: replies become LLaVA-JSON."""
+"""The teacher is asked of pictures, and its replies become LLaVA-JSON (section 3)."""
 import random
 from pathlib import Path
 
-from minillava.instruct.replies import instructions, parse, questions_of
-from minillava.instruct.symbols import choose, in_symbols
-from minillava.instruct.teacher import LimitReached
+from minillava.instruct.exchange import LimitReached
+from minillava.instruct.replies import instructions, parse_reply, question_list
+from minillava.instruct.symbols import choose, describe
 
 
-def make_sample(name, kind, pairs, rng):
-    """LLaVA-JSON. As in LLaVA's files, <image> stands before or after the first question at random."""
-    turns = [{"from": role, "value": text} for pair in pairs for role, text in zip(("human", "gpt"), pair)]
-    turns[0]["value"] = rng.choice(("<image>\n{}", "{}\n<image>")).replace("{}", turns[0]["value"])
-    return {"id": f"{Path(name).stem}_{kind}", "image": name, "conversations": turns}
+def llava_sample(name, kind, pairs, rng):
+    """[(question, answer)] -> LLaVA-JSON. As in LLaVA's files, <image> stands before or after the
+    first question at random."""
+    turns = []
+    for question, answer in pairs:
+        turns.append({"from": "human", "value": question})
+        turns.append({"from": "gpt", "value": answer})
+    order = rng.choice(("<image>\n{}", "{}\n<image>"))
+    turns[0]["value"] = order.replace("{}", turns[0]["value"])
+    return {"id": sample_id(name, kind), "image": name, "conversations": turns}
 
 
-def make_samples(symbols, counts, teacher, seed, questions=None):
-    """symbols as read_symbols gives them; counts: {"conversation", "detail" or "reasoning": number of samples}
-    -> LLaVA-JSON samples; rejects, {"id", "image", "kind", "reason", "reply"}; the number that a limit left unasked.
+def sample_id(name, kind):
+    return f"{Path(name).stem}_{kind}"
 
-    A malformed reply is asked for again once, then set aside. questions: {"detail": list} to use instead of prompts/.
-    All is determined by the seed and the teacher's answers. TeacherError if the teacher cannot be asked at all.
+
+def request_for(kind, captions, boxes, complaint=""):
+    """Instructions, examples and one picture in symbols -> the messages that the teacher gets."""
+    task = describe(kind, captions, boxes) + complaint
+    return [*instructions(kind), {"role": "user", "content": task}]
+
+
+def make_samples(symbols, counts, teacher, seed, detail_questions=None):
+    """Asks for `counts` of each kind, {"conversation", "detail" or "reasoning": number of samples}.
+
+    -> LLaVA-JSON samples; rejects, {"id", "image", "kind", "reason", "reply"}; the number that a
+    limit left unasked. symbols: as read_symbols gives them; detail_questions: in place of those in
+    prompts/. All is determined by the seed and the teacher's answers. TeacherError if the teacher
+    cannot be asked at all.
     """
-    jobs = [(kind, name) for kind, count in counts.items() for name in choose(symbols, count, f"{seed} {kind}")]
-    questions = (questions or {}).get("detail") or questions_of("detail")
+    detail_questions = detail_questions or question_list("detail")
+    jobs = [(kind, name) for kind, count in counts.items()
+            for name in choose(symbols, count, f"{seed} {kind}")]
 
-    def work(job):
+    def make(job):
         kind, name = job
-        task, reply, reason = in_symbols(kind, *symbols[name]), "", ""
-        rng, stem = random.Random(f"{seed} {kind} {name}"), Path(name).stem
+        rng = random.Random(f"{seed} {kind} {name}")
         try:
-            for _ in range(2):
-                reply = teacher.ask([*instructions(kind), {"role": "user", "content": task}])
-                try:
-                    pairs = [(question or rng.choice(questions), answer) for question, answer in parse(kind, reply)]
-                    return make_sample(name, kind, pairs, rng), None
-                except ValueError as error:
-                    reason = str(error)
-                    task += f"\n\n(Write it anew, in the form asked for. Your last reply was no good: {reason}.)"
+            return make_sample(kind, name, symbols[name], teacher, rng, detail_questions)
         except LimitReached:
             return None, None
-        except ValueError as error:  # no reply at all to this one
-            reason = str(error)
-        return None, {"id": f"{stem}_{kind}", "image": name, "kind": kind, "reason": reason, "reply": reply}
 
-    done = teacher.map(work, jobs, "instruction data")
-    samples, rejects = ([pair[i] for pair in done if pair[i]] for i in (0, 1))
+    made = teacher.map(make, jobs, "instruction data")
+    samples = [sample for sample, _ in made if sample]
+    rejects = [reject for _, reject in made if reject]
     return samples, rejects, len(jobs) - len(samples) - len(rejects)
+
+
+def make_sample(kind, name, symbols, teacher, rng, detail_questions):
+    """-> (sample, None) or (None, reject). A malformed reply is asked for again, once."""
+    complaint, reply, reason = "", "", ""
+    try:
+        for _ in range(2):
+            reply = teacher.ask(request_for(kind, *symbols, complaint))
+            try:
+                pairs = [(question or rng.choice(detail_questions), answer)
+                         for question, answer in parse_reply(kind, reply)]
+                return llava_sample(name, kind, pairs, rng), None
+            except ValueError as error:
+                reason = str(error)
+                complaint += ("\n\n(Write it anew, in the form asked for. "
+                              f"Your last reply was no good: {reason}.)")
+    except ValueError as error:  # no reply at all to this one
+        reason = str(error)
+    reject = {"id": sample_id(name, kind), "image": name, "kind": kind, "reason": reason, "reply": reply}
+    return None, reject

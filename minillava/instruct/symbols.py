@@ -1,66 +1,113 @@
-"""Pictures as symbols: captions and boxes, read from COCO's files and told to the teacher."""
+"""A picture as symbols: captions and boxes, read from COCO's files.
+
+LLaVA's teacher saw no picture (section 3). It was told of each by five sentences and, but for
+conversations, by its objects, with corners as fractions of the picture's width and height:
+
+    A cat sleeps on a mat.
+    ...
+
+    cat: [0.1, 0.25, 0.5, 0.75]
+"""
 import json
 import random
+from contextlib import contextmanager
 from pathlib import Path
 
 from minillava.files import read_jsonl
 
-MIX = {"conversation": 58, "detail": 23, "reasoning": 77}  # thousands of each in LLaVA-Instruct-158K
+PAPER_MIX = {"conversation": 58, "detail": 23, "reasoning": 77}  # thousands, in LLaVA-Instruct-158K
+
+
+def describe(kind, captions, boxes):
+    """What the teacher is told of a picture. boxes: [(category, [x1, y1, x2, y2])]"""
+    if kind == "conversation" or not boxes:
+        return "\n".join(captions)
+    return "\n".join([*captions, "", *(f"{category}: {box}" for category, box in boxes)])
 
 
 def read_symbols(captions, instances=None):
-    """COCO's files captions_*.json and instances_*.json, or a jsonl of {"image", "captions", "instances"}
-    -> {image file: (captions, [(category, [x1, y1, x2, y2]), ...])}, corners as fractions of the picture, 3 decimals.
-
-    ValueError if a file is of another format.
+    """COCO's captions_*.json and instances_*.json, or a jsonl of {"image", "captions", "instances"}
+    -> {image file: (captions, boxes)}. ValueError if a file is of another format.
     """
-    file = captions
+    if Path(captions).suffix == ".jsonl":
+        with one_line_errors(captions):
+            return dict(symbols_of_row(row) for row in read_jsonl(captions))
+    with one_line_errors(captions):
+        file_names, captions_of = read_captions(captions)
+    boxes_of = {}
+    if instances:
+        with one_line_errors(instances):
+            boxes_of = read_boxes(instances)
+    return {file_name: (captions_of[image_id], boxes_of.get(image_id, []))
+            for image_id, file_name in file_names.items()}
+
+
+def symbols_of_row(row):
+    captions = [" ".join(text.split()) for text in row["captions"]]
+    boxes = [(thing["category"], thing["bbox"]) for thing in row.get("instances", ())]
+    return row["image"], (captions, boxes)
+
+
+def read_captions(path):
+    """captions_*.json -> {image id: file name}, {image id: captions}"""
+    coco = json.loads(Path(path).read_text(encoding="utf-8"))
+    file_names = {image["id"]: image["file_name"] for image in coco["images"]}
+    captions = {image_id: [] for image_id in file_names}
+    for note in coco["annotations"]:
+        captions[note["image_id"]].append(" ".join(note["caption"].split()))
+    return file_names, captions
+
+
+def read_boxes(path):
+    """instances_*.json -> {image id: [(category, corners)]}"""
+    coco = json.loads(Path(path).read_text(encoding="utf-8"))
+    sizes = {image["id"]: (image["width"], image["height"]) for image in coco["images"]}
+    categories = {category["id"]: category["name"] for category in coco["categories"]}
+    boxes = {image_id: [] for image_id in sizes}
+    for note in coco["annotations"]:
+        corners = corners_of(note["bbox"], *sizes[note["image_id"]])
+        boxes[note["image_id"]].append((categories[note["category_id"]], corners))
+    return boxes
+
+
+def corners_of(box, width, height):
+    """COCO's [x, y, w, h] in pixels -> [x1, y1, x2, y2] as fractions of the picture, 3 decimals."""
+    x, y, w, h = box
+    corners = x / width, y / height, (x + w) / width, (y + h) / height
+    return [round(value, 3) for value in corners]
+
+
+@contextmanager
+def one_line_errors(path):
     try:
-        if Path(captions).suffix == ".jsonl":
-            return {row["image"]: ([" ".join(text.split()) for text in row["captions"]],
-                                   [(thing["category"], thing["bbox"]) for thing in row.get("instances", ())])
-                    for row in read_jsonl(captions)}
-        told = json.loads(Path(captions).read_text(encoding="utf-8"))
-        symbols = {image["id"]: ([], []) for image in told["images"]}
-        for note in told["annotations"]:
-            symbols[note["image_id"]][0].append(" ".join(note["caption"].split()))
-        if instances:
-            file = instances
-            seen = json.loads(Path(instances).read_text(encoding="utf-8"))
-            sizes = {image["id"]: (image["width"], image["height"]) for image in seen["images"]}
-            categories = {category["id"]: category["name"] for category in seen["categories"]}
-            for note in seen["annotations"]:
-                (x, y, w, h), (W, H) = note["bbox"], sizes[note["image_id"]]
-                if note["image_id"] in symbols:
-                    box = [round(v, 3) for v in (x / W, y / H, (x + w) / W, (y + h) / H)]
-                    symbols[note["image_id"]][1].append((categories[note["category_id"]], box))
-        return {image["file_name"]: symbols[image["id"]] for image in told["images"]}
+        yield
     except (KeyError, TypeError, AttributeError, ZeroDivisionError, json.JSONDecodeError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"{file} is not written as COCO's files are: {what}") from None
-
-
-def in_symbols(kind, captions, boxes):
-    """What the teacher is told: the captions, and for detail and reasoning an empty line and the boxes."""
-    lines = [f"{category}: {box}" for category, box in boxes]
-    return "\n".join(captions if kind == "conversation" or not lines else [*captions, "", *lines])
+        raise ValueError(f"{path} is not written as COCO's files are: {what}") from None
 
 
 def choose(names, count, seed):
     """`count` of the names at random; a larger count only adds to them, so that a cache goes on serving."""
     names = sorted(names)
     if count > len(names):
-        raise ValueError(f"{count} samples of a kind are asked for, and there are pictures for {len(names)}")
+        raise ValueError(f"{count} samples of a kind are asked for, "
+                         f"and there are pictures for {len(names)}")
     random.Random(seed).shuffle(names)
     return names[:count]
 
 
-def shares_of(kinds, count, pictures):
-    """{kind: number of samples} in the paper's proportions; count None: as many as there are pictures for."""
-    weights = {kind: MIX[kind] for kind in kinds}
+def samples_per_kind(kinds, count, pictures):
+    """{kind: number of samples} in the paper's proportions; count None: as many as there are pictures for.
+
+    What rounding down leaves over goes to the kinds of the largest remainders.
+    """
+    weights = {kind: PAPER_MIX[kind] for kind in kinds}
     if count is None:
-        return {kind: pictures * weight // max(weights.values()) for kind, weight in weights.items()}
+        largest = max(weights.values())
+        return {kind: pictures * weight // largest for kind, weight in weights.items()}
     exact = {kind: count * weight / sum(weights.values()) for kind, weight in weights.items()}
-    rest = count - sum(map(int, exact.values()))
-    most = sorted(exact, key=lambda kind: int(exact[kind]) - exact[kind])[:rest]  # of the largest remainders
-    return {kind: int(share) + (kind in most) for kind, share in exact.items()}
+    counts = {kind: int(share) for kind, share in exact.items()}
+    by_remainder = sorted(exact, key=lambda kind: counts[kind] - exact[kind])
+    for kind in by_remainder[: count - sum(counts.values())]:
+        counts[kind] += 1
+    return counts

@@ -6,14 +6,13 @@ import random
 
 from minillava.instruct.__main__ import main
 from minillava.instruct.captions import brief_samples
-from minillava.instruct.samples import make_sample, make_samples
-from minillava.instruct.teacher import Teacher
+from minillava.instruct.samples import llava_sample, make_samples
+from minillava.instruct.teacher import free_teacher
 from minillava.toy import questions
 from minillava.toy.oddities import draw_odd
 from minillava.toy.talk import chat, odd_chat, text_chat
 from minillava.toy.teacher import ask
 
-TOY_QUESTIONS = {"brief": questions.BRIEF, "detail": questions.DETAIL}
 TEACHERS = {"toy": ask}  # who may be named by --teacher, beside an endpoint and a folder
 
 # What the miniature learns from in its two stages: samples of each kind for each scene of the world.
@@ -29,9 +28,11 @@ def toy_samples(symbols, kinds, seed, images=None):
     briefs = counts.pop("brief", 0)
     talks = {kind: counts.pop(kind) for kind in ("chat", "odd", "text") if kind in counts}
 
-    samples = brief_samples(symbols, seed, briefs, False, TOY_QUESTIONS)[0] if briefs else []
-    teacher = Teacher(lambda messages: (ask(messages), 0, 0))
-    samples += make_samples(symbols, counts, teacher, seed, TOY_QUESTIONS)[0]
+    samples = []
+    if briefs:
+        samples, _ = brief_samples(symbols, seed, briefs, thinned=False, questions=questions.BRIEF)
+    taught, _, _ = make_samples(symbols, counts, free_teacher(ask), seed, questions.DETAIL)
+    samples += taught
     return samples + talk_samples(symbols, talks, images, seed)
 
 
@@ -43,11 +44,11 @@ def talk_samples(symbols, counts, images, seed):
         for i in range(count):
             if kind == "chat":
                 name = names[i % len(names)]
-                samples.append(make_sample(name, kind, chat(symbols[name][1], rng), rng))
+                samples.append(llava_sample(name, kind, chat(symbols[name][1], rng), rng))
             elif kind == "odd":
                 name = f"odd_{i:06}.png"
                 draw_odd(rng).save(images / name, compress_level=1)
-                samples.append(make_sample(name, kind, odd_chat(rng), rng))
+                samples.append(llava_sample(name, kind, odd_chat(rng), rng))
             else:
                 samples.append(text_sample(i, text_chat(rng)))
     return samples
@@ -60,4 +61,4 @@ def text_sample(i, pairs):
 
 
 if __name__ == "__main__":
-    main(TEACHERS, TOY_QUESTIONS)
+    main(TEACHERS, questions.DETAIL)

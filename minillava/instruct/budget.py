@@ -1,0 +1,38 @@
+"""What the teacher's answers have cost, and what they may cost."""
+
+
+class Budget:
+    """Tokens are pairs here: of prompts, and of answers, which have a price each.
+
+    The most that a request can cost is reserved before it is sent, and what it did cost is counted
+    after it. A request that does not fit beside all that is reserved is not sent, so that a limit
+    is never passed, whatever the number of requests under way.
+    """
+
+    def __init__(self, max_tokens=None, max_cost=None, prices=(0.0, 0.0)):
+        """max_cost: dollars; prices: dollars per million tokens of prompts and of answers."""
+        self.max_tokens = max_tokens
+        self.max_cost = max_cost
+        self.prices = prices
+        self.spent = (0, 0)
+        self.reserved = {}  # request -> the most that it can cost
+
+    def fits(self, tokens=(0, 0)):
+        """May so much more be spent?"""
+        prompt, answer = add(self.spent, tokens, *self.reserved.values())
+        if self.max_tokens is not None and prompt + answer > self.max_tokens:
+            return False
+        return self.max_cost is None or self.cost(prompt, answer) <= self.max_cost
+
+    def count(self, tokens):
+        self.spent = add(self.spent, tokens)
+
+    def cost(self, prompt, answer):
+        """Tokens -> dollars."""
+        return (prompt * self.prices[0] + answer * self.prices[1]) / 1e6
+
+
+def add(*pairs):
+    """(1, 2), (3, 4) -> (4, 6)"""
+    prompts, answers = zip(*pairs)
+    return sum(prompts), sum(answers)
