@@ -20,9 +20,10 @@ def generate_naively(model, input_ids, pixels, max_new_tokens):
     """
     prompt = input_ids.shape[1]
     for _ in range(max_new_tokens):
-        logits = model(input_ids, pixels)                       # [B,T,V]
-        best = logits[:, -1].argmax(dim=-1, keepdim=True)       # [B,1]
-        input_ids = torch.cat([input_ids, best], dim=1)         # [B,T+1]
+        logits = model(input_ids, pixels)                  # [B,T,V]
+        # Only the last position says something new.
+        best = logits[:, -1].argmax(dim=-1, keepdim=True)  # [B,1]
+        input_ids = torch.cat([input_ids, best], dim=1)    # [B,T+1]
     return input_ids[:, prompt:]
 
 
@@ -33,22 +34,25 @@ def next_tokens(model, input_ids, pixels, cache, temperature=0.0, top_p=1.0):
     then only the one token that is new.
     """
     while True:
-        logits = next_logits(model, input_ids, pixels, cache)   # [B,V]
-        tokens = sample_token(logits, temperature, top_p)       # [B]
+        logits = next_logits(model, input_ids, pixels, cache)  # [B,V]
+        tokens = sample_token(logits, temperature, top_p)      # [B]
         yield tokens
-        input_ids = tokens[:, None]                             # [B,1]
+        # The next step runs what was just drawn, and nothing else.
+        input_ids = tokens[:, None]                            # [B,1]
         pixels = None
 
 
 def next_logits(model, input_ids, pixels, cache):
     """Runs the new ids [B,T] through the cache -> logits [B,V] of what follows the last."""
-    hidden = model.language_model(model.embed(input_ids, pixels), cache)
+    embeddings = model.embed(input_ids, pixels)                # [B,T,D]
+    hidden = model.language_model(embeddings, cache)           # [B,T,D]
     return model.language_model.lm_head(hidden[:, -1])
 
 
 def new_cache(model, batch, max_length, start=None):
     weight = model.language_model.embed_tokens.weight
-    return KVCache(model.language_model.config, batch, max_length, weight.device, weight.dtype, start)
+    config = model.language_model.config
+    return KVCache(config, batch, max_length, weight.device, weight.dtype, start)
 
 
 def sample_token(logits, temperature=0.0, top_p=1.0):
@@ -56,17 +60,23 @@ def sample_token(logits, temperature=0.0, top_p=1.0):
     if temperature == 0:
         return logits.argmax(-1)
 
-    probs, ids = (logits.float() / temperature).softmax(-1).sort(-1, descending=True)
-    before = probs.cumsum(-1) - probs                    # what the likelier words hold together
-    probs = probs.masked_fill(before >= top_p, 0.0)      # they hold top_p without this one
-    choice = torch.multinomial(probs, 1)                 # [B,1], a place in the sorted order
+    probs = (logits.float() / temperature).softmax(-1)
+    probs, ids = probs.sort(-1, descending=True)
+
+    # A word goes where the likelier ones hold top_p without it.
+    #     probs 0.5 0.3 0.15 0.05, top_p 0.7:   before 0 0.5 0.8 0.95   kept x x . .
+    before = probs.cumsum(-1) - probs
+    probs = probs.masked_fill(before >= top_p, 0.0)
+
+    # multinomial gives a place in the sorted order, [B,1].
+    choice = torch.multinomial(probs, 1)
     return ids.gather(-1, choice).squeeze(-1)
 
 
 @torch.inference_mode()
 def generate(model, tokenizer, prompts, images, max_new_tokens=512, temperature=0.0, top_p=1.0,
              answer_prefix=None):
-    """One question a row, each with its image (None: text alone) -> list of answers, without their stop.
+    """One question a row, each with its image (None: text alone) -> list of answers.
 
     answer_prefix: for each row a text with which its answer begins; what is returned goes on from
     there. An answer ends where the model's context does. ValueError if a prompt leaves no room.
@@ -85,11 +95,13 @@ def generate(model, tokenizer, prompts, images, max_new_tokens=512, temperature=
     cache = new_cache(model, len(rows), longest + max(limits), start)
     pixels = to_pixels(model, [image for image in images if image is not None])
 
+    # Each step writes one token in every row, also where an answer has ended already.
     answers = [Answer(tokenizer, model.config.template) for _ in rows]
     steps = next_tokens(model, input_ids, pixels, cache, temperature, top_p)
     for step, tokens in zip(range(max(limits)), steps):
         for answer, token, limit in zip(answers, tokens.tolist(), limits):
-            if step < limit:  # alone, the row would end here too
+            # Alone, the row would end at its limit too.
+            if step < limit:
                 answer.put(token)
         if all(answer.done for answer in answers):
             break
@@ -115,6 +127,7 @@ def stream(model, tokenizer, turns, image=None, max_new_tokens=512, temperature=
         raise ValueError(f"the conversation has {len(ids)} tokens, the model's context ends at "
                          f"{cache.max_length}; start anew")
 
+    # Only what the cache does not know yet is run, the image if it is among that.
     new_ids = cache.reuse(ids)
     pixels = to_pixels(model, [image] if IMAGE_TOKEN in new_ids else [])
     input_ids = torch.tensor([new_ids], device=model.device)                # [1,T]
@@ -151,6 +164,7 @@ class PrefixCache:
             ids             1 5 6 9 3
             to be run             9 3      at least one id, or there would be no logits
         """
+        # The first difference ends what is common.
         common = 0
         for old, new in zip(self.ids, ids):
             if old != new:
@@ -176,9 +190,10 @@ class Answer:
         self.stop = TEMPLATES[template].stop
         self.end_id = tokenizer.eos_id
         self.streamer = tokenizer.streamer()
-        self.text = ""      # let out so far
-        self.held = ""      # held back
         self.done = False
+        # What was let out so far, and what is held back.
+        self.text = ""
+        self.held = ""
 
     def put(self, token):
         """The next id -> the text that has become certain with it."""
@@ -188,10 +203,13 @@ class Answer:
             self.done = True
             return self.end()
 
+        # The streamer holds back too: half of a character that takes several tokens.
         text = self.held + self.streamer.put(token)
         if self.stop and self.stop in text:
             self.done = True
             return self.let_out(text.split(self.stop)[0], held="")
+
+        # No stop string, but its beginning may stand at the end.
         keep = len(text) - longest_overlap(text, self.stop or "")
         return self.let_out(text[:keep], held=text[keep:])
 
@@ -206,7 +224,7 @@ class Answer:
 
 
 def longest_overlap(text, stop):
-    """How many characters at the end of `text` may be the beginning of `stop`: "a #", "###" -> 1."""
+    """Characters at the end of `text` that may be the beginning of `stop`: "a #", "###" -> 1."""
     for length in range(len(stop) - 1, 0, -1):
         if text.endswith(stop[:length]):
             return length
@@ -222,7 +240,8 @@ def prompt_ids(model, tokenizer, prompt, image, answer_prefix):
     turns = [human_turn(prompt, image is not None), ("gpt", None)]
     ids, _ = render(turns, tokenizer, model.config.template, image_tokens)
     if answer_prefix:
-        ids = ids + tokenizer.segment(" " + answer_prefix, prefix=False)  # as in training
+        # The ids that it had as the beginning of an answer in training.
+        ids = ids + tokenizer.segment(" " + answer_prefix, prefix=False)
     return ids
 
 

@@ -1,6 +1,6 @@
 """A picture becomes numbers: X_v of section 4.1, in the form that CLIP was trained on.
 
-    file -> load_image -> RGB, as a person sees it -> preprocess -> float32 [B,3,S,S], values around 0
+    file -> load_image -> RGB, as a person sees it -> preprocess -> float32 [B,3,S,S] around 0
 """
 import warnings
 from contextlib import contextmanager
@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, RGB in 0..1
+# Of CLIP's training images, RGB in 0..1. A model's own values are in its config.
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
-MAX_PIXELS = 2**29                                # of a picture on its way through `preprocess`
+# More than this many pixels, at any point of the way, are refused: 1.6 GB of RGB.
+MAX_PIXELS = 2**29
 
 
 def load_image(path):
@@ -19,27 +21,29 @@ def load_image(path):
 
     OSError or ValueError, in one line, where the file is missing, broken or no image.
     """
-    with clear_errors(path):
-        with Image.open(path) as image:
-            return to_rgb(image)
+    with clear_errors(path), Image.open(path) as image:
+        return to_rgb(image)
 
 
 def to_rgb(image):
-    """Any PIL image -> RGB: turned as its EXIF says, on white where transparent, 16 bits as 8.
+    """Any PIL image -> RGB, as a person sees it.
 
     The official code calls convert("RGB") alone, which leaves a photo from a phone on its side,
     shows the colour hidden under what is transparent, and turns most of a 16-bit picture white.
     """
+    # Cameras store how they were held beside the picture: turn it upright.
     image = ImageOps.exif_transpose(image)
 
-    if image.mode.startswith("I"):  # 16 or 32 bits of grey; 65535 is white
+    # 16 or 32 bits of grey, where 65535 is white, become 8.
+    if image.mode.startswith("I"):
         values = np.asarray(image).clip(0, 65535)
         image = Image.fromarray((values / 257).round().astype(np.uint8))
 
+    # What is transparent is laid on white paper.
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        paper = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(paper, image)
 
     return image.convert("RGB")
 
@@ -57,8 +61,8 @@ def _preprocess_one(image, config):
 
     A photo of 640 x 480 on its way into a tower of 336 x 336:
 
-        "square" (CLIP)       resize to 448 x 336, crop the middle 336: the left and right edges go
-        "pad" (LLaVA-1.5)     pad to 640 x 640, resize to 336 x 336: nothing goes, it gets smaller
+        "square"  CLIP        resize to 448 x 336, crop the middle 336: left and right are lost
+        "pad"     LLaVA-1.5   pad to 640 x 640, resize to 336 x 336: nothing is lost but size
     """
     size = config.vision_config.image_size
     pad = config.image_aspect_ratio == "pad"
@@ -73,7 +77,7 @@ def _preprocess_one(image, config):
 
 
 def pad_to_square(image, mean):
-    """The picture in the middle of a square of CLIP's mean colour, which becomes 0 in `normalize`."""
+    """The picture in the middle of a square of the mean colour, which `normalize` makes 0."""
     side = max(image.size)
     color = tuple(int(255 * value) for value in mean)
     square = Image.new("RGB", (side, side), color)
@@ -97,28 +101,30 @@ def crop_middle(image, size):
 
 
 def normalize(image, mean, std):
-    """PIL [S,S] of 0..255 -> float32 [3,S,S]; the mean colour of CLIP's training images becomes 0."""
-    pixels = np.asarray(image) * (1 / 255)  # float64, as the official processor, and only then:
-    pixels = pixels.astype(np.float32)
+    """PIL [S,S] of 0..255 -> float32 [3,S,S] with mean 0 and deviation 1 over CLIP's images."""
+    # Scaled in float64 and rounded only then, as the official processor does: the same last bit.
+    pixels = (np.asarray(image) * (1 / 255)).astype(np.float32)
     pixels = (pixels - np.float32(mean)) / np.float32(std)
-    return torch.from_numpy(pixels).permute(2, 0, 1)  # [S,S,3] -> [3,S,S]
+    # [S,S,3] -> [3,S,S]
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 # ---- what cannot be used, and what is said about it ----
 
 
 def refuse_strip(image, size, pad):
-    """ValueError for a picture so long and thin that it would grow to gigabytes: 1 x 60,000 pixels."""
+    """ValueError for a picture so long and thin that it would grow to gigabytes: 1 x 60,000."""
     longest = max(image.size)
-    on_the_way = longest**2 if pad else size**2 * longest / min(image.size)
-    if on_the_way > MAX_PIXELS:
+    # Padding squares the longer edge; resizing blows up the shorter one to `size`.
+    pixels = longest**2 if pad else size**2 * longest / min(image.size)
+    if pixels > MAX_PIXELS:
         raise ValueError(f"an image of {image.width} x {image.height} pixels is too long and thin; "
                          "cut it")
 
 
 @contextmanager
 def clear_errors(path):
-    """Whatever Pillow raises while it reads `path` becomes one line that says what is wrong with it."""
+    """Whatever Pillow raises while it reads `path` becomes one line that says what is wrong."""
     try:
         with warnings.catch_warnings():
             # Pillow warns of a large picture; at twice that size it raises, and then so do we.
@@ -131,7 +137,8 @@ def clear_errors(path):
     except Image.UnidentifiedImageError:
         raise ValueError(f"{path} is not an image, or of a kind that Pillow does not know") from None
     except Image.DecompressionBombError:
-        limit = 2 * Image.MAX_IMAGE_PIXELS
-        raise ValueError(f"the image {path} has over {limit:,} pixels; make it smaller") from None
-    except Exception as error:  # each of Pillow's decoders has its own way to say "broken"
+        limit = f"{2 * Image.MAX_IMAGE_PIXELS:,}"
+        raise ValueError(f"the image {path} has over {limit} pixels; make it smaller") from None
+    except Exception as error:
+        # Each of Pillow's decoders has its own way to say that a file is broken.
         raise ValueError(f"the image {path} is damaged: {error}") from None

@@ -1,4 +1,4 @@
-"""The LLaMA decoder, f_phi in section 4.1 (Touvron et al. 2023, section 2.2): embeddings -> hidden states.
+"""The LLaMA decoder: f_phi in section 4.1 (Touvron et al. 2023, section 2.2).
 
 It takes embeddings, not ids, since image features stand among the words. Against the transformer
 of 2017: the norm comes before each half of a block and has no mean (RMSNorm), positions turn
@@ -37,7 +37,7 @@ class LanguageConfig:
     def __post_init__(self):
         kv_heads = self.num_key_value_heads or self.num_attention_heads
         head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
-        # Frozen: this is how a frozen dataclass fills in what follows from its other fields.
+        # A frozen dataclass fills in only so what follows from its other fields.
         object.__setattr__(self, "num_key_value_heads", kv_heads)
         object.__setattr__(self, "head_dim", head_dim)
 
@@ -51,7 +51,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        h = x.float()  # the mean of squares overflows fp16 and loses digits in bf16
+        # In fp32: the mean of squares overflows fp16 and loses digits in bf16.
+        h = x.float()
         h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * h.to(x.dtype)
 
@@ -64,20 +65,22 @@ def rotary_table(config, positions, dtype=torch.float32):
 
         (x0, x2) by 3 radians         (x1, x3) by 3 / 100
 
-    The product of a query and a key then depends on how far apart they stand, on nothing else.
+    The product of a query and a key then depends on their distance, not on where they stand.
     """
-    even = torch.arange(0, config.head_dim, 2, device=positions.device)  # 2i, [C/2]
+    # One frequency a point, [C/2]: from 1 radian a token down to almost none.
+    even = torch.arange(0, config.head_dim, 2, device=positions.device)
     frequencies = config.rope_theta ** (-even / config.head_dim)
     if config.rope_scaling is not None:
         frequencies = scale_frequencies(frequencies, config.rope_scaling)
 
+    # Both halves of the channels turn by the same angles.
     angles = positions[:, None, :, None] * frequencies  # [B,1,T,C/2]
-    angles = torch.cat([angles, angles], dim=-1)        # one for each half, [B,1,T,C]
+    angles = torch.cat([angles, angles], dim=-1)        # [B,1,T,C]
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate(x, cos, sin):
-    """Turns the points (x_i, x_(i+C/2)) of x [B,H,T,C]: (a, b) -> (a cos - b sin, b cos + a sin)."""
+    """Turns the points (a, b) = (x_i, x_(i+C/2)) of x [B,H,T,C]: (a cos - b sin, b cos + a sin)."""
     a, b = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-b, a], dim=-1) * sin
 
@@ -92,6 +95,7 @@ def scale_frequencies(frequencies, scaling):
     if scaling["rope_type"] == "linear":
         return slowed
 
+    # Full turns within the context of pretraining.
     turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
     low = scaling["low_freq_factor"]
     high = scaling["high_freq_factor"]
@@ -107,8 +111,8 @@ class KVCache:
     """
 
     def __init__(self, config, batch, max_length, device, dtype, start=None):
-        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, max_length,
-                 config.head_dim)
+        layers, heads = config.num_hidden_layers, config.num_key_value_heads
+        shape = (layers, batch, heads, max_length, config.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.length = 0
@@ -116,6 +120,7 @@ class KVCache:
 
     def update(self, layer, k, v):
         """Writes k, v [B,G,T,C] after what is there; all so far, [B,G,length+T,C], comes back."""
+        # `length` itself moves once a step, when all layers have written.
         end = self.length + k.shape[2]
         self.keys[layer, :, :, self.length : end] = k
         self.values[layer, :, :, self.length : end] = v
@@ -139,8 +144,10 @@ class Attention(nn.Module):
         q = rotate(self.split_heads(self.q_proj(x)), *rope)  # [B,H,T,C]
         k = rotate(self.split_heads(self.k_proj(x)), *rope)  # [B,G,T,C]
         v = self.split_heads(self.v_proj(x))                 # [B,G,T,C]
+
+        # From here on k and v are those of the past as well: [B,G,K,C].
         if cache is not None:
-            k, v = cache.update(layer, k, v)                 # [B,G,K,C]: the past as well
+            k, v = cache.update(layer, k, v)
 
         # A single new token may look at everything; several may not look at those after them.
         is_causal = mask is None and x.shape[1] > 1
@@ -164,7 +171,8 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(inner, D, bias=False)
 
     def forward(self, x):
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate = F.silu(self.gate_proj(x))          # [B,T,inner]
+        return self.down_proj(gate * self.up_proj(x))
 
 
 class Block(nn.Module):
@@ -176,6 +184,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x, rope, mask, cache, layer):
+        # The tokens look back, then each is worked on by itself.
         x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache, layer)
         x = x + self.mlp(self.post_attention_layernorm(x))
         return x
@@ -185,7 +194,8 @@ class LanguageModel(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.checkpointing = False  # training may spare memory: keep what enters a block, no more
+        # Training may spare memory by it: see `checkpointed`.
+        self.checkpointing = False
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -194,7 +204,7 @@ class LanguageModel(nn.Module):
             self.lm_head.weight = self.embed_tokens.weight
 
     def forward(self, embeddings, cache=None):
-        """[B,T,D] embeddings -> [B,T,D] hidden states; `lm_head` makes logits of those that are wanted.
+        """[B,T,D] embeddings -> [B,T,D] hidden states; of those wanted, `lm_head` makes logits.
 
         Without a cache: whole texts, padded on the right. With one: the next T tokens of each row.
         """
@@ -202,10 +212,11 @@ class LanguageModel(nn.Module):
         past = cache.length if cache is not None else 0
         start = cache.start if cache is not None else None
 
-        positions = token_positions(T, past, start, embeddings.device)      # [B,T]
-        mask = attention_mask(T, past, start, embeddings.device)            # None in training
-        rope = rotary_table(self.config, positions, embeddings.dtype)       # cos and sin, [B,1,T,C]
+        positions = token_positions(T, past, start, embeddings.device)  # [B,T]
+        mask = attention_mask(T, past, start, embeddings.device)        # None in training
+        rope = rotary_table(self.config, positions, embeddings.dtype)   # cos and sin, [B,1,T,C]
 
+        # `hidden` is the stream that every block reads from and adds to.
         hidden = embeddings
         for layer, block in enumerate(self.layers):
             run = checkpointed(block) if self.checkpointing and torch.is_grad_enabled() else block
@@ -217,5 +228,5 @@ class LanguageModel(nn.Module):
 
 
 def checkpointed(block):
-    """The block, which now forgets all but its input and computes the rest again on the way back."""
+    """The block, which then keeps its input alone and computes the rest again on the way back."""
     return partial(checkpoint, block, use_reentrant=False)

@@ -21,9 +21,11 @@ from minillava.images import IMAGE_MEAN, IMAGE_STD
 from minillava.llama import LanguageConfig, LanguageModel
 from minillava.vit import VisionConfig, VisionTower
 
-IGNORE_INDEX = -100  # label of a position without loss
-IMAGE_TOKEN = -200   # id that one row of image features replaces
-HEAD_CHUNK = 2048    # supervised positions whose logits stand in memory at once: 0.4 GB at 32,000 words
+# The label of a position without loss, and the id that one row of image features replaces.
+IGNORE_INDEX = -100
+IMAGE_TOKEN = -200
+# Supervised positions whose logits stand in memory at once: 0.4 GB at 32,000 words.
+HEAD_CHUNK = 2048
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def make_projector(kind, vision_width, language_width):
     if kind == "linear":
         return nn.Linear(vision_width, language_width)
 
+    # LLaVA-1.5 has two layers with a GELU between them; some of its kin have more.
     depth = re.fullmatch(r"mlp([1-9])x_gelu", kind)
     if not depth:
         raise ValueError(f"projector {kind!r} is neither 'linear' nor 'mlp2x_gelu'")
@@ -75,37 +78,46 @@ class Llava(nn.Module):
         in the whole global batch, it is a share of that batch's mean, and the shares add up to it:
         neither accumulation nor the number of GPUs changes the result.
         """
-        embeddings = self.embed(input_ids, pixels)                  # [B,T,D]
+        embeddings = self.embed(input_ids, pixels)              # [B,T,D]
         if labels is not None and (pixels is None or len(pixels) == 0):
             embeddings = embeddings + self.nothing_seen()
-        hidden = self.language_model(embeddings)                    # [B,T,D]
+        hidden = self.language_model(embeddings)                # [B,T,D]
         if labels is None:
-            return self.language_model.lm_head(hidden)              # [B,T,V]
+            return self.language_model.lm_head(hidden)          # [B,T,V]
 
-        # The shift by one: what stands at t says which token comes at t + 1.
-        hidden, targets = hidden[:, :-1], labels[:, 1:]
+        # The shift by one: what is computed at t says which token comes at t + 1.
+        #     input    <s>  a   red  circle  </s>
+        #     target    a  red circle  </s>
+        hidden = hidden[:, :-1]
+        targets = labels[:, 1:]
+
         # Logits are made only where there is something to learn.
         learn = targets != IGNORE_INDEX
-        hidden, targets = hidden[learn], targets[learn]             # [supervised,D], [supervised]
+        hidden = hidden[learn]                                  # [supervised,D]
+        targets = targets[learn]                                # [supervised]
 
-        # F.cross_entropy(lm_head(hidden), targets, reduction="sum"), with less memory
+        # cross_entropy(lm_head(hidden), targets, reduction="sum"), in less memory.
         loss = chunked_cross_entropy(hidden, targets, self.language_model.lm_head.weight)
         return loss / (supervised or max(1, len(targets)))
 
     def embed(self, input_ids, pixels=None):
-        """ids [B,T], images in the order of their tokens -> [B,T,D]: words looked up, images spliced in."""
+        """ids [B,T], images in the order of their tokens -> embeddings [B,T,D]."""
         is_image = input_ids == IMAGE_TOKEN
         images = 0 if pixels is None else len(pixels)
         self.check_images(images, int(is_image.sum()))
 
+        # The words are looked up; where an image stands, any word will do for now.
         embeddings = self.language_model.embed_tokens(input_ids.clamp(min=0))
+
+        # The splice: the rows of H_v take the image's places, in order.
         if images:
             features = self.encode_images(pixels).flatten(0, 1)     # [images*N,D]
             embeddings[is_image] = features.to(embeddings.dtype)
         return embeddings
 
     def encode_images(self, pixels):
-        """[images,3,S,S] -> [images,N,D]: H_v, one word embedding for each patch. CLIP is frozen."""
+        """[images,3,S,S] -> H_v [images,N,D]: a word embedding for each patch."""
+        # No gradient is kept within the tower, which neither stage trains.
         with torch.no_grad():
             pixels = pixels.to(self.vision_tower.pre_layrnorm.weight.dtype)
             features = self.vision_tower(pixels, self.config.vision_feature_layer)
@@ -134,7 +146,7 @@ class Llava(nn.Module):
         self.language_model.requires_grad_(stage == 2)
 
     def drop_unused_blocks(self):
-        """Removes CLIP's blocks above the asked layer, which never run: the same model, less disk."""
+        """Removes CLIP's blocks above the asked layer, which never run: it is smaller on disk."""
         blocks = self.vision_tower.encoder.layers
         del blocks[self.config.vision_feature_layer % (len(blocks) + 1) :]
         vision_config = replace(self.config.vision_config, num_hidden_layers=len(blocks))
@@ -148,8 +160,8 @@ class Llava(nn.Module):
 def chunked_cross_entropy(hidden, targets, weight):
     """hidden [n,D], targets [n], the head's weight [V,D] -> the summed cross entropy, in fp32.
 
-    The logits of 2,048 positions exist at once. `checkpoint` drops them and makes them again on
-    the way back, so that memory does not grow with the number of answers in the batch.
+    The logits of HEAD_CHUNK positions exist at once. `checkpoint` drops them and makes them again
+    on the way back, so that memory does not grow with the number of answers in the batch.
     """
     loss = 0
     for rows, wanted in zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK)):

@@ -1,4 +1,4 @@
-"""CLIP's vision transformer, Z_v = g(X_v) in section 4.1 (Radford et al. 2021; Dosovitskiy et al. 2020).
+"""CLIP's vision transformer: Z_v = g(X_v) in section 4.1 (Radford et al. 2021, section 2.4).
 
 A picture is cut into patches, each patch becomes a vector, and a transformer lets them look at
 each other. LLaVA keeps CLIP frozen and reads its *grid*: one vector for each patch, after the last
@@ -47,10 +47,15 @@ class Embeddings(nn.Module):
         self.position_embedding = nn.Embedding(config.num_patches + 1, D)
 
     def forward(self, pixels):
-        grid = self.patch_embedding(pixels)                          # [B,3,S,S] -> [B,D,S/P,S/P]
-        patches = grid.flatten(2).transpose(1, 2)                    # [B,N,D], row by row
+        # The grid of patches, then one row after the other: [B,3,S,S] -> [B,D,S/P,S/P] -> [B,N,D]
+        grid = self.patch_embedding(pixels)
+        patches = grid.flatten(2).transpose(1, 2)
+
+        # The class token is the same for every picture; it collects what CLIP compares with a text.
         class_token = self.class_embedding.expand(len(pixels), 1, -1)  # [B,1,D]
-        tokens = torch.cat([class_token, patches], dim=1)            # [B,1+N,D]
+        tokens = torch.cat([class_token, patches], dim=1)              # [B,1+N,D]
+
+        # Without it, nobody could tell one corner from another.
         return tokens + self.position_embedding.weight
 
 
@@ -64,11 +69,13 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x, is_causal):
-        q = self.split_heads(self.q_proj(x))           # [B,H,T,C]
+        q = self.split_heads(self.q_proj(x))         # [B,H,T,C]
         k = self.split_heads(self.k_proj(x))
         v = self.split_heads(self.v_proj(x))
-        y = attention(q, k, v, is_causal=is_causal)    # [B,H,T,C]
-        return self.out_proj(y.transpose(1, 2).flatten(2))  # heads side by side again: [B,T,D]
+        y = attention(q, k, v, is_causal=is_causal)  # [B,H,T,C]
+
+        # The heads side by side again: [B,T,D]
+        return self.out_proj(y.transpose(1, 2).flatten(2))
 
     def split_heads(self, x):
         """[B,T,D] -> [B,H,T,C], C = D / H"""
@@ -83,7 +90,8 @@ class MLP(nn.Module):
 
     def forward(self, x):
         x = self.fc1(x)
-        x = x * torch.sigmoid(1.702 * x)  # "quick GELU": CLIP was not trained with the exact one
+        # "Quick GELU": the exact one is not what CLIP was trained with.
+        x = x * torch.sigmoid(1.702 * x)
         return self.fc2(x)
 
 
@@ -98,8 +106,9 @@ class Block(nn.Module):
         self.mlp = MLP(config.hidden_size, config.intermediate_size)
 
     def forward(self, x, is_causal=False):
-        x = x + self.self_attn(self.layer_norm1(x), is_causal)  # tokens look at each other
-        x = x + self.mlp(self.layer_norm2(x))                   # each thinks for itself
+        # The tokens look at each other, then each is worked on by itself.
+        x = x + self.self_attn(self.layer_norm1(x), is_causal)
+        x = x + self.mlp(self.layer_norm2(x))
         return x
 
 
@@ -116,7 +125,7 @@ class VisionTower(nn.Module):
         super().__init__()
         self.config = config
         self.embeddings = Embeddings(config)
-        # Spelled so on disk.
+        # Misspelt on disk, and so here.
         self.pre_layrnorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.encoder = Encoder(config)
         # For CLIP's loss alone, which normalizes the class token; LLaVA never runs it.
@@ -128,8 +137,10 @@ class VisionTower(nn.Module):
         Blocks above the asked layer are not run.
         """
         blocks = self.encoder.layers
+        # Of 24 blocks, layer -2 is the output of the 23rd: there are 25 states, the input counts.
         if layer < 0:
             layer += len(blocks) + 1
+
         x = self.pre_layrnorm(self.embeddings(pixels))
         for block in blocks[:layer]:
             x = block(x)
@@ -138,4 +149,5 @@ class VisionTower(nn.Module):
     def forward(self, pixels, layer=-2):
         """[B,3,S,S] -> [B,N,D], the grid features."""
         tokens = self.hidden_state(pixels, layer)
-        return tokens[:, 1:]  # the class token is dropped: LLaVA reads the grid alone
+        # The class token is dropped: LLaVA reads the grid alone.
+        return tokens[:, 1:]
