@@ -31,5 +31,5 @@ Around them, a room for each part of the paper:
 
 Letters in shape comments: B batch, T tokens (where there is a cache, the new ones), K keys (the cached
 ones too), N image tokens, S side of an image in pixels, D width, H heads, G groups of heads that share
-keys and values, C channels of one head, V vocabulary.
+keys and values, C channels of one head, V vocabulary, P side of a patch in pixels.
 """
