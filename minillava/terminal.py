@@ -1,10 +1,28 @@
-"""The terminal: text from outside is shown and never obeyed."""
+"""The terminal: text from outside is shown and never obeyed, a picture drawn, a line read, an answer wrapped.
+
+What a terminal can do is asked of the environment: NO_COLOR, COLORTERM, TERM (no-color.org; termstandard/colors).
+"""
+import os
+import shlex
+import shutil
 import sys
 import unicodedata
+from functools import lru_cache
+from glob import escape, glob
+from pathlib import Path
+from urllib.parse import unquote
+
+from PIL import Image
 
 OBEYED = {"Cc", "Cs", "Zl", "Zp"}  # controls, halves of surrogate pairs, separators of lines and paragraphs
 TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # they turn the order of what follows
+TRUE_COLOR = 2**24
+STYLES = {"dim": 2, "bold": 1, "cyan": 36, "yellow": 33}
+CUBE = (0, 95, 135, 175, 215, 255)  # levels of red, green and blue in the palette of 256
+QUOTES = '"""'
 
+
+# ------------------------------------------------------------------------------------- text
 
 def printable(text, keep="\n\t"):
     r"""Text from outside, safe to print: what a terminal would obey is shown, "\x1b[2J" as `\x1b[2J`.
@@ -26,3 +44,184 @@ def exit_with(error, code=2):
     """Ends the program with one line on standard error that says what is wrong; 2: the user's input is."""
     print(f"error: {printable(error, keep='')}", file=sys.stderr)
     sys.exit(code)
+
+
+def exit_closed_pipe():
+    """Ends the program without a word when nobody reads its output any more, as after `| head`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
+
+
+def cell_width(character):
+    """Columns that a character takes: two for a Chinese one, none for an accent that stands on the last."""
+    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+class WrappedText:
+    """Writes text as it comes and breaks its lines between words, before the terminal breaks them within.
+
+    A word is held back until it is whole. Chinese and Japanese have no spaces: a line may break at each character.
+    """
+
+    def __init__(self, write, columns, start=0):
+        """write: takes strings; columns: of the terminal, None for no breaks; start: where the cursor stands."""
+        self.write, self.columns, self.column = write, columns, start
+        self.space, self.word = "", ""
+
+    def put(self, text):
+        for character in printable(text).expandtabs(4):
+            if character in " \n":
+                self.put_word()
+                self.space += character
+            elif cell_width(character) == 2:
+                self.put_word()
+                self.word = character
+                self.put_word()
+            else:
+                self.word += character
+
+    def put_word(self):
+        """The held word goes out, on the next line if this one has no room for it."""
+        if not self.word:
+            return
+        if "\n" in self.space:
+            self.column = 0
+        width = sum(map(cell_width, self.word))
+        spaces = len(self.space.rpartition("\n")[2])
+        if self.columns and self.column and self.column + spaces + width > self.columns:
+            self.space, self.column, spaces = "\n", 0, 0
+        self.write(self.space + self.word)
+        self.column += spaces + width
+        self.space, self.word = "", ""
+
+    def end(self):
+        self.put_word()
+        self.space = ""
+
+
+# ----------------------------------------------------------------------------- colours, pictures
+
+def color_depth():
+    """How many colours standard output shows: 2^24, 256 or 0."""
+    term = os.environ.get("TERM", "dumb")
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR") or term == "dumb":
+        return 0
+    if os.environ.get("COLORTERM") in ("truecolor", "24bit") or term.endswith("-direct"):
+        return TRUE_COLOR
+    return 256 if "256" in term else 0
+
+
+def styled(text, style):
+    """Text in one of STYLES, where the terminal has colours; the foreground's own colour suits light and dark."""
+    return f"\033[{STYLES[style]}m{text}\033[0m" if color_depth() else text
+
+
+def show_picture(image):
+    """The picture within the terminal's width and half its height; nothing where output is no terminal."""
+    columns, rows = shutil.get_terminal_size()
+    depth = color_depth()
+    if depth:
+        print(half_blocks(image, columns, rows // 2, depth))
+    elif sys.stdout.isatty():
+        print(f"[a picture of {image.width} x {image.height}; this terminal says that it has no colours for it]")
+
+
+def half_blocks(image, columns, rows, depth):
+    """A picture as text, two pixels to a character: ▀ in the upper one's colour on the lower one's."""
+    scale = min(columns / image.width, 2 * rows / image.height)
+    width = max(1, round(scale * image.width))
+    height = max(2, round(scale * image.height) // 2 * 2)
+    pixels = image.convert("RGB").resize((width, height), Image.Resampling.BOX).load()
+    lines = []
+    for y in range(0, height, 2):
+        cells = [two_pixels(pixels[x, y], pixels[x, y + 1], depth) for x in range(width)]
+        lines.append("".join(cells) + "\033[0m")
+    return "\n".join(lines)
+
+
+def two_pixels(upper, lower, depth):
+    if depth == TRUE_COLOR:
+        return "\033[38;2;{};{};{};48;2;{};{};{}m▀".format(*upper, *lower)
+    return f"\033[38;5;{palette_index(upper)};48;5;{palette_index(lower)}m▀"
+
+
+@lru_cache(maxsize=4096)
+def palette_index(pixel):
+    """The nearest of 256 colours: 16 to 231 are a cube of six levels each, 232 to 255 are greys."""
+    cube = [min(range(6), key=lambda i: abs(CUBE[i] - value)) for value in pixel]
+    grey = min(range(24), key=lambda i: abs(8 + 10 * i - sum(pixel) / 3))
+    off_cube = sum((CUBE[i] - value) ** 2 for i, value in zip(cube, pixel))
+    off_grey = sum((8 + 10 * grey - value) ** 2 for value in pixel)
+    if off_grey < off_cube:
+        return 232 + grey
+    return 16 + 36 * cube[0] + 6 * cube[1] + cube[2]
+
+
+# ------------------------------------------------------------------------------- reading a line
+
+def edit_lines(commands):
+    """Line editing, history, Tab and pasting in `input`, by readline where Python has it.
+
+    commands: words that Tab completes at the start of a line; behind one of them it completes paths.
+    """
+    try:
+        import readline
+    except ImportError:  # Windows: its console edits lines by itself
+        return
+
+    def complete(text, state):
+        typed = readline.get_line_buffer()[: readline.get_endidx()]
+        return (completions(typed, commands, readline.get_begidx()) + [None])[state]
+
+    readline.set_completer(complete)
+    readline.set_completer_delims(" /")
+    if "libedit" in (readline.__doc__ or ""):
+        readline.parse_and_bind("bind ^I rl_complete")
+    else:
+        readline.parse_and_bind("tab: complete")
+        readline.parse_and_bind("set enable-bracketed-paste on")  # a paste is one message, whatever its lines
+
+
+def completions(typed, commands, begin):
+    """What the end of a typed line, from `begin` on, may become: commands, or paths behind a command."""
+    command, space, path = typed.partition(" ")
+    if not space:
+        return [word[begin:] + " " for word in commands if word.startswith(typed)]
+    home = os.path.expanduser(path)
+    found = [name + "/" * os.path.isdir(name) for name in sorted(glob(escape(home) + "*"))]
+    names = [path + name[len(home) :] for name in found]
+    return [name[begin - len(command) - 1 :] for name in names]
+
+
+def read_message(prompt):
+    """One message from the keyboard; three quotes open one of several lines, which three quotes close.
+
+    EOFError where the user leaves (Ctrl-D), KeyboardInterrupt where the line is given up (Ctrl-C).
+    """
+    if not sys.stdin.isatty():
+        prompt = ""
+    text = input(prompt).strip()
+    if not text.startswith(QUOTES):
+        return text
+    lines = [text[len(QUOTES) :]]
+    while not lines[-1].rstrip().endswith(QUOTES):
+        lines.append(input("." * max(0, len(prompt) - 1) + " " if prompt else ""))
+    return "\n".join(lines).rstrip()[: -len(QUOTES)].strip()
+
+
+def typed_path(text):
+    r"""A path as people type or drag it: bare, with ~, in quotes, with `\ ` for a space, as file://; not a URL."""
+    if text.lower().startswith(("http://", "https://")):
+        raise ValueError("pictures are not fetched from the web: download it, then name the file")
+    if text.startswith("file://"):
+        text = unquote(text.removeprefix("file://"))
+    bare = os.path.expanduser(text)
+    if os.path.exists(bare):
+        return Path(bare)
+    try:
+        text = " ".join(shlex.split(text))
+    except ValueError:  # one quote alone: an apostrophe
+        pass
+    return Path(os.path.expanduser(text))
