@@ -23,7 +23,7 @@ from minillava.weights.layouts import (
     refuse_second_tower,
 )
 from minillava.weights.saving import save_llava  # noqa: F401: out by the same door
-from minillava.weights.tensors import check_depth, fill, read_tensors
+from minillava.weights.tensors import NoInitialValues, check_depth, fill, read_tensors
 
 TOY = Path(__file__).parent / "toy" / "weights"  # the shipped miniature
 
@@ -90,7 +90,7 @@ def build(cls, config, tensors, source, device, dtype):
     check_depth(config, tensors, source)
 
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), NoInitialValues():
             module = cls(config)
     except RuntimeError as error:
         raise ValueError(f"{source}: the config describes no model ({error})") from None

@@ -41,7 +41,7 @@ class Embeddings(nn.Module):
         super().__init__()
         D = config.hidden_size
         P = config.patch_size
-        self.class_embedding = nn.Parameter(torch.randn(D) * D**-0.5)
+        self.class_embedding = nn.Parameter(nn.init.normal_(torch.empty(D), std=D**-0.5))
         # A convolution whose stride is its width: one matrix, applied to each patch by itself.
         self.patch_embedding = nn.Conv2d(3, D, kernel_size=P, stride=P, bias=False)
         self.position_embedding = nn.Embedding(config.num_patches + 1, D)

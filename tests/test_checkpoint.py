@@ -3,6 +3,7 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -625,3 +626,12 @@ def test_auto_takes_the_best_device_there_is(monkeypatch):
 @pytest.mark.parametrize("dtype", ["float99", "int8", "nn"])
 def test_a_dtype_that_no_weights_have(dtype):
     assert "is none of bfloat16" in message(ValueError, load_vision, FIXTURES / "clip", dtype=dtype)
+
+
+def test_loading_does_not_wait_for_pytorchs_compiler():
+    loads = """import sys
+from minillava.checkpoint import load_llava
+load_llava()
+sys.exit("torch._dynamo" in sys.modules)"""
+    root = Path(__file__).parent.parent
+    assert subprocess.run([sys.executable, "-c", loads], cwd=root).returncode == 0

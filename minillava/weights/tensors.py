@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from minillava.files import read_json
 
@@ -114,6 +115,18 @@ def take_prefixed(tensors, prefix):
 
 def with_prefix(prefix, tensors):
     return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+class NoInitialValues(TorchFunctionMode):
+    """Within it, modules leave out their normally distributed start, which the weights will replace.
+
+    On the meta device it would do nothing, but PyTorch imports its compiler for that, for 2 s.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is nn.init.normal_:
+            return kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def fill(module, tensors, source, device, dtype):
