@@ -4,12 +4,16 @@
 drawn as in the official demo: the likeliest at temperature 0, else one of the smallest set of
 words that together hold the probability top_p (Holtzman et al. 2019).
 """
+import math
+
 import torch
 
 from minillava.conversation import TEMPLATES, human_turn, render
 from minillava.images import preprocess
 from minillava.llama import KVCache
 from minillava.llava import IMAGE_TOKEN
+
+ROOM = 1024  # tokens of a cache, or of the answers in it, before it grows
 
 
 @torch.inference_mode()
@@ -35,6 +39,7 @@ def next_tokens(model, input_ids, pixels, cache, temperature=0.0, top_p=1.0):
     """
     while True:
         logits = next_logits(model, input_ids, pixels, cache)  # [B,V]
+        refuse_nan(logits)
         tokens = sample_token(logits, temperature, top_p)      # [B]
         yield tokens
         # The next step runs what was just drawn, and nothing else.
@@ -81,6 +86,7 @@ def generate(model, tokenizer, prompts, images, max_new_tokens=512, temperature=
     answer_prefix: for each row a text with which its answer begins; what is returned goes on from
     there. An answer ends where the model's context does. ValueError if a prompt leaves no room.
     """
+    check_sampling(max_new_tokens, temperature, top_p)
     prefixes = answer_prefix or [""] * len(prompts)
     rows = [prompt_ids(model, tokenizer, prompt, image, prefix)
             for prompt, image, prefix in zip(prompts, images, prefixes, strict=True)]
@@ -92,7 +98,7 @@ def generate(model, tokenizer, prompts, images, max_new_tokens=512, temperature=
     padded = [[0] * pad + row for pad, row in zip(padding, rows)]
     input_ids = torch.tensor(padded, device=model.device)                   # [B,T]
     start = torch.tensor(padding, device=model.device) if any(padding) else None
-    cache = new_cache(model, len(rows), longest + max(limits), start)
+    cache = new_cache(model, len(rows), longest + min(max(limits), ROOM), start)
     pixels = to_pixels(model, [image for image in images if image is not None])
 
     # Each step writes one token in every row, also where an answer has ended already.
@@ -119,6 +125,7 @@ def stream(model, tokenizer, turns, image=None, max_new_tokens=512, temperature=
     turn, it makes that turn cost only its new tokens. It belongs to one image. ValueError if the
     conversation no longer fits into the context.
     """
+    check_sampling(max_new_tokens, temperature, top_p)
     cache = cache or PrefixCache(model)
     image_tokens = model.config.image_tokens if image is not None else 0
     ids, _ = render([*turns, ("gpt", None)], tokenizer, model.config.template, image_tokens)
@@ -154,7 +161,7 @@ class PrefixCache:
 
     def __init__(self, model):
         self.max_length = model.config.language_config.max_position_embeddings
-        self.keys_values = new_cache(model, 1, self.max_length)
+        self.keys_values = new_cache(model, 1, ROOM)
         self.ids = []
 
     def reuse(self, ids):
@@ -232,6 +239,23 @@ def longest_overlap(text, stop):
 
 
 # ---- what generate and stream are made of ----
+
+
+def check_sampling(max_new_tokens, temperature, top_p):
+    """ValueError for numbers that no answer can be drawn with, NaN and infinity among them."""
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"the temperature is 0 or more, not {temperature}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top-p is above 0 and at most 1, not {top_p}")
+    if max_new_tokens < 1:
+        raise ValueError(f"an answer may have 1 token or more (max-new-tokens), not {max_new_tokens}")
+
+
+def refuse_nan(logits):
+    """The likeliest of words that are all NaN would be the first, <unk>: an answer of nothing."""
+    if logits.isnan().any():
+        raise ValueError("the model's output is NaN: its weights are damaged or too large for their "
+                         "dtype; try float32, or download them again")
 
 
 def prompt_ids(model, tokenizer, prompt, image, answer_prefix):

@@ -122,9 +122,17 @@ class KVCache:
         """Writes k, v [B,G,T,C] after what is there; all so far, [B,G,length+T,C], comes back."""
         # `length` itself moves once a step, when all layers have written.
         end = self.length + k.shape[2]
+        if end > self.keys.shape[3]:
+            self.grow(2 * end)
         self.keys[layer, :, :, self.length : end] = k
         self.values[layer, :, :, self.length : end] = v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def grow(self, max_length):
+        """Doubled when it is full: a context of 128k tokens is not paid for before it is used."""
+        more = (0, 0, 0, max_length - self.keys.shape[3])
+        self.keys = F.pad(self.keys, more)
+        self.values = F.pad(self.values, more)
 
 
 class Attention(nn.Module):

@@ -1,4 +1,6 @@
 """A cache, a batch and a later turn change what an answer costs, never the answer."""
+import copy
+import math
 import random
 from dataclasses import replace
 
@@ -92,6 +94,48 @@ def test_an_answer_ends_where_the_context_does_batched_or_alone(toy):
     assert generate(*toy, [long, "Hello!"], [None, None], 80) == alone
     with pytest.raises(ValueError, match="no room for an answer"):
         generate(*toy, [long * 2], [None])
+
+    # an answer that the model does not end by itself
+    endless = copy.copy(tokenizer)
+    endless.eos_id = -1
+    alone = [generate(model, endless, [prompt], [None], 80)[0] for prompt in (long, "Hello!")]
+    assert generate(model, endless, [long, "Hello!"], [None, None], 80) == alone
+
+
+def test_a_cache_grows_and_changes_nothing(toy, monkeypatch):
+    model, tokenizer = toy
+    image, = pictures(1)
+    turns = [("human", "<image>\nDescribe the image in detail.")]
+    ample = [generate(*toy, ["Hello!"], [image], 20), list(stream(*toy, turns, image, 20))]
+    monkeypatch.setattr("minillava.generate.ROOM", 1)
+    assert [generate(*toy, ["Hello!"], [image], 20), list(stream(*toy, turns, image, 20))] == ample
+
+
+def test_a_context_of_a_billion_tokens_costs_what_is_used_of_it(toy):
+    model, tokenizer = toy
+    config = replace(model.config.language_config, max_position_embeddings=10**9)
+    long = copy.copy(model)
+    long.config = replace(model.config, language_config=config)
+    assert generate(long, tokenizer, ["Hello!"], [None], 10**9) == generate(*toy, ["Hello!"], [None])
+    assert list(stream(long, tokenizer, [("human", "Hello!")])) == list(stream(*toy, [("human", "Hello!")]))
+
+
+@pytest.mark.parametrize("numbers, message", [
+    ({"temperature": math.nan}, "temperature"), ({"temperature": math.inf}, "temperature"),
+    ({"temperature": -1}, "temperature"), ({"top_p": math.nan}, "top-p"), ({"top_p": 0}, "top-p"),
+    ({"top_p": 1.5}, "top-p"), ({"max_new_tokens": 0}, "1 token or more")])
+def test_numbers_that_nothing_can_be_drawn_with(toy, numbers, message):
+    with pytest.raises(ValueError, match=message):
+        generate(*toy, ["Hello!"], [None], **numbers)
+    with pytest.raises(ValueError, match=message):
+        next(stream(*toy, [("human", "Hello!")], **numbers))
+
+
+def test_a_model_that_computes_nan_says_so():
+    model, tokenizer = load_llava(device="cpu", dtype=torch.float32)
+    model.language_model.layers[1].mlp.up_proj.weight.data[0, 0] = math.nan
+    with pytest.raises(ValueError, match="output is NaN"):
+        generate(model, tokenizer, ["Hello!"], [None])
 
 
 def test_a_later_turn_runs_only_its_new_tokens_and_answers_as_if_all_were_run(toy, monkeypatch):
