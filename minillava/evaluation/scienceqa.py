@@ -16,7 +16,8 @@ import json
 import re
 from pathlib import Path
 
-from minillava.files import read_object
+from minillava.files import read_object, write
+from minillava.terminal import exit_with
 
 LETTERS = "ABCDE"
 # what LLaVA-1.5 was taught to obey
@@ -233,9 +234,9 @@ def main():
     try:
         samples = convert(args.data, args.split, args.format, args.use_caption, args.text_only)
         out = args.out or args.data / f"llava_{args.split}_{args.format}.json"
-        out.write_text(json.dumps(samples, indent=2), encoding="utf-8")
+        write(out, json.dumps(samples, indent=2))
     except (OSError, ValueError) as error:
-        parser.exit(2, f"error: {error}\n")
+        exit_with(error)
     print(f"{len(samples)} samples, their images relative to "
           f"{image_folder(args.data, args.split)}: {out}")
 

@@ -7,6 +7,7 @@ from minillava.instruct.budget import Budget
 from minillava.instruct.endpoint import Endpoint
 from minillava.instruct.local import LocalVicuna
 from minillava.instruct.teacher import Teacher, free_teacher
+from minillava.terminal import exit_with
 
 
 def add_teacher_flags(parser, temperature, name="--teacher"):
@@ -82,6 +83,6 @@ def run_command(parser):
     try:
         parser.exit(args.run(args))
     except (OSError, ValueError) as error:
-        parser.exit(2, f"error: {error}\n")
+        exit_with(error)
     except KeyboardInterrupt:
         parser.exit(130, "stopped; what was answered is kept, the same command goes on\n")
