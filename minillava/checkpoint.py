@@ -12,23 +12,16 @@ from minillava.llama import LanguageModel
 from minillava.llava import Llava
 from minillava.tokenizer import Tokenizer
 from minillava.vit import VisionTower
+from minillava.weights.adapters import is_adapter, read_adapted
 from minillava.weights.devices import find_device, find_dtype
-from minillava.weights.folders import open_folder
-from minillava.weights.layouts import (
-    compose,
-    read_language,
-    read_llava,
-    read_llava_hf,
-    read_vision,
-    refuse_second_tower,
-)
+from minillava.weights.layouts import compose, read_language, read_llava_folder, read_vision
 from minillava.weights.saving import save_llava  # noqa: F401: out by the same door
-from minillava.weights.tensors import NoInitialValues, check_depth, fill, read_tensors
+from minillava.weights.tensors import NoInitialValues, check_depth, fill
 
 TOY = Path(__file__).parent / "toy" / "weights"  # the shipped miniature
 
 
-def load_llava(path=None, *, vision=None, language=None, projector=None,
+def load_llava(path=None, *, vision=None, language=None, projector=None, base=None,
                device="auto", dtype="auto"):
     """-> (Llava, Tokenizer). One of:
 
@@ -38,23 +31,29 @@ def load_llava(path=None, *, vision=None, language=None, projector=None,
         load_llava(vision=CLIP, language=LLAMA, projector=FILE)
                                          FILE: mm_projector.bin, or the kind of a new one,
                                          "linear" or "mlp2x_gelu"
+        load_llava(ADAPTER, base=FOLDER) a LoRA merged into the LLaVA (or with vision=, the Vicuna)
+                                         that it was trained on
 
-    device "auto" is the GPU if there is one (CUDA, then MPS), dtype "auto" is that of the file. A folder without
-    minillava.json does not say its template: it is taken for vicuna_v1, that of v1.1 to v1.5,
-    unless its tokenizer is one of v0. OSError or ValueError, in one line, if it cannot be had.
+    device "auto" is the GPU if there is one (CUDA, then MPS), dtype "auto" is that of the file. A
+    folder without minillava.json does not say its template: it is taken for vicuna_v1, that of v1.1
+    to v1.5, unless its tokenizer is one of v0. OSError or ValueError, in one line, if it cannot be
+    had.
     """
     if language is None and projector is None:
         source = Path(path or TOY / "llava")
-        config, tensors = read_whole(source, vision)
-        tokenizer = source
+        if is_adapter(source):
+            config, tensors, words = read_adapted(source, base, vision, dtype)
+        else:
+            config, tensors = read_llava_folder(source, vision)
+            words = source
     else:
         if path is not None or None in (vision, language, projector):
             raise ValueError("give either one folder, "
                              "or vision=, language= and projector= together")
         source = f"{vision} + {language} + {projector}"
         config, tensors = compose(vision, language, projector)
-        tokenizer = language
-    return build(Llava, config, tensors, source, device, dtype), Tokenizer.load(tokenizer)
+        words = language
+    return build(Llava, config, tensors, source, device, dtype), Tokenizer.load(words)
 
 
 def load_language(path, device="auto", dtype="auto"):
@@ -67,20 +66,6 @@ def load_vision(path, device="auto", dtype="auto"):
     """A CLIP folder -> VisionTower."""
     config, tensors = read_vision(path)
     return build(VisionTower, config, tensors, path, device, dtype)
-
-
-def read_whole(path, vision):
-    """The folder of a LLaVA -> (LlavaConfig, tensors); its tensors' names say which layout."""
-    path, data = open_folder(path)
-    tensors = read_tensors(path)
-    if any("multi_modal_projector." in name for name in tensors):
-        refuse_second_tower(path, vision)
-        return read_llava_hf(path, data, tensors)
-    if any("mm_projector." in name for name in tensors):
-        return read_llava(path, data, tensors, vision)
-    raise ValueError(
-        f"{path} has no projector: it is a {data.get('model_type', 'model')}, not a LLaVA; "
-        "give it as vision= or language=, with the other one and projector=")
 
 
 def build(cls, config, tensors, source, device, dtype):

@@ -2,12 +2,14 @@
 
     python -m minillava.weights apply-delta --base LLAMA --delta DELTA --out DIR
     python -m minillava.weights convert --to llava|llava-hf --model LLAVA [--vision CLIP] --out DIR
+    python -m minillava.weights merge --base LLAVA --adapter LORA --out DIR
 """
 import argparse
 from pathlib import Path
 
 from minillava.checkpoint import load_llava, save_llava
 from minillava.terminal import exit_with, printable
+from minillava.weights.adapters import is_adapter
 from minillava.weights.deltas import apply_delta
 from minillava.weights.saving import save_original_llava
 
@@ -21,6 +23,8 @@ def main():
             apply_delta(args.base, args.delta, args.out)
         elif args.command == "convert":
             convert(args.model, args.vision, args.to, args.out)
+        elif args.command == "merge":
+            merge(args.base, args.adapter, args.vision, args.out)
     except (OSError, ValueError) as error:
         exit_with(error)
     print(f"written: {printable(args.out)}")
@@ -39,14 +43,22 @@ def make_parser():
     command = commands.add_parser("convert", help="a LLaVA into another program's layout")
     command.add_argument("--to", required=True, choices=sorted(SAVE),
                          help="llava: for the official code; llava-hf: for transformers")
-    add_model(command)
+    command.add_argument("--model", required=True, metavar="DIR", help="folder of the LLaVA")
+    add_vision(command)
+    add_out(command)
+
+    command = commands.add_parser("merge", help="a LLaVA + its LoRA = a plain LLaVA")
+    command.add_argument("--base", metavar="DIR", help="folder of the LLaVA (or Vicuna) that was "
+                         "trained on (default: the one that the adapter names)")
+    command.add_argument("--adapter", required=True, metavar="DIR", help="folder of the adapter")
+    add_vision(command)
     add_out(command)
     return parser
 
 
-def add_model(command):
-    command.add_argument("--model", required=True, metavar="DIR", help="folder of the LLaVA")
-    command.add_argument("--vision", metavar="DIR", help="folder of its CLIP, where it has none")
+def add_vision(command):
+    command.add_argument("--vision", metavar="DIR",
+                         help="folder of a CLIP, where the model has none")
 
 
 def add_out(command):
@@ -59,6 +71,14 @@ def convert(folder, vision, layout, out):
     SAVE[layout](model, tokenizer, out)
     if layout == "llava" and not (Path(out) / "tokenizer.model").exists():
         print("note: the official code reads a tokenizer.model only, and this model has none")
+
+
+def merge(base, adapter, vision, out):
+    refuse_same_folder(adapter, out)
+    if not is_adapter(adapter):
+        raise ValueError(f"{adapter} holds no adapter: there is no adapter_config.json")
+    model, tokenizer = load_llava(adapter, base=base, vision=vision, device="cpu")
+    save_llava(model, tokenizer, out)
 
 
 def refuse_same_folder(folder, out):

@@ -23,7 +23,8 @@ def open_folder(path):
         raise FileNotFoundError(
             f"there is no folder {path} (from the hub: hf download NAME --local-dir FOLDER)")
     if (path / "adapter_config.json").exists():
-        raise ValueError(f"{path} holds a LoRA adapter: merge it into its base model first")
+        raise ValueError(f"{path} holds a LoRA adapter: give it as the model, "
+                         "with its base beside it (base=, --base)")
 
     config = read_json(path / "config.json")
     if not config:
@@ -32,8 +33,8 @@ def open_folder(path):
     return path, config
 
 
-def write_folder(path, tensors, files, save_more=None, change=None):
-    """{name: tensor} in shards, {file name: JSON}, and what `save_more(folder)` puts there.
+def write_folder(path, tensors, files, save_more=None, change=None, stem="model"):
+    """{name: tensor} in STEM.safetensors or shards, {file name: JSON}, what `save_more(folder)` adds.
 
     All is written elsewhere first and moved at the end: a run that is killed while it writes leaves
     the old files whole. `change(name, tensor)` makes each tensor what it shall be only when its
@@ -42,9 +43,9 @@ def write_folder(path, tensors, files, save_more=None, change=None):
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
 
-    shards = cut_into_shards(tensors)
+    shards = cut_into_shards(tensors, stem)
     if len(shards) > 1:
-        files = files | {"model.safetensors.index.json": index_of_shards(shards)}
+        files = files | {f"{stem}.safetensors.index.json": index_of_shards(shards)}
 
     # beside the old files, in a folder of its own
     for killed in path.glob(".new-*"):
@@ -68,10 +69,10 @@ def write_folder(path, tensors, files, save_more=None, change=None):
     finally:
         shutil.rmtree(new)
 
-    remove_stale_files(path, written)
+    remove_stale_files(path, written, stem)
 
 
-def cut_into_shards(tensors):
+def cut_into_shards(tensors, stem):
     """-> {file name: {tensor name: tensor}}, each at most MAX_SHARD bytes (or one tensor)."""
     shards = [{}]
     size = 0
@@ -83,9 +84,9 @@ def cut_into_shards(tensors):
         size += tensor.nbytes
 
     if len(shards) == 1:
-        return {"model.safetensors": shards[0]}
+        return {f"{stem}.safetensors": shards[0]}
     total = len(shards)
-    return {f"model-{number:05}-of-{total:05}.safetensors": shard
+    return {f"{stem}-{number:05}-of-{total:05}.safetensors": shard
             for number, shard in enumerate(shards, 1)}
 
 
@@ -106,9 +107,9 @@ def write_shard(file, shard, change):
     save_file(ready, file, {"format": "pt"})
 
 
-def remove_stale_files(path, written):
+def remove_stale_files(path, written, stem):
     """Weights and tokenizer of an earlier save: they do not belong to these."""
-    stale = {file.name for file in path.glob("model*.safetensors*")}
+    stale = {file.name for file in path.glob(f"{stem}*.safetensors*")}
     if set(TOKENIZER_FILES) & set(written):
         stale |= set(TOKENIZER_FILES)
     for file in stale - set(written):

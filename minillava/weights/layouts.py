@@ -164,7 +164,29 @@ def load_config(vision, language, projector, image_size):
     return LlavaConfig(vision_config, language_config, projector)
 
 
-# ---- the whole, as it was published first ----
+# ---- the whole ----
+
+def read_llava_folder(path, vision=None):
+    """The folder of a LLaVA -> (LlavaConfig, tensors); its tensors' names say which layout."""
+    path, data = open_folder(path)
+    tensors = read_tensors(path)
+    if any("multi_modal_projector." in name for name in tensors):
+        refuse_second_tower(path, vision)
+        return read_llava_hf(path, data, tensors)
+    if any("mm_projector." in name for name in tensors):
+        return read_llava(path, data, tensors, vision)
+    raise ValueError(
+        f"{path} has no projector: it is a {data.get('model_type', 'model')}, not a LLaVA; "
+        "give it as vision= or language=, with the other one and projector=")
+
+
+def is_llava(path):
+    """Whether a folder's weights have a projector among them."""
+    return any("mm_projector." in name or "multi_modal_projector." in name
+               for name in read_tensors(path))
+
+
+# ---- as it was published first ----
 
 def read_llava(path, data, tensors, vision=None):
     """liuhaotian/llava-*: most have no tower of their own, it comes from the folder `vision`."""
@@ -180,7 +202,7 @@ def read_llava(path, data, tensors, vision=None):
         fields = image_fields(Path(folder))
     check_tower_size(path, data, vision_config)
 
-    fields |= fields_of_llava(path, data) | own_fields(path)
+    fields |= fields_of_llava(path, data) | read_own_fields(path)
     language_config = parse_language_config(data, path / "config.json")
     config = make_llava_config(vision_config, language_config, fields, path)
     return config, tensors | with_prefix("vision_tower.", tower)
@@ -243,7 +265,7 @@ def refuse_second_tower(path, vision):
         raise ValueError(f"{path} has a vision tower of its own: leave vision= away")
 
 
-# ---- the whole, as transformers has it ----
+# ---- as transformers has it ----
 
 def read_llava_hf(path, data, tensors):
     """llava-hf/llava-1.5-*, and what save_llava writes.
@@ -251,7 +273,7 @@ def read_llava_hf(path, data, tensors):
     The latter has a minillava.json, with what this layout cannot say.
     """
     source = path / "config.json"
-    own = own_fields(path)
+    own = read_own_fields(path)
     check_values(data, {
         "projector_hidden_act": ["gelu", "linear"],
         "vision_feature_select_strategy": ["default"],
@@ -291,7 +313,7 @@ def is_identity(weight, bias):
 
 # ---- what minillava adds to either ----
 
-def own_fields(path):
+def read_own_fields(path):
     """minillava.json: the fields of a LlavaConfig for which no official layout has a place."""
     fields = read_json(path / "minillava.json")
     unknown = fields.keys() - {field.name for field in dataclasses.fields(LlavaConfig)}

@@ -39,9 +39,9 @@ def save_llava(model, tokenizer, path):
 def save_original_llava(model, tokenizer, path):
     """The layout of liuhaotian/llava-v1.5-7b, which the official code opens.
 
-    A Llama with the projector in it, the projector once more in mm_projector.bin, and CLIP apart: in
-    a folder of its own inside, which `mm_vision_tower` names by its full path, as the official code
-    needs it. (Where the folder has moved, `minillava` looks inside first.)
+    A Llama with the projector in it, the projector once more in mm_projector.bin, and CLIP apart:
+    in a folder of its own inside, which `mm_vision_tower` names by its full path, as the official
+    code needs it. (Where the folder has moved, `minillava` looks inside first.)
     """
     path = Path(path)
     config = model.config
@@ -58,7 +58,8 @@ def save_original_llava(model, tokenizer, path):
         tokenizer.save(folder)
 
     files = {
-        "config.json": original_llava_json(config, tokenizer, path / OWN_TOWER, tensors),
+        "config.json": original_llava_json(config, str((path / OWN_TOWER).absolute()), tensors)
+            | token_ids(tokenizer),
         "generation_config.json": token_ids(tokenizer),
         "minillava.json": own_fields(config),
     }
@@ -170,11 +171,11 @@ def llava_hf_json(config, language_config, tokenizer, image_id, tensors):
     })
 
 
-def original_llava_json(config, tokenizer, tower, tensors):
-    """A Llama's config with the `mm_` fields; `tower` is the folder of the CLIP."""
-    fields = dataclasses.asdict(config.language_config) | token_ids(tokenizer)
+def original_llava_json(config, tower, tensors):
+    """A Llama's config with the `mm_` fields; `tower`: name or folder of the CLIP."""
+    fields = dataclasses.asdict(config.language_config)
     return config_json("LlavaLlamaForCausalLM", "llava_llama", tensors, fields | {
-        "mm_vision_tower": str(tower.absolute()),
+        "mm_vision_tower": tower,
         "mm_hidden_size": config.vision_config.hidden_size,
         "mm_projector_type": config.projector,
         "mm_vision_select_layer": config.vision_feature_layer,

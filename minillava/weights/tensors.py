@@ -157,8 +157,9 @@ def check_depth(config, tensors, source):
         parts = [config.vision_config, config.language_config]
     for part in parts:
         if part.num_hidden_layers > len(tensors):
-            raise ValueError(f"{source}: the config says num_hidden_layers {part.num_hidden_layers}, "
-                             f"but there are {len(tensors)} tensors in all")
+            raise ValueError(
+                f"{source}: the config says num_hidden_layers {part.num_hidden_layers}, "
+                f"but there are {len(tensors)} tensors in all")
 
 
 def check_tie(name, tensor, tied_to, source):
@@ -187,5 +188,5 @@ def check_shapes(parameters, tensors, source):
         # to look at every weight would read a mapped file whole; norms and biases are few, and a
         # training that fell apart spoils them with the rest
         if tensor.ndim == 1 and not tensor.isfinite().all():
-            raise ValueError(f"{source}: {name} is not finite: the training that wrote it fell apart, "
-                             "or the file is damaged")
+            raise ValueError(f"{source}: {name} is not finite: "
+                             "the training that wrote it fell apart, or the file is damaged")
