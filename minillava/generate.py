@@ -5,6 +5,7 @@ drawn as in the official demo: the likeliest at temperature 0, else one of the s
 words that together hold the probability top_p (Holtzman et al. 2019).
 """
 import math
+from functools import partial
 
 import torch
 
@@ -31,19 +32,21 @@ def generate_naively(model, input_ids, pixels, max_new_tokens):
     return input_ids[:, prompt:]
 
 
-def next_tokens(model, input_ids, pixels, cache, temperature=0.0, top_p=1.0):
+def next_tokens(model, input_ids, pixels, cache, draw):
     """Yields what follows each row, [B], and what follows that, for as long as it is asked.
 
     The cache keeps the keys and values of what was run. So the prompt and its images run once, and
-    then only the one token that is new.
+    then only the one token that is new. draw: `sample_token`, with what it is to be told.
     """
+    written = input_ids[:, :0]                                 # [B,0]: nothing yet
     while True:
         logits = next_logits(model, input_ids, pixels, cache)  # [B,V]
         refuse_nan(logits)
-        tokens = sample_token(logits, temperature, top_p)      # [B]
+        tokens = draw(logits, written)                         # [B]
         yield tokens
         # The next step runs what was just drawn, and nothing else.
         input_ids = tokens[:, None]                            # [B,1]
+        written = torch.cat([written, input_ids], dim=1)
         pixels = None
 
 
@@ -60,13 +63,23 @@ def new_cache(model, batch, max_length, start=None):
     return KVCache(config, batch, max_length, weight.device, weight.dtype, start)
 
 
-def sample_token(logits, temperature=0.0, top_p=1.0):
-    """logits [B,V] -> ids [B]."""
+def sample_token(logits, written=None, temperature=0.0, top_p=1.0, top_k=0, repetition_penalty=1.0):
+    """logits [B,V] -> ids [B]. top_k: one of so many words at most, 0: one of all.
+
+    repetition_penalty: above 1, words that the answer has already, `written` [B,T], become less
+    likely: a positive logit is divided by it, a negative one multiplied (Keskar et al. 2019).
+    """
+    if repetition_penalty != 1:
+        old = logits.gather(-1, written)                       # [B,T]
+        old = torch.where(old > 0, old / repetition_penalty, old * repetition_penalty)
+        logits = logits.scatter(-1, written, old)
     if temperature == 0:
         return logits.argmax(-1)
 
     probs = (logits.float() / temperature).softmax(-1)
     probs, ids = probs.sort(-1, descending=True)
+    if top_k:
+        probs = probs[:, :top_k] / probs[:, :top_k].sum(-1, keepdim=True)
 
     # A word goes where the likelier ones hold top_p without it.
     #     probs 0.5 0.3 0.15 0.05, top_p 0.7:   before 0 0.5 0.8 0.95   kept x x . .
@@ -80,13 +93,16 @@ def sample_token(logits, temperature=0.0, top_p=1.0):
 
 @torch.inference_mode()
 def generate(model, tokenizer, prompts, images, max_new_tokens=512, temperature=0.0, top_p=1.0,
-             answer_prefix=None):
+             top_k=0, repetition_penalty=1.0, stop=(), answer_prefix=None):
     """One question a row, each with its image (None: text alone) -> list of answers.
 
     answer_prefix: for each row a text with which its answer begins; what is returned goes on from
-    there. An answer ends where the model's context does. ValueError if a prompt leaves no room.
+    there. stop: texts before which an answer ends. It also ends where the model's context does.
+    ValueError if a prompt leaves no room.
     """
-    check_sampling(max_new_tokens, temperature, top_p)
+    check_sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty)
+    draw = partial(sample_token, temperature=temperature, top_p=top_p, top_k=top_k,
+                   repetition_penalty=repetition_penalty)
     prefixes = answer_prefix or [""] * len(prompts)
     rows = [prompt_ids(model, tokenizer, prompt, image, prefix)
             for prompt, image, prefix in zip(prompts, images, prefixes, strict=True)]
@@ -102,8 +118,8 @@ def generate(model, tokenizer, prompts, images, max_new_tokens=512, temperature=
     pixels = to_pixels(model, [image for image in images if image is not None])
 
     # Each step writes one token in every row, also where an answer has ended already.
-    answers = [Answer(tokenizer, model.config.template) for _ in rows]
-    steps = next_tokens(model, input_ids, pixels, cache, temperature, top_p)
+    answers = [Answer(tokenizer, model.config.template, stop) for _ in rows]
+    steps = next_tokens(model, input_ids, pixels, cache, draw)
     for step, tokens in zip(range(max(limits)), steps):
         for answer, token, limit in zip(answers, tokens.tolist(), limits):
             # Alone, the row would end at its limit too.
@@ -118,14 +134,16 @@ def generate(model, tokenizer, prompts, images, max_new_tokens=512, temperature=
 
 @torch.inference_mode()
 def stream(model, tokenizer, turns, image=None, max_new_tokens=512, temperature=0.0, top_p=1.0,
-           cache=None):
+           top_k=0, repetition_penalty=1.0, stop=(), cache=None):
     """Yields the answer to `turns`, which end with a human turn, piece by piece as it comes.
 
     image: that of the whole conversation, or None. cache: a PrefixCache; given again with the next
     turn, it makes that turn cost only its new tokens. It belongs to one image. ValueError if the
     conversation no longer fits into the context.
     """
-    check_sampling(max_new_tokens, temperature, top_p)
+    check_sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty)
+    draw = partial(sample_token, temperature=temperature, top_p=top_p, top_k=top_k,
+                   repetition_penalty=repetition_penalty)
     cache = cache or PrefixCache(model)
     image_tokens = model.config.image_tokens if image is not None else 0
     ids, _ = render([*turns, ("gpt", None)], tokenizer, model.config.template, image_tokens)
@@ -139,8 +157,8 @@ def stream(model, tokenizer, turns, image=None, max_new_tokens=512, temperature=
     pixels = to_pixels(model, [image] if IMAGE_TOKEN in new_ids else [])
     input_ids = torch.tensor([new_ids], device=model.device)                # [1,T]
 
-    answer = Answer(tokenizer, model.config.template)
-    steps = next_tokens(model, input_ids, pixels, cache.keys_values, temperature, top_p)
+    answer = Answer(tokenizer, model.config.template, stop)
+    steps = next_tokens(model, input_ids, pixels, cache.keys_values, draw)
     for _, tokens in zip(range(min(max_new_tokens, room)), steps):
         token = tokens.item()
         if piece := answer.put(token):
@@ -185,7 +203,7 @@ class PrefixCache:
 
 
 class Answer:
-    """One answer's ids become text, up to the end token or the template's stop string.
+    """One answer's ids become text, up to the end token or a stop string, the template's or another.
 
     Text is let out once it is certain. With the stop string "###":
 
@@ -193,8 +211,8 @@ class Answer:
         out    "a red"    " circle "     "#1"      "#" might have begun the stop string
     """
 
-    def __init__(self, tokenizer, template):
-        self.stop = TEMPLATES[template].stop
+    def __init__(self, tokenizer, template, stop=()):
+        self.stops = [text for text in (TEMPLATES[template].stop, *stop) if text]
         self.end_id = tokenizer.eos_id
         self.streamer = tokenizer.streamer()
         self.done = False
@@ -212,12 +230,14 @@ class Answer:
 
         # The streamer holds back too: half of a character that takes several tokens.
         text = self.held + self.streamer.put(token)
-        if self.stop and self.stop in text:
+        found = [text.index(stop) for stop in self.stops if stop in text]
+        if found:
             self.done = True
-            return self.let_out(text.split(self.stop)[0], held="")
+            return self.let_out(text[: min(found)], held="")
 
-        # No stop string, but its beginning may stand at the end.
-        keep = len(text) - longest_overlap(text, self.stop or "")
+        # No stop string, but the beginning of one may stand at the end.
+        overlaps = [longest_overlap(text, stop) for stop in self.stops]
+        keep = len(text) - max(overlaps, default=0)
         return self.let_out(text[:keep], held=text[keep:])
 
     def end(self):
@@ -241,12 +261,16 @@ def longest_overlap(text, stop):
 # ---- what generate and stream are made of ----
 
 
-def check_sampling(max_new_tokens, temperature, top_p):
+def check_sampling(max_new_tokens, temperature, top_p, top_k=0, repetition_penalty=1.0):
     """ValueError for numbers that no answer can be drawn with, NaN and infinity among them."""
     if not 0 <= temperature < math.inf:
         raise ValueError(f"the temperature is 0 or more, not {temperature}")
     if not 0 < top_p <= 1:
         raise ValueError(f"top-p is above 0 and at most 1, not {top_p}")
+    if top_k < 0:
+        raise ValueError(f"top-k is 0, for all words, or more, not {top_k}")
+    if not 0 < repetition_penalty < math.inf:
+        raise ValueError(f"the repetition penalty is above 0, 1 for none, not {repetition_penalty}")
     if max_new_tokens < 1:
         raise ValueError(f"an answer may have 1 token or more (max-new-tokens), not {max_new_tokens}")
 

@@ -123,7 +123,8 @@ def test_a_context_of_a_billion_tokens_costs_what_is_used_of_it(toy):
 @pytest.mark.parametrize("numbers, message", [
     ({"temperature": math.nan}, "temperature"), ({"temperature": math.inf}, "temperature"),
     ({"temperature": -1}, "temperature"), ({"top_p": math.nan}, "top-p"), ({"top_p": 0}, "top-p"),
-    ({"top_p": 1.5}, "top-p"), ({"max_new_tokens": 0}, "1 token or more")])
+    ({"top_p": 1.5}, "top-p"), ({"max_new_tokens": 0}, "1 token or more"),
+    ({"top_k": -1}, "top-k"), ({"repetition_penalty": math.nan}, "penalty"), ({"repetition_penalty": 0}, "penalty")])
 def test_numbers_that_nothing_can_be_drawn_with(toy, numbers, message):
     with pytest.raises(ValueError, match=message):
         generate(*toy, ["Hello!"], [None], **numbers)
@@ -170,9 +171,55 @@ def test_a_full_context_is_an_error_before_it_is_a_wrong_answer(toy):
 def test_top_p_keeps_the_smallest_set_that_holds_p():
     torch.manual_seed(0)
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(500, -1)
-    assert set(sample_token(logits, 1.0, top_p=0.7).tolist()) == {0, 1}
-    assert set(sample_token(logits, 1.0, top_p=1.0).tolist()) == {0, 1, 2, 3}
-    assert set(sample_token(logits, 1.0, top_p=1e-9).tolist()) == {0} == set(sample_token(logits).tolist())
+    assert set(sample_token(logits, temperature=1.0, top_p=0.7).tolist()) == {0, 1}
+    assert set(sample_token(logits, temperature=1.0, top_p=1.0).tolist()) == {0, 1, 2, 3}
+    assert set(sample_token(logits, temperature=1.0, top_p=1e-9).tolist()) == {0} == set(sample_token(logits).tolist())
+
+
+@pytest.mark.parametrize("settings, kept", [
+    ({}, [0.4, 0.25, 0.2, 0.1, 0.05]),
+    ({"temperature": 0.5}, [0.16, 0.0625, 0.04, 0.01, 0.0025]),     # the squares, to be divided by their sum
+    ({"top_k": 3}, [0.4, 0.25, 0.2, 0, 0]),
+    ({"top_p": 0.6}, [0.4, 0.25, 0, 0, 0]),
+    ({"top_k": 3, "top_p": 0.7}, [0.4, 0.25, 0, 0, 0]),             # of the three, two hold 0.65 / 0.85
+])
+def test_words_are_drawn_from_the_distribution_that_is_claimed(settings, kept):
+    torch.manual_seed(0)
+    places = torch.tensor([3, 0, 4, 1, 2])                            # not in the order of likelihood
+    logits = torch.tensor([0.4, 0.25, 0.2, 0.1, 0.05]).log()[places].expand(20000, -1)
+    claimed = torch.tensor(kept)[places] / sum(kept)
+    drawn = sample_token(logits, **{"temperature": 1.0, **settings}).bincount(minlength=5)
+    expected = 20000 * claimed
+    assert not drawn[claimed == 0].any()
+    chi_square = ((drawn - expected) ** 2 / expected)[claimed > 0].sum()
+    assert chi_square < 18.5  # exceeded once in 1,000 times, with the four degrees of freedom of five words
+
+
+def test_a_penalty_makes_less_likely_what_the_answer_has_already():
+    logits = torch.tensor([[2.0, 1.5, -0.1, -0.15]])
+    written = torch.tensor([[0, 0, 2]])
+    assert sample_token(logits, written).item() == 0
+    assert sample_token(logits, written, repetition_penalty=1.5).item() == 1       # 2 / 1.5 is less than 1.5
+    assert sample_token(logits[:, 2:], written[:, 2:] - 2, repetition_penalty=2.0).item() == 1
+    assert sample_token(logits, written[:, :0], repetition_penalty=9.0).item() == 0
+
+
+def test_with_a_penalty_an_answer_says_no_word_twice(toy):
+    model, tokenizer = toy
+    turns, (image,) = [("human", "<image>\nDescribe the image in detail.")], pictures(1)
+    cache = PrefixCache(model)
+    list(stream(*toy, turns, image, 12, repetition_penalty=1e9, cache=cache))
+    answer = cache.ids[-12:]
+    assert len(set(answer)) == 12
+    assert "".join(stream(*toy, turns, image, 60)).count("There") > 1
+
+
+def test_an_answer_ends_before_a_text_of_ones_own(toy):
+    turns, (image,) = [("human", "<image>\nDescribe the image in detail.")], pictures(1)
+    whole = "".join(stream(*toy, turns, image))
+    cut = "".join(stream(*toy, turns, image, stop=("no such text", ". There", "There is")))
+    assert cut == whole.split(". There")[0] != whole
+    assert generate(*toy, ["Describe the image in detail."], [image], stop=[". There"]) == [cut.strip()]
 
 
 def test_an_answer_stops_at_the_templates_stop_and_never_shows_a_part_of_it(toy):
