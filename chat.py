@@ -35,7 +35,8 @@ def show(image, columns=36):
 def answer(model, tokenizer, turns, image, args, memory):
     """Prints the answer as it comes and returns it."""
     pieces = []
-    for piece in stream(model, tokenizer, turns, image, args.max_new_tokens, args.temperature, args.top_p, memory):
+    for piece in stream(model, tokenizer, turns, image, args.max_new_tokens, args.temperature, args.top_p,
+                        cache=memory):
         piece = piece if pieces else piece.lstrip()
         pieces.append(piece)
         print(piece, end="", flush=True)
