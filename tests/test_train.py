@@ -1,10 +1,10 @@
 """A run cannot be lost, and its result does not depend on how many ranks shared the work."""
-import argparse
 import json
 import os
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,8 @@ import torch
 
 import train
 from minillava.checkpoint import TOY, load_llava
+from minillava.toy.recipes import TOY_RECIPES
+from minillava.training.run_folder import Setup, Sources
 from tests.check_kill import bits, command, make_world
 
 ROOT = Path(__file__).parent.parent
@@ -90,31 +92,29 @@ def test_two_ranks_are_one_and_fsdp_is_ddp(world, peace, tmp_path):
         assert max(abs(a - b) for a, b in zip(losses(out), losses(peace), strict=True)) < 1e-5
 
 
-def arguments(world, out, recipe="toy-pretrain", **more):
-    settled = train.RECIPES[recipe] | {"batch": 4, "per_gpu": 4}
-    names = dict(init=None, vision=TOY / "clip", language=TOY / "vicuna", images=world / "train", out=out, seed=0,
-                 dtype="bfloat16", answer_first=False, text_only=False, resume=False, shard=False,
-                 workers=0, save_every=100, keep=2, settled=settled,
-                 data=world / ("brief.json" if recipe.endswith("pretrain") else "chat.json"))
-    return argparse.Namespace(**names | more)
+def toy(world, out, name="toy-pretrain"):
+    """What train.run wants for a toy recipe, in steps of 4."""
+    recipe = replace(TOY_RECIPES[name], batch=4, per_gpu=4)
+    data = world / ("brief.json" if name == "toy-pretrain" else "chat.json")
+    sources = Sources(TOY / "clip", TOY / "vicuna", data=data, images=world / "train")
+    return recipe, sources, Setup(out)
 
 
 def test_stage_1_leaves_clip_and_the_language_model_bit_identical(world, tmp_path):
-    args = arguments(world, tmp_path)
+    recipe, sources, setup = toy(world, tmp_path)
     before, _ = load_llava(vision=TOY / "clip", language=TOY / "vicuna", projector="mlp2x_gelu", device="cpu")
-    model, tokenizer = train.load_model(args, args.settled)
-    data = train.prepare_data(args, args.settled, tokenizer, model.config, 0)
-    after = train.train(model, tokenizer, data, args.settled, args, 0, torch.device("cpu")).state_dict()
+    model, tokenizer = train.make_model(recipe, sources)
+    data = train.make_data(recipe, sources, tmp_path, tokenizer, model.config)
+    after = train.train(model, data, recipe, setup, torch.device("cpu")).state_dict()
     same = {name: torch.equal(tensor, after[name].to(tensor.dtype)) for name, tensor in before.state_dict().items()}
     assert all(equal != name.startswith("mm_projector") for name, equal in same.items())
 
 
 def test_a_loss_that_is_not_finite_names_step_and_samples(world, tmp_path):
-    args = arguments(world, tmp_path, "toy-finetune")
-    args.settled |= {"lr": float("inf")}
+    recipe, sources, setup = toy(world, tmp_path, "toy-finetune")
     told = r"step \d+ is nan, of the samples 0000\S*_\w+, .* last good checkpoint is none"
     with pytest.raises(FloatingPointError, match=told):
-        train.run(args, 0, torch.device("cpu"))
+        train.run(replace(recipe, lr=float("inf")), sources, setup, torch.device("cpu"))
 
 
 def test_what_is_wrong_is_one_line(world, tmp_path):

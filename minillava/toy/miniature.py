@@ -1,4 +1,4 @@
-"""The miniature as a whole: the data its two stages learn from, and what it has learned, on held-out scenes.
+"""The miniature as a whole: the data its two stages learn from, and what it has learned of it.
 
 `train.py` draws the data, trains both stages and prints the held-out table.
 """
@@ -20,14 +20,15 @@ from minillava.toy.teacher import teach
 
 
 def draw_world(world, scenes, heldout, seed, science=False):
-    """Draws the folder `world`: pictures and annotations (train, val), and a file of samples for each stage.
+    """Draws the folder `world`: pictures and annotations (train, val), a file of samples per stage.
 
-    world/pretrain.json is for stage 1, world/finetune.json or the folder world/scienceqa for stage 2. A world that is
-    there already stays as it is.
+    world/pretrain.json is for stage 1, world/finetune.json or the folder world/scienceqa for
+    stage 2. A world that is there already stays as it is.
     """
     if (world / "pretrain.json").exists():
         return
-    print(f"Drawing the toy world: {scenes} scenes to learn from and {heldout} held out, in {world}")
+    print(f"Drawing the toy world: {scenes} scenes to learn from "
+          f"and {heldout} held out, in {world}")
     make_world(world, "train", scenes, seed)
     make_world(world, "val", heldout, seed)
 
@@ -44,7 +45,7 @@ def draw_world(world, scenes, heldout, seed, science=False):
 
 
 def report(model, tokenizer, world, out, per_type, seed):
-    """Prints the held-out table, which out/heldout.json keeps, and a chat about the first held-out scene."""
+    """Prints the held-out table, kept in out/heldout.json, and a chat about a held-out scene."""
     heldout = read_symbols(world / "captions_val.json", world / "instances_val.json")
     questions = heldout_questions(heldout, per_type, seed)
     pictures = {name: load_image(world / "val" / name) for name in heldout}
@@ -59,7 +60,7 @@ def report(model, tokenizer, world, out, per_type, seed):
 
 
 def heldout_table(model, tokenizer, questions, pictures):
-    """-> {column: {type of question: share}}: with its picture, and two controls, without one and with another scene's.
+    """-> {column: {type of question: share}}: its picture, and two controls, none and another's.
 
     questions: of `heldout_questions`; pictures: {name: PIL image}.
     """
@@ -68,16 +69,21 @@ def heldout_table(model, tokenizer, questions, pictures):
     none = [None] * len(questions)
     other = [pictures[names[names.index(question["image"]) - 1]] for question in questions]
 
-    table = {"its_picture": score(model, tokenizer, questions, own, "held-out questions"),
-             "no_picture": score(model, tokenizer, questions, none, "control: no picture"),
-             "another_picture": score(model, tokenizer, questions, other, "control: another picture")}
+    table = {
+        "its_picture": score(model, tokenizer, questions, own, "held-out questions"),
+        "no_picture": score(model, tokenizer, questions, none, "control: no picture"),
+        "another_picture": score(model, tokenizer, questions, other, "control: another picture"),
+    }
     for column in table.values():
         column["all"] = sum(column.values()) / len(column)  # as many questions of each type
     return table
 
 
 def score(model, tokenizer, questions, images, desc, batch=128):
-    """-> {type: share of questions whose whole answer is exactly right}; images: a PIL image or None per question."""
+    """-> {type: share of questions whose whole answer is exactly right}.
+
+    images: a PIL image or None per question.
+    """
     # rows of a batch end together
     order = sorted(range(len(questions)), key=lambda i: len(questions[i]["answer"]))
     right = {}
@@ -92,7 +98,8 @@ def score(model, tokenizer, questions, images, desc, batch=128):
 
 def print_table(table, questions):
     scenes = len({question["image"] for question in questions})
-    print(f"\nWhole answers exactly right, of {len(questions)} questions on {scenes} held-out scenes")
+    print(f"\nWhole answers exactly right, "
+          f"of {len(questions)} questions on {scenes} held-out scenes")
     print(f"{'%':12}{'its picture':>12}{'no picture':>12}{'another picture':>17}")
     for kind in table["its_picture"]:
         own, none, other = (100 * table[column][kind] for column in table)
@@ -100,7 +107,7 @@ def print_table(table, questions):
 
 
 def sample_chat(model, tokenizer, picture, symbols, seed):
-    """A dialogue of three turns; symbols: the captions and boxes, from which the toy teacher asks."""
+    """A dialogue of three turns; symbols: captions and boxes, from which the toy teacher asks."""
     turns = []
     for kind in ("detail", "conversation", "reasoning"):
         question, _ = teach(kind, *symbols, random.Random(seed))[0]

@@ -1,21 +1,27 @@
 """Optimiser, schedule and mixed precision, as every training here uses them.
 
-LLaVA trains with AdamW, cosine and 3 % warm-up (section 5; scripts/v1_5/*.sh). The miniature gives its matrices to Muon
-(Jordan 2024), which reaches the same loss in a third of the steps at this size.
+LLaVA trains with AdamW, cosine and 3 % warm-up (section 5; scripts/v1_5/*.sh). The miniature gives
+its matrices to Muon (Jordan 2024), which reaches the same loss in a third of the steps there.
 """
 import math
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.func import functional_call
 
 
 def make_optimizers(model, lr, muon_lr=None):
-    """AdamW over what requires a gradient; with `muon_lr`, Muon over the matrices inside the blocks."""
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    matrices = [p for name, p in trained.items() if muon_lr and p.ndim == 2 and ".layers." in name]
-    rest = [p for p in trained.values() if not any(p is m for m in matrices)]
-    optimizers = [torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.999), weight_decay=0.0, fused=True)]
+    """AdamW over what requires a gradient; with `muon_lr`, Muon over the blocks' matrices."""
+    matrices, others = [], []
+    for name, p in model.named_parameters():
+        if not p.requires_grad:
+            continue
+        to_muon = muon_lr and p.ndim == 2 and ".layers." in name
+        (matrices if to_muon else others).append(p)
+
+    adamw = torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.999), weight_decay=0.0, fused=True)
+    optimizers = [adamw]
     if matrices:
         optimizers.append(torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.0))
     for optimizer in optimizers:
@@ -25,10 +31,17 @@ def make_optimizers(model, lr, muon_lr=None):
 
 
 def set_lr(optimizers, step, steps, warmup=0.03):
-    """Linear warm-up over the first 3 % of the steps, then half a cosine down to 0; returns the first group's rate."""
+    """Linear warm-up over the first 3 % of the steps, then half a cosine down to 0.
+
+    Returns the first group's rate.
+    """
     ramp = math.ceil(warmup * steps)
-    progress = (step - ramp) / max(1, steps - ramp)
-    scale = (step + 1) / ramp if step < ramp else 0.5 * (1 + math.cos(math.pi * progress))
+    if step < ramp:
+        scale = (step + 1) / ramp
+    else:
+        progress = (step - ramp) / max(1, steps - ramp)
+        scale = 0.5 * (1 + math.cos(math.pi * progress))
+
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = scale * group["peak_lr"]
@@ -41,6 +54,37 @@ def take_step(optimizers):
         optimizer.zero_grad()
 
 
+def gradient_norm(model):
+    """Of all trained weights together, a scalar on the device."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)
+
+
+def loss_and_gradients(model, dtype, input_ids, pixels, labels, supervised):
+    """Forward and backward of one micro-batch -> its loss, detached; the gradients are in `p.grad`.
+
+    supervised: what the summed loss is divided by. FSDP2 casts the weights to `dtype` by itself.
+    """
+    if isinstance(model, FSDPModule):
+        loss = model(input_ids, pixels, labels=labels, supervised=supervised)
+        loss.backward()
+        return loss.detach()
+    return forward_backward_in(
+        dtype, model, input_ids, pixels, labels=labels, supervised=supervised)
+
+
+def forward_backward_in(dtype, model, *args, **kwargs):
+    """loss = model(...) and its backward in `dtype`, while weights and gradients stay fp32.
+
+    Mixed precision as DeepSpeed and FSDP have it: each weight is cast once, and all that follows
+    is in bf16. Autocast casts operation by operation, and would leave the residual stream in fp32.
+    `functional_call` lends the cast weights to the model for one call only, and activation
+    checkpointing computes with them again in the backward: so the backward runs within that call.
+    """
+    weights = {f"model.{name}": p.to(dtype) for name, p in model.named_parameters()}
+    return functional_call(_ForwardBackward(model), weights, args, kwargs)
+
+
 class _ForwardBackward(nn.Module):
     def __init__(self, model):
         super().__init__()
@@ -50,11 +94,3 @@ class _ForwardBackward(nn.Module):
         loss = self.model(*args, **kwargs)
         loss.backward()
         return loss.detach()
-
-
-def forward_backward_in(dtype, model, *args, **kwargs):
-    """loss = model(...) and its backward in `dtype`, while parameters, gradients and optimiser stay fp32: one cast per
-    weight and step. The backward runs within the call, since activation checkpointing computes with the cast weights again.
-    """
-    weights = {f"model.{name}": p.to(dtype) for name, p in model.named_parameters()}
-    return functional_call(_ForwardBackward(model), weights, args, kwargs)

@@ -1,18 +1,31 @@
-"""What a training would take, worked out from shapes alone: parameters, memory per GPU, arithmetic, hours.
+"""What a training would take, from shapes alone: parameters, memory per GPU, arithmetic, hours.
 
-Memory counts what PyTorch allocates: not the CUDA context (about 1 GB), not fragments. Arithmetic is that of the model
-(Kaplan et al. 2020: 2 FLOPs per weight and token forward, 2 for the gradient of what goes in, 2 for that of the weight,
-and attention); what activation checkpointing computes again is not counted, as usual for an MFU.
+Memory counts what PyTorch allocates: not the CUDA context (about 1 GB), not fragments. Arithmetic
+is that of the model (Kaplan et al. 2020): 2 FLOPs per weight and token forward, 2 for the gradient
+of what goes in, 2 for that of the weight. What activation checkpointing computes again is not counted,
+as usual for an MFU.
 """
+from dataclasses import asdict
+
 import torch
 
 from minillava.llava import HEAD_CHUNK, Llava
 
-PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}  # dense bf16 FLOP/s: NVIDIA's data sheets
+# dense bf16 FLOP/s: NVIDIA's data sheets
+PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
+
+
+def peak_flops(device):
+    """FLOP/s of the GPU at hand, or None if it is none of PEAKS."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((flops for gpu, flops in PEAKS.items() if gpu in name), None)
 
 
 def count(module, trained=None):
-    return sum(p.numel() for p in module.parameters() if trained is None or p.requires_grad == trained)
+    """Parameters: all of them, or those that are trained (True) or frozen (False)."""
+    return sum(p.numel() for p in module.parameters() if trained in (None, p.requires_grad))
 
 
 def skeleton(config, stage):
@@ -24,59 +37,113 @@ def skeleton(config, stage):
 
 
 def step_flops(model, stage, tokens, images):
-    """Of one optimiser step over `tokens` tokens, those of `images` images included; sequences short of the context."""
+    """Of one optimiser step over `tokens` tokens, those of `images` images included.
+
+    Sequences are taken as short beside the context: attention's own part is left out.
+    """
     config, language = model.config, model.language_model
-    back = 3 if stage == 2 else 2  # forward and one or both backwards
-    towers = len(model.vision_tower.encoder.layers)
-    used = config.vision_feature_layer % (towers + 1) / towers  # blocks above the asked layer do not run
-    tower = 2 * used * count(model.vision_tower.encoder) * (config.image_tokens + 1) * images
+    blocks = len(model.vision_tower.encoder.layers)
+    used = config.vision_feature_layer % (blocks + 1) / blocks  # those above do not run
+
+    clip = 2 * used * count(model.vision_tower.encoder) * (config.image_tokens + 1) * images
     projector = 3 * 2 * count(model.mm_projector) * config.image_tokens * images
     matrices = count(language.layers) + language.lm_head.weight.numel()
-    return tower + projector + back * 2 * matrices * tokens
+    passes = 3 if stage == 2 else 2  # forward, and one or both backwards
+    return clip + projector + passes * 2 * matrices * tokens
 
 
 def memory(model, tokens, ranks, shard, checkpointing, width, accumulate=1):
-    """{item: bytes} on one GPU, "in all" at the worst moment. tokens: of the micro-batch on this GPU; width: bytes of a
-    number computed with. Logits are gone before gradients are there, unless those of earlier micro-batches are."""
-    config, language = model.config, model.language_model
+    """{item: bytes} on one GPU, "in all" at the worst moment.
+
+    tokens: of the micro-batch on this GPU; width: bytes of a number that is computed with.
+    """
+    config = model.config.language_config
     trained, frozen = count(model, True), count(model, False)
-    block = count(language.layers[0])
-    root = trained - len(language.layers) * block if language.embed_tokens.weight.requires_grad else 0
-    c = config.language_config
-    D, inner, heads = c.hidden_size, c.intermediate_size, c.num_attention_heads * c.head_dim
-    kv = c.num_key_value_heads * c.head_dim
-    # What a block keeps for its backward, per token: norms (in, fp32), q k v before and after RoPE, attention, MLP.
-    kept = 2 * (2 * D * width + 4 * D) + (3 * heads + 4 * kv) * width + (4 * inner + D) * width
-    layers = len(language.layers)
-    items = {"weights": 4 * trained + width * frozen, "optimizer": 8 * trained, "gradients": 4 * trained,
-             "activations": tokens * (layers * D * width + kept if checkpointing else layers * kept),
-             "logits": min(HEAD_CHUNK, tokens) * c.vocab_size * (12 if width == 4 else 14)}  # fp32: 3 copies
-    if shard:  # FSDP2 gathers what is no block's for the whole step, and a block and the next when they are computed
+    layers = config.num_hidden_layers
+
+    kept = kept_per_token(config, width)
+    kept_by_all = layers * config.hidden_size * width + kept if checkpointing else layers * kept
+    logits = 12 if width == 4 else 14  # bytes: 3 copies in fp32
+    items = {
+        "weights": 4 * trained + width * frozen,
+        "optimizer": 8 * trained,
+        "gradients": 4 * trained,
+        "activations": tokens * kept_by_all,
+        "logits": min(HEAD_CHUNK, tokens) * config.vocab_size * logits,
+    }
+
+    if shard:
+        # FSDP2 gathers what is no block's for the whole step; of the blocks, this one and the next
+        block = count(model.language_model.layers[0])
+        root = 0
+        if model.language_model.embed_tokens.weight.requires_grad:
+            root = trained - layers * block
         items["weights"] = 4 * trained / ranks + width * (frozen + root + 2 * block)
         items["gradients"] = 4 * trained / ranks + width * root
         items["optimizer"] /= ranks
     elif width < 4:
         items["weights"] += width * trained  # the copies that are computed with
-    later = items["logits"], items["gradients"]
-    items["in all"] = sum(items.values()) - (min(later) if accumulate == 1 else 0)
+
+    # logits are gone before there are gradients, but for those of earlier micro-batches
+    never_together = min(items["logits"], items["gradients"]) if accumulate == 1 else 0
+    items["in all"] = sum(items.values()) - never_together
     return items
 
 
-def report(config, recipe, samples, tokens, ranks, per_gpu, shard, checkpointing, width, mfu):
-    """The plan as lines of text; samples and tokens: how many, and the mean of one with its image."""
-    model, stage = skeleton(config, recipe["stage"]), recipe["stage"]
-    accumulate = recipe["batch"] // (per_gpu * ranks)
-    items = memory(model, per_gpu * recipe["max_length"], ranks, shard, checkpointing, width, accumulate)
-    steps = -(-samples // recipe["batch"]) * recipe["epochs"]
-    flops = step_flops(model, stage, recipe["batch"] * tokens, recipe["batch"])
-    lines = [f"trained     {count(model, True):>16,} parameters", f"frozen      {count(model, False):>16,} parameters",
-             f"memory per GPU, {ranks} of them, {per_gpu} samples of {recipe['max_length']} tokens each, "
-             f"{'FSDP2' if shard else 'DDP'}{', activation checkpointing' if checkpointing else ''}:"]
+def kept_per_token(config, width):
+    """Bytes that a block keeps for its backward: norms (fp32), q k v before and after RoPE, MLP."""
+    D, inner = config.hidden_size, config.intermediate_size
+    heads = config.num_attention_heads * config.head_dim
+    kv = config.num_key_value_heads * config.head_dim
+    norms = 2 * (2 * D * width + 4 * D)
+    attention = (3 * heads + 4 * kv) * width
+    mlp = (4 * inner + D) * width
+    return norms + attention + mlp
+
+
+def plan_lines(config, recipe, ranks, shard, dtype, mfu):
+    """The plan as text."""
+    model = skeleton(config, recipe.stage)
+    accumulate = recipe.batch // (recipe.per_gpu * ranks)
+    width = 2 if dtype == "bfloat16" else 4
+    items = memory(model, recipe.per_gpu * recipe.max_length, ranks, shard,
+                   recipe.checkpointing, width, accumulate)
+    steps = -(-recipe.samples // recipe.batch) * recipe.epochs
+    flops = step_flops(model, recipe.stage, recipe.batch * recipe.mean, recipe.batch)
+
+    how = "FSDP2" if shard else "DDP"
+    if recipe.checkpointing:
+        how += ", activation checkpointing"
+    lines = [
+        f"trained     {count(model, True):>16,} parameters",
+        f"frozen      {count(model, False):>16,} parameters",
+        f"memory per GPU, {ranks} of them, {recipe.per_gpu} samples of {recipe.max_length} tokens "
+        f"each, {how}:",
+    ]
     lines += [f"  {name:<12}{size / 2**30:>8.1f} GiB" for name, size in items.items()]
-    lines += [f"steps       {steps:>16,}  ({samples:,} samples x {recipe['epochs']} / {recipe['batch']}, "
-              f"accumulating {accumulate}x)",
-              f"per step    {flops:>16.3g}  FLOPs ({tokens} tokens a sample)"]
+    lines += [
+        f"steps       {steps:>16,}  ({recipe.samples:,} samples x {recipe.epochs} / "
+        f"{recipe.batch}, accumulating {accumulate}x)",
+        f"per step    {flops:>16.3g}  FLOPs ({recipe.mean} tokens a sample)",
+    ]
     for name in ("A100", "H100"):
         hours = steps * flops / (mfu * PEAKS[name] * ranks) / 3600
         lines.append(f"on {ranks} {name:<8}{hours:>12.1f}  hours at an MFU of {mfu:.0%}")
+    return "\n".join(lines)
+
+
+def description(config, recipe, sources, out):
+    """What a recipe would train, freeze, read and write, as text."""
+    model = skeleton(config, recipe.stage)
+    parts = {"CLIP": model.vision_tower, "projector": model.mm_projector,
+             "language model": model.language_model}
+    lines = []
+    for name, part in parts.items():
+        how = "trained" if count(part, trained=True) else "frozen"
+        lines.append(f"{how:8} {name:15} {count(part):>15,}")
+    for name in ("vision", "language", "init", "data", "images"):
+        lines.append(f"{'reads':8} --{name:13} {getattr(sources, name)}")
+    lines.append(f"{'writes':8} {out}/: config.json, metrics.jsonl, loss.png, checkpoint-N, "
+                 f"{recipe.result}")
+    lines += [f"{name:24} {value}" for name, value in asdict(recipe).items()]
     return "\n".join(lines)

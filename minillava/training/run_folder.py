@@ -1,68 +1,102 @@
-"""A run is a folder: what was asked for, what was measured at every step, and a picture of the loss."""
+"""A run is a folder: what was asked for, and what was measured at every step."""
 import json
-import math
 import shlex
 import subprocess
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from PIL import Image, ImageDraw
 
 from minillava.files import write
 
 
+@dataclass(frozen=True)
+class Sources:
+    """Where a run begins: folders and files, or None."""
+
+    vision: Path | None = None    # a CLIP
+    language: Path | None = None  # a Vicuna, any Llama
+    init: Path | None = None      # a run of stage 1, or a whole LLaVA
+    data: Path | None = None      # a file of LLaVA-JSON, or ScienceQA's folder
+    images: Path | None = None    # the folder of its images
+    answer_first: bool = False    # ScienceQA: answer, then reason
+    text_only: bool = False       # ScienceQA: without the questions that have an image
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where a run goes, and how it is carried out."""
+
+    out: Path
+    resume: bool = False
+    seed: int = 0
+    dtype: str = "bfloat16"  # to compute in; trained weights are fp32
+    shard: bool = False      # FSDP2, else DDP
+    workers: int = 0         # processes that load data
+    save_every: int = 500    # steps
+    keep: int = 2            # checkpoints
+
+
+def asked_for(recipe, sources, setup):
+    """What config.json says of a run, and what --resume must not change."""
+    settings = asdict(sources) | {"seed": setup.seed, "dtype": setup.dtype}
+    asked = {"recipe": asdict(recipe), "settings": settings}
+    return json.loads(json.dumps(asked, default=str))  # as the file will have it
+
+
+def refuse_mixing(setup, asked):
+    """ValueError if `out` holds a run that was begun otherwise, or that is not to be resumed."""
+    if not measured(setup.out):
+        return
+    if not setup.resume:
+        raise already_there(setup.out)
+    before = json.loads((setup.out / "config.json").read_text(encoding="utf-8"))
+    changes = []
+    for part, values in asked.items():
+        for name, value in values.items():
+            if name != "per_gpu" and before[part].get(name) != value:
+                changes.append(f"{name} {before[part][name]} to {value}")
+    if changes:
+        raise ValueError(f"the run in {setup.out} was begun otherwise, "
+                         f"--resume cannot change {'; '.join(changes)}")
+
+
+def already_there(out):
+    return ValueError(f"{out} holds a run already; go on with it by --resume, "
+                      f"or name another folder with --out")
+
+
+def write_config(out, asked):
+    config = {"command": shlex.join(sys.argv), "git": git_state(), **asked}
+    write(out / "config.json", json.dumps(config, indent=1))
+
+
 def git_state():
-    """The commit this runs from, with "+" if files were changed since; None outside a repository."""
-    here = Path(__file__).parent
+    """The commit this runs from, with "+" if files have changed; None outside a repository."""
+    git = ["git", "-C", Path(__file__).parent]
     try:
-        commit, changed = (subprocess.run(["git", "-C", here, *command], capture_output=True, text=True, check=True).stdout
-                           for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]))
-        return commit.strip() + "+" * bool(changed)
+        commit = subprocess.run([*git, "rev-parse", "HEAD"],
+                                capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"],
+                                 capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
+    return f"{commit}+" if changed else commit
 
 
-def begin(folder, recipe, settings):
-    """Makes the folder and its config.json: the command, the recipe and all settings, as JSON."""
-    config = {"command": shlex.join(sys.argv), "git": git_state(), "recipe": recipe, "settings": settings}
-    write(folder / "config.json", json.dumps(config, indent=1, default=str))
-
-
-def measured(folder):
+def measured(out):
     """The rows of metrics.jsonl, but for a last one that a killed run left half written."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    path = out / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
 
 
-def rewind(folder, step):
+def losses(out):
+    return [row["loss"] for row in measured(out)]
+
+
+def rewind(out, step):
     """Forgets what was measured from `step` on: it will be done again."""
-    rows = [row for row in measured(folder) if row["step"] < step]
-    write(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def draw_loss(curves, path):
-    """The smoothed losses, one after the other on a log scale; curves: [(name, losses)]."""
-    W, H, M = 720, 360, 46
-    image = Image.new("RGB", (W, H), "white")
-    pen, smoothed = ImageDraw.Draw(image), []
-    for name, losses in curves:
-        smooth, mean = [], losses[0]
-        for loss in losses:
-            mean = 0.95 * mean + 0.05 * loss
-            smooth.append(max(mean, 1e-6))
-        smoothed.append((name, smooth))
-    low, high = (math.log(pick(pick(curve) for _, curve in smoothed)) for pick in (min, max))
-    steps, start = sum(len(curve) for _, curve in smoothed), 0
-    for k in range(5):
-        y = M + (H - 2 * M) * k / 4
-        pen.line((M, y, W - M, y), "#dddddd")
-        pen.text((6, y - 6), f"{math.exp(high + (low - high) * k / 4):.3f}", "black")
-    for row, ((name, curve), color) in enumerate(zip(smoothed, ("#1f77b4", "#d62728"))):
-        points = [(M + (W - 2 * M) * (start + i) / steps,
-                   M + (H - 2 * M) * (high - math.log(loss)) / max(high - low, 1e-6)) for i, loss in enumerate(curve)]
-        pen.line(points, color, width=2)
-        pen.text((W - 240, 8 + 16 * row), f"{name}: {curve[-1]:.3f} after {len(curve)} steps", color)
-        start += len(curve)
-    pen.text((W // 2 - 40, H - 24), f"{steps} steps", "black")
-    image.save(path)
+    rows = [json.dumps(row) + "\n" for row in measured(out) if row["step"] < step]
+    write(out / "metrics.jsonl", "".join(rows))

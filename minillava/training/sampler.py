@@ -2,54 +2,84 @@
 import torch
 
 
-def micro_batches(lengths, batch, world, rank, accumulate, grouped, epochs, seed):
-    """What one of `world` ranks trains on, list of lists of indices: `accumulate` micro-batches of `batch` to a step.
+def micro_batches(lengths, per_gpu, ranks, rank, accumulate, grouped, epochs, seed):
+    """What one of the ranks trains on -> lists of `per_gpu` indices, `accumulate` of them a step.
 
-    The order depends on the seed and on the size of the global batch alone, so that 2 ranks that accumulate twice see
-    the very global batches of 1 rank that accumulates 4 times. An epoch whose last step falls short is filled up from
-    its beginning. grouped: of like length and one modality, as in LLaVA-1.5's second stage; else at random.
+    The global batches depend on the seed and on their size alone: 2 ranks that accumulate twice see
+    those of 1 rank that accumulates 4 times. An epoch whose last step falls short is filled up from
+    its beginning. grouped: as in LLaVA-1.5's second stage; else at random.
     """
+    size = per_gpu * ranks * accumulate  # of a global batch
     mine = []
     for epoch in range(epochs):
         generator = torch.Generator().manual_seed(seed + epoch)
-        order = (grouped_order(lengths, batch, world * accumulate, generator) if grouped
-                 else torch.randperm(len(lengths), generator=generator).tolist())
-        size = batch * world * accumulate
-        order += [order[i % len(order)] for i in range(-len(order) % size)]
-        mine += [order[start : start + batch] for start in range(rank * batch, len(order), world * batch)]
+        if grouped:
+            order = grouped_order(lengths, per_gpu, ranks * accumulate, generator)
+        else:
+            order = torch.randperm(len(lengths), generator=generator).tolist()
+        missing = -len(order) % size
+        order += [order[i % len(order)] for i in range(missing)]
+
+        # the micro-batches take turns among the ranks
+        for start in range(rank * per_gpu, len(order), ranks * per_gpu):
+            mine.append(order[start : start + per_gpu])
     return mine
 
 
-def grouped_order(lengths, batch, world, generator):
-    """A shuffled order in which each global batch holds samples of like length, and of one modality: llava_trainer.py.
+def grouped_order(lengths, batch, parts, generator):
+    """A shuffled order in which each global batch holds samples of like length, of one modality.
 
-    lengths: ints, negative for text alone; batch: samples per rank and step; world: ranks x accumulation steps. The last
-    batch is the only mixed one. The same generator state gives the same order as the official code.
+    lengths: ints, negative for text alone; batch: samples of a micro-batch; parts: micro-batches of
+    a step, ranks x accumulation. The last global batch is the only mixed one. The same state of the
+    generator gives the same order as the official code. Two ranks with two samples each:
+
+        sample     0 1 2 3 4 5 6 7
+        words      5 8 2 9 4 6 3 7
+        shuffled   4 0 7 3 | 2 5 1 6         cut into global batches
+        longest    3 7 0 4 | 1 5 6 2
+        shared     3 4, 7 0 | 1 2, 5 6       9 + 4 words and 7 + 5; 8 + 2 and 6 + 3
     """
-    if all(n > 0 for n in lengths) or all(n < 0 for n in lengths):
-        return [i for mega in _megabatches(lengths, batch, world, generator) for i in mega]
-    kinds = []
-    for sign in (1, -1):
-        indices = [i for i, n in enumerate(lengths) if n * sign > 0]
-        megabatches = _megabatches([abs(lengths[i]) for i in indices], batch, world, generator)
-        order = [indices[i] for mega in megabatches for i in mega]
-        kinds.append([order[i : i + batch * world] for i in range(0, len(order), batch * world)])
-    last = sorted(kinds[0].pop() + kinds[1].pop())
-    megabatches = kinds[0] + kinds[1]
-    shuffled = [megabatches[i] for i in torch.randperm(len(megabatches), generator=generator).tolist()]
-    return [i for mega in shuffled + [last] for i in mega]
+    images = [i for i, length in enumerate(lengths) if length > 0]
+    texts = [i for i, length in enumerate(lengths) if length < 0]
+    if not images or not texts:
+        return joined(global_batches(range(len(lengths)), lengths, batch, parts, generator))
+
+    words = [abs(length) for length in lengths]
+    image_batches = global_batches(images, words, batch, parts, generator)
+    text_batches = global_batches(texts, words, batch, parts, generator)
+    last = sorted(image_batches.pop() + text_batches.pop())
+
+    batches = image_batches + text_batches
+    shuffled = torch.randperm(len(batches), generator=generator).tolist()
+    return joined(batches[i] for i in shuffled) + last
 
 
-def _megabatches(lengths, batch, world, generator):
-    order, size = torch.randperm(len(lengths), generator=generator).tolist(), batch * world
-    for start in range(0, len(order), size):
-        mega = sorted(order[start : start + size], key=lambda i: lengths[i], reverse=True)
-        if len(mega) % world:
-            yield [i for rank in range(world) for i in mega[rank::world]]
-        else:  # the longest left goes to the rank with the least so far
-            ranks, sums = [[] for _ in range(world)], [0] * world
-            for i in mega:
-                rank = min((r for r in range(world) if len(ranks[r]) < len(mega) // world), key=lambda r: sums[r])
-                ranks[rank].append(i)
-                sums[rank] += lengths[i]
-            yield [i for rank in ranks for i in rank]
+def global_batches(samples, lengths, batch, parts, generator):
+    """The samples, shuffled, in batches whose order shares them out -> lists of samples."""
+    order = torch.randperm(len(samples), generator=generator).tolist()
+    shuffled = [samples[i] for i in order]
+    size = batch * parts
+    pieces = [shuffled[start : start + size] for start in range(0, len(shuffled), size)]
+    return [shared_out(piece, lengths, parts) for piece in pieces]
+
+
+def shared_out(samples, lengths, parts):
+    """One global batch, put in an order whose `parts` equal parts have about as many words each."""
+    longest_first = sorted(samples, key=lambda i: lengths[i], reverse=True)
+    if len(samples) % parts:  # the last batch of an epoch
+        return joined(longest_first[part::parts] for part in range(parts))
+
+    # each sample goes to the part with the fewest words so far that is not full
+    size = len(samples) // parts
+    filled = [[] for _ in range(parts)]
+    words = [0] * parts
+    for i in longest_first:
+        not_full = [part for part in range(parts) if len(filled[part]) < size]
+        lightest = min(not_full, key=lambda part: words[part])
+        filled[lightest].append(i)
+        words[lightest] += lengths[i]
+    return joined(filled)
+
+
+def joined(lists):
+    return [i for part in lists for i in part]

@@ -103,7 +103,7 @@ def seven_billion(stage, layers, samples, length=2048, steps=5):
     torch.cuda.synchronize()
     seconds, tokens = (time.time() - began) / steps, samples * length
     skeleton = plan.skeleton(config, stage)
-    peak = next((flops for name, flops in plan.PEAKS.items() if name in torch.cuda.get_device_name()), float("nan"))
+    peak = plan.peak_flops(torch.device("cuda")) or float("nan")
     foretold = plan.memory(skeleton, tokens, 1, shard, True, 2)["in all"]
     used = torch.cuda.max_memory_allocated()
     print(f"7B shapes, stage {stage}, {layers} layers, {samples} x {length} tokens: {tokens / seconds:,.0f} tokens/s, "
@@ -116,7 +116,7 @@ def main():
     flash()
     with tempfile.TemporaryDirectory() as folder:
         one_billion(Path(folder))
-    distributed.set_up("cuda", alone=False)
+    distributed.set_up("cuda", shard=True)
     seven_billion(1, 32, 8)
     torch.cuda.empty_cache()
     seven_billion(2, 10 if torch.cuda.mem_get_info()[1] < 100e9 else 20, 4)

@@ -1,0 +1,40 @@
+"""--check-data: every sample is read once, and what is wrong with it is named."""
+import sys
+
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from minillava.terminal import printable
+
+
+class Checked(Dataset):
+    """item -> what is wrong with the sample, or None."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        sample = self.data.sample(index)
+        name = sample.get("id", index) if isinstance(sample, dict) else index
+        try:
+            item = self.data.prepare(sample)
+        except (OSError, ValueError) as error:
+            return f"{name}: {error}"
+        if item["cut"]:
+            return f"{name}: too long, cut after {self.data.max_length} tokens"
+        return None
+
+
+def check_data(data, workers):
+    """Reads every sample once and prints what is wrong with which; returns how many are."""
+    bad = 0
+    lines = DataLoader(Checked(data), batch_size=None, num_workers=workers)
+    for line in tqdm(lines, desc="samples"):
+        if line:
+            bad += 1
+            tqdm.write(printable(line, keep=""), file=sys.stdout)
+    print(f"{len(data)} samples, {bad} of them named above")
+    return bad

@@ -1,0 +1,156 @@
+"""The command line of train.py: its flags, and what is wrong with them."""
+import argparse
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+from minillava.terminal import exit_with
+from minillava.training.recipes import changed
+from minillava.training.run_folder import Setup, Sources
+
+FLAG = argparse.BooleanOptionalAction
+
+
+def make_parser(doc, recipes):
+    parser = argparse.ArgumentParser(
+        prog="train.py", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", choices=recipes,
+                        help="which training (default: the whole miniature)")
+    add_sources(parser)
+    add_changes(parser)
+    add_setup(parser)
+    add_questions(parser)
+    return parser
+
+
+def add_sources(parser):
+    for name, text in (("vision", "folder of a CLIP"),
+                       ("language", "folder of a Vicuna, of any Llama"),
+                       ("init", "run of stage 1, or a whole LLaVA, to begin with"),
+                       ("data", "file of LLaVA-JSON, or ScienceQA's folder"),
+                       ("images", "folder of its images")):
+        parser.add_argument(f"--{name}", type=Path, help=text)
+    parser.add_argument("--answer-first", action=FLAG, default=False,
+                        help="ScienceQA: answer, then reason (section 5.2)")
+    parser.add_argument("--text-only", action=FLAG, default=False,
+                        help="ScienceQA: leave out the questions with an image")
+
+
+def add_changes(parser):
+    """What the command line may change in a recipe."""
+    parser.add_argument("--batch", type=int,
+                        help="samples per step, over all GPUs (default, as below: the recipe's)")
+    parser.add_argument("--per-gpu", type=int,
+                        help="samples that one GPU takes at a time; the rest is accumulated")
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--max-length", type=int,
+                        help="tokens, image included, where a sample is cut")
+    parser.add_argument("--checkpointing", action=FLAG, default=None,
+                        help="compute activations again rather than keep them")
+
+
+def add_setup(parser):
+    parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="folder of the run")
+    parser.add_argument("--resume", action=FLAG, default=False, help="go on with the run in --out")
+    parser.add_argument("--shard", action=FLAG, default=None,
+                        help="FSDP2 (default: stage 2 of the real recipes), else DDP")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16",
+                        help="to compute in; weights are fp32")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ...")
+    parser.add_argument("--workers", type=int, default=None,
+                        help="processes that load data (default: 4, the miniature 0)")
+    parser.add_argument("--save-every", type=int, default=500,
+                        help="steps from one checkpoint to the next")
+    parser.add_argument("--keep", type=int, default=2, help="checkpoints kept")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def add_questions(parser):
+    """What can be asked before a run."""
+    parser.add_argument("--print", action=FLAG, default=False,
+                        help="only show what it trains, freezes, reads, writes")
+    parser.add_argument("--plan", action=FLAG, default=False,
+                        help="only work out memory, arithmetic and hours")
+    parser.add_argument("--check-data", action=FLAG, default=False,
+                        help="only read every sample and name the bad ones")
+    parser.add_argument("--gpus", type=int, default=8, help="for --plan")
+    parser.add_argument("--mfu", type=float, default=0.45,
+                        help="for --plan: the part of the peak that is reached")
+
+
+# ------------------------------------------------------------------------------ what was asked for
+
+def changed_recipes(args, recipes):
+    """{name: recipe}, with what the command line changes in them."""
+    return {name: changed(recipe, lr=args.lr, batch=args.batch, per_gpu=args.per_gpu,
+                          epochs=args.epochs, max_length=args.max_length,
+                          checkpointing=args.checkpointing)
+            for name, recipe in recipes.items()}
+
+
+def sources_of(args):
+    return Sources(args.vision, args.language, args.init, args.data, args.images,
+                   args.answer_first, args.text_only)
+
+
+def setup_of(args, recipe, toy):
+    shard, workers = args.shard, args.workers
+    if shard is None:
+        shard = recipe.stage == 2 and not toy
+    if workers is None:
+        workers = 0 if toy else 4
+    if shard and recipe.muon_lr:
+        raise ValueError("Muon needs whole matrices: the toy recipes run with --no-shard")
+    return Setup(args.out, args.resume, args.seed, args.dtype, shard, workers,
+                 args.save_every, args.keep)
+
+
+# --------------------------------------------------------------------------- what is wrong with it
+
+POSITIVE = ("batch", "per_gpu", "epochs", "max_length", "save_every", "keep", "gpus", "scenes",
+            "heldout", "per_type", "lr")
+
+
+def refuse_wrong_numbers(args):
+    for name in POSITIVE:
+        value = getattr(args, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be positive, not {value}")
+    if args.workers is not None and args.workers < 0 or not 0 < args.mfu <= 1:
+        raise ValueError("--workers is 0 or more, --mfu above 0 and at most 1")
+
+
+def refuse_missing(recipe_name, sources):
+    """A recipe needs data, and CLIP and Vicuna where --init is no whole LLaVA."""
+    science = sources.data and sources.data.is_dir()
+    whole = sources.init and not (sources.init / "mm_projector.bin").exists()
+    needed = {"--data": sources.data, "--images": sources.images or science,
+              "--vision": sources.vision or whole, "--language": sources.language or whole}
+    missing = [flag for flag, given in needed.items() if not given]
+    if missing:
+        raise ValueError(f"--recipe {recipe_name} needs {' and '.join(missing)}")
+
+
+def refuse_data(sources):
+    if sources.data or sources.images or sources.init:
+        raise ValueError("the miniature draws its own data: --data, --images and --init "
+                         "go with a --recipe")
+
+
+@contextmanager
+def errors_in_one_line():
+    """Exit code 2: wrong input; 1: a loss that is not finite; 130: Ctrl-C. One rank speaks."""
+    leads = int(os.environ.get("RANK", 0)) == 0
+    try:
+        yield
+    except (OSError, ValueError, FloatingPointError) as error:
+        code = 1 if isinstance(error, FloatingPointError) else 2
+        if leads:
+            exit_with(error, code)
+        sys.exit(code)
+    except KeyboardInterrupt:
+        if leads:
+            print("\nstopped", file=sys.stderr)
+        sys.exit(130)

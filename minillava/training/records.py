@@ -1,0 +1,76 @@
+"""What a run measures of itself: metrics.jsonl, a line a step."""
+import json
+import math
+import sys
+import time
+
+import torch
+
+from minillava.training import checkpoints, distributed, plan
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None
+
+
+class Records:
+    """Losses stay on the device until they are asked for, so that the GPU is not waited for."""
+
+    def __init__(self, out, model, stage, device):
+        self.out, self.stage, self.device = out, stage, device
+        self.peak = plan.peak_flops(device)
+        self.skeleton = plan.skeleton(model.config, stage)
+        self.waiting = []
+        self.since = time.time()
+
+    def add(self, step, lr, batch, loss, norm):
+        """loss: this rank's part; batch: a StepBatch."""
+        row = {"step": step, "lr": lr, "supervised": batch.supervised, "tokens": batch.tokens,
+               "images": batch.images, "bad": batch.bad, "cut": batch.cut}
+        if hasattr(norm, "full_tensor"):  # FSDP2's
+            norm = norm.full_tensor()
+        self.waiting.append((row, loss, norm, batch.ids))
+
+    def flush(self):
+        """Writes what waits -> the last loss; FloatingPointError on all ranks if one is not finite."""
+        if not self.waiting:
+            return None
+        losses = torch.stack([loss for _, loss, _, _ in self.waiting])
+        losses = distributed.mean_over_ranks(losses).tolist()
+        seconds = (time.time() - self.since) / len(self.waiting)
+
+        with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as log:
+            for (row, _, norm, ids), loss in zip(self.waiting, losses):
+                if not math.isfinite(loss):
+                    raise FloatingPointError(not_finite(self.out, row["step"], loss, ids))
+                row |= {"loss": loss, "gradient_norm": norm.item()} | self.speed(row, seconds)
+                if distributed.rank() == 0:
+                    log.write(json.dumps(row) + "\n")
+        self.waiting = []
+        self.since = time.time()
+        return losses[-1]
+
+    def speed(self, row, seconds):
+        speed = {"tokens_per_second": row["tokens"] / seconds}
+        if self.peak:
+            flops = plan.step_flops(self.skeleton, self.stage, row["tokens"], row["images"])
+            speed["mfu"] = flops / seconds / (self.peak * distributed.ranks())
+        return speed | {"memory_gib": peak_memory(self.device)}
+
+
+def peak_memory(device):
+    """GiB that this process held at most, of the GPU or of the machine; None: it cannot be told."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    if resource is None:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def not_finite(out, step, loss, ids):
+    everyone = [str(i) for part in distributed.gather(ids) for i in part]
+    last_good = list(checkpoints.checkpoints(out).values())[-1:] or "none"
+    return (f"the loss of step {step} is {loss}, of the samples {', '.join(everyone)}; "
+            f"the last good checkpoint is {last_good}")
