@@ -30,7 +30,7 @@ from minillava.conversation import human_turn
 from minillava.generate import PrefixCache, generate, stream
 from minillava.toy import oddities
 from minillava.toy.annotations import as_fractions
-from minillava.toy.objects import a, read
+from minillava.toy.objects import read, with_article
 from minillava.toy.world import COLORS, NUMBERS, PLACES, SHAPES, SIDE, SIZES, draw, make_scene
 
 LINES = Path(__file__).parent / "fixtures" / "small_talk.json"
@@ -59,7 +59,7 @@ def words_of(thing, other):
     name, yes_no = f"{thing.color} {thing.shape}", ("yes", "no")
     large = thing.size == "large"
     return {"color": thing.color, "shape": thing.shape, "size": thing.size, "place": thing.place, "name": name,
-            "a_name": a(name), "other_shape": other.shape, "other_place": other.place,
+            "a_name": with_article(name), "other_shape": other.shape, "other_place": other.place,
             "other_colors": "|".join(color for color in COLORS if color != thing.color),
             "other_places": "|".join(place for place in PLACES if place != thing.place),
             "other_size": "small" if large else "large",

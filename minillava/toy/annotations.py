@@ -1,31 +1,50 @@
-"""A world on the disk, annotated as COCO is."""
+"""A toy world on the disk, annotated as COCO is: captions, and a category and a box per object."""
 import json
 import random
 from pathlib import Path
 
 from minillava.toy.objects import captions_of
-from minillava.toy.world import CATEGORIES, SIDE, draw, make_scene
+from minillava.toy.world import COLORS, SHAPES, SIDE, draw, make_scene
+
+CATEGORIES = [{"id": number, "name": f"{color} {shape}", "supercategory": shape}
+              for number, (color, shape)
+              in enumerate(((color, shape) for color in COLORS for shape in SHAPES), 1)]
+ID_OF = {category["name"]: category["id"] for category in CATEGORIES}
 
 
 def as_fractions(scene):
+    """A scene in pixels -> [(category, box)], corners as fractions of the picture."""
     return [(name, [round(v / SIDE, 3) for v in box]) for name, box in scene]
 
 
 def make_world(folder, split, scenes, seed):
-    """Draws pictures to folder/split/ and writes captions_split.json and instances_split.json, as COCO does."""
+    """Draws pictures to folder/SPLIT/, writes captions_SPLIT.json and instances_SPLIT.json."""
     folder, rng = Path(folder), random.Random(f"{seed} {split}")
     (folder / split).mkdir(parents=True, exist_ok=True)
     images, captions, instances = [], [], []
+
     for image_id in range(1, scenes + 1):
         scene = make_scene(rng, split)
-        images.append({"id": image_id, "file_name": f"{image_id:012}.png", "width": SIDE, "height": SIDE})
-        draw(scene, rng).save(folder / split / images[-1]["file_name"], compress_level=1)
+        file_name = f"{image_id:012}.png"
+        images.append({"id": image_id, "file_name": file_name, "width": SIDE, "height": SIDE})
+        draw(scene, rng).save(folder / split / file_name, compress_level=1)
+
         for caption in captions_of(as_fractions(scene), rng):
-            captions.append({"id": len(captions) + 1, "image_id": image_id, "caption": caption})
-        for name, (x1, y1, x2, y2) in scene:
-            category = next(c["id"] for c in CATEGORIES if c["name"] == name)
-            instances.append({"id": len(instances) + 1, "image_id": image_id, "category_id": category, "iscrowd": 0,
-                              "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)})
-    for name, content in (("captions", {"images": images, "annotations": captions}),
-                          ("instances", {"images": images, "annotations": instances, "categories": CATEGORIES})):
-        (folder / f"{name}_{split}.json").write_text(json.dumps(content))
+            note = {"id": len(captions) + 1, "image_id": image_id, "caption": caption}
+            captions.append(note)
+        for name, box in scene:
+            note = {"id": len(instances) + 1, "image_id": image_id} | annotation(name, box)
+            instances.append(note)
+
+    told = {"images": images, "annotations": captions}
+    seen = {"images": images, "annotations": instances, "categories": CATEGORIES}
+    (folder / f"captions_{split}.json").write_text(json.dumps(told))
+    (folder / f"instances_{split}.json").write_text(json.dumps(seen))
+
+
+def annotation(name, box):
+    """An object as COCO has it: its box is a corner, a width and a height."""
+    x1, y1, x2, y2 = box
+    width, height = x2 - x1, y2 - y1
+    return {"category_id": ID_OF[name], "iscrowd": 0,
+            "bbox": [x1, y1, width, height], "area": width * height}

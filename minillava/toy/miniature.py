@@ -13,7 +13,7 @@ from minillava.generate import generate, stream
 from minillava.images import load_image
 from minillava.instruct.symbols import read_symbols
 from minillava.toy.annotations import make_world
-from minillava.toy.instruct import FINETUNE, PRETRAIN, toy_samples
+from minillava.toy.instruct import FINETUNE, PRETRAIN, SCIENCE_PRETRAIN, toy_samples
 from minillava.toy.questions import heldout_questions
 from minillava.toy.scienceqa import make_scienceqa
 from minillava.toy.teacher import teach
@@ -40,7 +40,8 @@ def draw_world(world, scenes, heldout, seed, science=False):
         write(world / "finetune.json", json.dumps(samples))
 
     # the last file to be written: where it is, all others are
-    samples = toy_samples(symbols, PRETRAIN, seed, world / "train")
+    kinds = SCIENCE_PRETRAIN if science else PRETRAIN
+    samples = toy_samples(symbols, kinds, seed, world / "train")
     write(world / "pretrain.json", json.dumps(samples))
 
 

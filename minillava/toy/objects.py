@@ -1,16 +1,20 @@
-"""What the teacher reads from boxes: things, their names, captions."""
+"""What the teacher reads from boxes: things and their names; and the captions of a picture."""
 from collections import Counter
 
 from minillava.toy.world import NUMBERS, PLACES, SIDE
 
 
+# -------------------------------------------------------------------------------------- things
+
 class Thing:
-    """One annotated object, read from its category and its box (corners as fractions of the picture)."""
+    """One annotated object, read from its category and its box (fractions of the picture)."""
 
     def __init__(self, category, box):
+        x1, y1, x2, y2 = box
         self.color, self.shape = category.split()
-        self.size = "large" if (box[2] - box[0]) * SIDE > 21 else "small"
-        self.column, self.row = (int((a + b) / 2 * 3) for a, b in ((box[0], box[2]), (box[1], box[3])))
+        self.size = "large" if (x2 - x1) * SIDE > 21 else "small"
+        self.column = int((x1 + x2) / 2 * 3)
+        self.row = int((y1 + y2) / 2 * 3)
         self.place = PLACES[3 * self.row + self.column]
 
     def __str__(self):
@@ -19,41 +23,67 @@ class Thing:
 
 def read(boxes):
     """[(category, box)] -> Things in reading order."""
-    return sorted((Thing(category, box) for category, box in boxes), key=lambda thing: (thing.row, thing.column))
+    things = [Thing(category, box) for category, box in boxes]
+    return sorted(things, key=lambda thing: (thing.row, thing.column))
 
 
 def name_of(thing, things):
-    """The shortest name that only this one has: the circle's is 'red circle' or, beside a twin, 'small red circle'."""
+    """The shortest name that this thing alone has, or None.
+
+    A circle's is 'red circle' or, beside a twin of another size, 'small red circle'.
+    """
     short = f"{thing.color} {thing.shape}"
     for name in (short, f"{thing.size} {short}"):
         if sum(str(other).endswith(name) for other in things) == 1:
             return name
-
-
-def join(parts):
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
-
-
-def number_of(count, noun):
-    return f"{NUMBERS[count]} {noun}" + ("" if count == 1 else "s")
-
-
-def a(noun):
-    return ("an " if noun[0] in "aeiou" else "a ") + noun
-
-
-def captions_of(boxes, rng):
-    """Five captions as five people would write them: each sees something else worth saying, the first two everything."""
-    things = rng.sample(read(boxes), len(boxes))
-    colors, shapes = (Counter(getattr(thing, of) for thing in things) for of in ("color", "shape"))
-    return [join([f"{a(str(t))} at the {t.place}" for t in things]),
-            join([f"at the {t.place} {a(str(t))}" for t in rng.sample(things, len(things))]),
-            join([f"{a(t.color)} {t.shape} at the {t.place}" for t in things]),
-            "a picture of " + join([a(str(t)) for t in things]),
-            join([number_of(n, f"{color} shape") for color, n in colors.items()]) + ": "
-            + join([number_of(n, shape) for shape, n in shapes.items()])]
+    return None
 
 
 def distance(one, other):
     """Between the cells of two things, squared."""
     return (one.row - other.row) ** 2 + (one.column - other.column) ** 2
+
+
+# --------------------------------------------------------------------------------------- words
+
+def with_article(noun):
+    """'a star', 'an orange star'"""
+    article = "an" if noun[0] in "aeiou" else "a"
+    return f"{article} {noun}"
+
+
+def number_of(count, noun):
+    """'no stars', 'one star', 'two stars'"""
+    plural = "" if count == 1 else "s"
+    return f"{NUMBERS[count]} {noun}{plural}"
+
+
+def is_or_are(count):
+    return "is" if count == 1 else "are"
+
+
+def join(parts):
+    """'a', 'a and b', 'a, b and c'"""
+    if len(parts) == 1:
+        return parts[0]
+    return ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def captions_of(boxes, rng):
+    """Five captions as five people would write them: each sees something else worth saying.
+
+    The first two say everything.
+    """
+    things = rng.sample(read(boxes), len(boxes))
+    again = rng.sample(things, len(things))
+    colors = Counter(thing.color for thing in things)
+    shapes = Counter(thing.shape for thing in things)
+
+    whole = [f"{with_article(str(t))} at the {t.place}" for t in things]
+    place_first = [f"at the {t.place} {with_article(str(t))}" for t in again]
+    without_size = [f"{with_article(t.color)} {t.shape} at the {t.place}" for t in things]
+    without_place = [with_article(str(t)) for t in things]
+    by_color = [number_of(count, f"{color} shape") for color, count in colors.items()]
+    by_shape = [number_of(count, shape) for shape, count in shapes.items()]
+    return [join(whole), join(place_first), join(without_size),
+            f"a picture of {join(without_place)}", f"{join(by_color)}: {join(by_shape)}"]

@@ -7,6 +7,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from minillava.conversation import TEMPLATES
 from minillava.tokenizer import Tokenizer
 from minillava.toy import annotations, objects, teacher, world
+from minillava.toy.talk import small_talk
 
 
 def symbols(rng):
@@ -31,7 +32,7 @@ def train_tokenizer(folder, rng):
     texts = []
     for _ in range(3000):
         captions, boxes = symbols(rng)
-        pairs = [teacher.small_talk(rng)]
+        pairs = [small_talk(rng)]
         for kind in ("brief", "conversation", "detail", "reasoning"):
             pairs += teacher.teach(kind, captions, boxes, rng)
         texts += captions + [TEMPLATES["vicuna_v1"].system, "Context: N/A"]

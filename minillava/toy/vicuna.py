@@ -12,6 +12,7 @@ from minillava.llama import LanguageConfig
 from minillava.llava import IGNORE_INDEX, Llava, LlavaConfig
 from minillava.toy import objects, teacher, world
 from minillava.toy.clip import VISION
+from minillava.toy.talk import small_talk
 from minillava.toy.tokenizer import options, symbols
 from minillava.training.optimizer import forward_backward_in, make_optimizers, set_lr, take_step
 from minillava.weights.saving import save_language
@@ -75,7 +76,7 @@ def text_sample(rng, tokenizer, shares):
             front, back = tokenizer.segment(front), tokenizer.segment(back)
             ids, labels = ids + front + back, labels + [IGNORE_INDEX] * len(front) + back
     else:
-        pairs = [teacher.small_talk(rng)] if kind == "talk" else teacher.teach(kind, captions, boxes, rng)
+        pairs = [small_talk(rng)] if kind == "talk" else teacher.teach(kind, captions, boxes, rng)
         turns = [turn for question, answer in pairs for turn in (("human", question), ("gpt", answer))]
         if kind != "talk":
             turns[0] = "human", f"{told}\n{turns[0][1]}"

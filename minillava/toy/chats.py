@@ -1,0 +1,90 @@
+"""Conversations of more than one kind of line -> [(question, answer)].
+
+    chat        about a scene: its questions, with follow-ups, repetitions and any other line
+    odd_chat    about a picture that is no scene: whatever is asked about it, it is not known
+    text_chat   about no picture
+"""
+from minillava.toy.annotations import as_fractions
+from minillava.toy.follow_ups import about_absent, about_nothing, about_one
+from minillava.toy.objects import join, read, with_article
+from minillava.toy.questions import BRIEF, DETAIL, QUESTIONS
+from minillava.toy.talk import PICTURED, SOCIAL, answer_of, as_typed, line, small_talk
+from minillava.toy.world import make_scene
+
+NO_SCENE = "This is no picture of my world: I know only circles, squares, triangles and stars."
+# What may come next in a chat about a scene, and how often.
+NEXT = {"scene": 30, "one": 22, "absent": 4, "nothing": 4, "line": 30, "again": 10}
+
+
+def chat(boxes, rng):
+    """boxes: [(category, box)], corners as fractions of the picture."""
+    things, pairs, whole = read(boxes), [], []
+    turns = rng.randint(4, 7)
+    while len(pairs) < turns:
+        kind = rng.choices(list(NEXT), list(NEXT.values()))[0]
+        if kind == "again" and whole:
+            new = [rng.choice(whole)]
+        else:
+            new = next_pairs(kind, things, rng)
+        question, answer = new[0]
+        new[0] = as_typed(question, rng), answer
+        whole.append(new[0])  # it refers to nothing before it, so it may be asked again
+        pairs += new
+    return pairs
+
+
+def next_pairs(kind, things, rng):
+    if kind == "one":
+        return about_one(things, rng)
+    if kind == "absent":
+        return about_absent(things, rng)
+    if kind == "nothing":
+        return about_nothing(things, rng)
+    if kind == "line":
+        return [line(rng, PICTURED | SOCIAL)]
+    return [about_scene(things, rng)]
+
+
+def about_scene(things, rng):
+    """Any of the teacher's questions about the scene, or for a short description."""
+    ask = rng.choice([*QUESTIONS.values(), in_short])
+    while not (pair := ask(things, rng)):  # not every question can be asked about every scene
+        ask = rng.choice(list(QUESTIONS.values()))
+    return pair
+
+
+def in_short(things, rng):
+    seen = join([with_article(str(thing)) for thing in things])
+    return rng.choice(BRIEF), f"A picture of {seen}."
+
+
+def odd_chat(rng):
+    pairs = [(as_typed(about_picture(rng), rng), NO_SCENE)]
+    for _ in range(rng.randint(0, 2)):
+        if rng.random() < 0.4:
+            question, answer = line(rng, SOCIAL)
+        else:
+            question, answer = about_picture(rng), NO_SCENE
+        pairs.append((as_typed(question, rng), answer))
+    return pairs
+
+
+def about_picture(rng):
+    """A question about a picture, whatever it shows."""
+    things = read(as_fractions(make_scene(rng, "train")))
+    kind = rng.choices(("whole", "pictured", "one", "scene"), (35, 15, 15, 35))[0]
+    if kind == "whole":
+        return rng.choice(DETAIL + BRIEF)
+    if kind == "pictured":
+        return line(rng, PICTURED)[0]
+    if kind == "one":
+        return about_one(things, rng)[0][0]
+    return about_scene(things, rng)[0]
+
+
+def text_chat(rng):
+    pairs = []
+    for _ in range(rng.randint(1, 4)):
+        question, answer = small_talk(rng) if rng.random() < 0.15 else line(rng, SOCIAL)
+        pairs.append((as_typed(question, rng), answer))
+    return pairs
