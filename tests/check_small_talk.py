@@ -5,8 +5,8 @@
 
 Three things are counted:
 
-1. **Lines**: 40 lines of small talk, follow-ups and questions beyond its world (fixtures/small_talk.json), each said about
-   three held-out scenes; a line counts when all three answers fit. "before" are the questions asked first, "fits" and
+1. **Lines**: twice 40 lines of small talk, follow-ups and questions beyond its world (fixtures/small_talk*.json), each said
+   about three held-out scenes; a line counts when all three answers fit. "before" are the questions asked first, "fits" and
    "never" regular expressions of what the answer must and must not say, "concrete": false forbids any colour, size, place
    or number, and "same_as" wants the very answer to that earlier question. Words in braces are filled in from the scene.
 2. **Pictures that are no scene**: 200, each asked one question; it must say that it does not know such a picture. Half
@@ -33,7 +33,10 @@ from minillava.toy.annotations import as_fractions
 from minillava.toy.objects import read, with_article
 from minillava.toy.world import COLORS, NUMBERS, PLACES, SHAPES, SIDE, SIZES, draw, make_scene
 
-LINES = Path(__file__).parent / "fixtures" / "small_talk.json"
+FIXTURES = Path(__file__).parent / "fixtures"
+# The first 40 were written before any training. The data were then mended where a first small run failed on them; the
+# second 40 were written after that and looked at only when all was done.
+LINES = [FIXTURES / "small_talk.json", FIXTURES / "small_talk_again.json"]
 CONCRETE = rf"\b({'|'.join([*COLORS, *SIZES, *PLACES, *NUMBERS[1:]])})\b"
 SAYS_SO = r"\b(no|not an?) (picture|image|scene)\b.*\b(world|know)\b"  # "This is no picture of my world."
 QUESTIONS = ("What do you see in the image?", "How many shapes are there?", "What shape is at the center?",
@@ -267,12 +270,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="folder of a LLaVA (default: the shipped miniature)")
     parser.add_argument("--photographs", type=Path, help="a folder of photographs, read with its subfolders")
+    parser.add_argument("--sets", type=int, default=2, help="1: only the first 40 lines")
     parser.add_argument("--pictures", type=int, default=200)
     parser.add_argument("--scenes", type=int, default=500)
     args = parser.parse_args()
     model, tokenizer = load_llava(args.model, device="cpu", dtype=torch.float32)
-    rows = json.loads(LINES.read_text(encoding="utf-8"))
-    print(f"{score_lines(model, tokenizer, rows)} of {len(rows)} lines get a fitting answer about every scene")
+    for path in LINES[: args.sets]:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        print(f"{score_lines(model, tokenizer, rows)} of {len(rows)} lines of {path.name} get a fitting answer "
+              f"about every scene")
 
     odd = no_scenes(args.pictures, args.photographs)
     asked = [(QUESTIONS[i % len(QUESTIONS)], picture) for i, (_, picture) in enumerate(odd)]
