@@ -7,7 +7,7 @@ import random
 from minillava.instruct.__main__ import main
 from minillava.instruct.captions import brief_samples
 from minillava.instruct.samples import llava_sample, make_samples
-from minillava.instruct.symbols import MIX
+from minillava.instruct.symbols import PAPER_MIX
 from minillava.instruct.teacher import free_teacher
 from minillava.toy import questions
 from minillava.toy.chats import NO_SCENE, chat, odd_chat, text_chat
@@ -34,11 +34,11 @@ def toy_samples(symbols, kinds, seed, images=None):
     samples = []
     if briefs := counts.pop("brief", 0):
         samples, _ = brief_samples(symbols, seed, briefs, thinned=False, questions=questions.BRIEF)
-    taught = {kind: count for kind, count in counts.items() if kind in MIX}  # the paper's kinds
+    taught = {kind: count for kind, count in counts.items() if kind in PAPER_MIX}  # the paper's kinds
     samples += make_samples(symbols, taught, free_teacher(ask), seed, questions.DETAIL)[0]
 
     names = sorted(symbols)
-    for kind in [kind for kind in counts if kind not in MIX]:
+    for kind in [kind for kind in counts if kind not in PAPER_MIX]:
         rng = random.Random(f"{seed} {kind}")
         for i in range(counts[kind]):
             samples.append(talk_sample(kind, i, names, symbols, images, rng, seed))
