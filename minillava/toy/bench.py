@@ -1,4 +1,8 @@
-"""LLaVA-Bench (COCO) in miniature: python -m minillava.toy.bench --out DIR"""
+"""LLaVA-Bench (COCO) in miniature: questions on held-out scenes, answered, judged and reported.
+
+    python -m minillava.toy.bench --out runs/bench                      # the shipped miniature
+    python -m minillava.toy.bench --model runs/toy/llava --out runs/bench
+"""
 import argparse
 import json
 import random
@@ -9,47 +13,64 @@ from minillava.evaluation.__main__ import make_parser
 from minillava.files import write
 from minillava.instruct.command import run_command
 from minillava.instruct.symbols import read_symbols
-from minillava.toy import annotations, teacher
+from minillava.toy.annotations import make_world
 from minillava.toy.instruct import TEACHERS
+from minillava.toy.teacher import teach
+
+KINDS = {"conv": "conversation", "detail": "detail", "complex": "reasoning"}  # by the bench's name
 
 
-def toy(args):
-    """LLaVA-Bench (COCO) in miniature: per held-out scene a question of each category, and the teacher's answers."""
-    annotations.make_world(args.out, "val", args.scenes, args.seed)
+def bench(args):
+    """Writes the bench's files to args.out and runs the three commands of minillava.evaluation."""
+    make_world(args.out, "val", args.scenes, args.seed)
     symbols = read_symbols(args.out / "captions_val.json", args.out / "instances_val.json")
-    files, rng = {"questions": [], "context": [], "reference": []}, random.Random(args.seed)
-    for name, (captions, boxes) in symbols.items():
-        things = [{"category": category, "bbox": box} for category, box in boxes]
-        files["context"].append({"id": Path(name).stem, "image": name, "captions": captions, "instances": things})
-        for category, kind in (("conv", "conversation"), ("detail", "detail"), ("complex", "reasoning")):
-            question, answer = teacher.teach(kind, captions, boxes, rng)[0]
-            row = {"question_id": len(files["questions"]), "category": category}
-            files["questions"].append(row | {"image": name, "text": question})
-            files["reference"].append(row | {"text": answer})
-    paths = {name: args.out / f"{name}.jsonl" for name in (*files, "answers", "reviews")}
-    for name, rows in files.items():
-        write(paths[name], "".join(json.dumps(row) + "\n" for row in rows))
-    paths["answers"].unlink(missing_ok=True)  # of a model of the same name, perhaps
+    files = {name: args.out / f"{name}.jsonl"
+             for name in ("questions", "context", "reference", "answers", "reviews")}
+    for name, rows in bench_rows(symbols, random.Random(args.seed)).items():
+        write(files[name], "".join(json.dumps(row) + "\n" for row in rows))
+    files["answers"].unlink(missing_ok=True)  # of a model of the same name, perhaps
+
     model = ["--model", args.model] if args.model else []
-    for command in (["answer", "--questions", paths["questions"], "--images", args.out / "val",
-                     "--out", paths["answers"], "--batch", "30", *model],
-                    ["judge", "--questions", paths["questions"], "--context", paths["context"],
-                     "--answers", paths["reference"], paths["answers"], "--teacher", "toy", "--out", paths["reviews"]],
-                    ["report", paths["reviews"]]):
-        command = list(map(str, command))
-        print("\n$ python -m minillava.evaluation", shlex.join(command), flush=True)
-        again = make_parser(TEACHERS).parse_args(command)
-        again.run(again)
+    evaluate("answer", "--questions", files["questions"], "--images", args.out / "val",
+             "--out", files["answers"], "--batch", "30", *model)
+    evaluate("judge", "--questions", files["questions"], "--context", files["context"],
+             "--answers", files["reference"], files["answers"], "--teacher", "toy",
+             "--out", files["reviews"])
+    evaluate("report", files["reviews"])
     return 0
 
 
+def bench_rows(symbols, rng):
+    """-> rows of questions, of the teacher's answers, and of what the judge is told of a picture."""
+    questions, reference, context = [], [], []
+    for name, (captions, boxes) in symbols.items():
+        things = [{"category": category, "bbox": box} for category, box in boxes]
+        context.append({"id": Path(name).stem, "image": name, "captions": captions,
+                        "instances": things})
+        for category, kind in KINDS.items():
+            question, answer = teach(kind, captions, boxes, rng)[0]
+            row = {"question_id": len(questions), "category": category}
+            questions.append(row | {"image": name, "text": question})
+            reference.append(row | {"text": answer})
+    return {"questions": questions, "context": context, "reference": reference}
+
+
+def evaluate(*words):
+    """Shows a command of minillava.evaluation and runs it, with the toy teacher to choose from."""
+    words = [str(word) for word in words]
+    print("\n$ python -m minillava.evaluation", shlex.join(words), flush=True)
+    args = make_parser(TEACHERS).parse_args(words)
+    args.run(args)
+
+
 def main():
-    parser = argparse.ArgumentParser(prog="python -m minillava.toy.bench", description=__doc__)
-    parser.add_argument("--model", type=Path)
+    parser = argparse.ArgumentParser(prog="python -m minillava.toy.bench", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="folder of a LLaVA (default: the miniature)")
     parser.add_argument("--scenes", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
-    parser.set_defaults(run=toy)
+    parser.set_defaults(run=bench)
     run_command(parser)
 
 
