@@ -6,9 +6,13 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
-def completion(text, **more):
-    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}],
-                       "usage": {"prompt_tokens": 100, "completion_tokens": 10}, **more}).encode()
+def completion(text, finish="stop", usage=(100, 10), **message):
+    """The body of a reply; usage: a pair of token counts, or what else stands there."""
+    if isinstance(usage, tuple):
+        usage = {"prompt_tokens": usage[0], "completion_tokens": usage[1]}
+    message = {"role": "assistant", "content": text, **message}
+    choice = {"message": message, "finish_reason": finish}
+    return json.dumps({"choices": [choice], "usage": usage}).encode()
 
 
 @contextmanager
@@ -17,8 +21,11 @@ def serving(behave):
         text                        that answer
         (status, headers, bytes)    just that
         ("slow", seconds)           a byte each hundredth of a second, until then
+        ("silent", seconds)         nothing, until then
+        ("raw", bytes)              these bytes in place of HTTP
         ("cut",)                    half a reply, then the line is dead
-    server.base_url: for OPENAI_BASE_URL; server.requests: the requests so far; server.headers: those of the last one.
+    server.base_url: for OPENAI_BASE_URL; server.requests: the requests so far; server.last_headers: those of the
+    last one; server.tunnels: (host:port, headers) of those who wanted one.
     """
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -38,12 +45,21 @@ def serving(behave):
                         self.wfile.write(b" ")
                         self.wfile.flush()
                         time.sleep(0.01)
+                elif done[0] == "silent":
+                    time.sleep(done[1])
+                elif done[0] == "raw":
+                    self.wfile.write(done[1])
                 elif done[0] == "cut":
                     self.send(200, {}, completion("half of it")[:40], length=1000)
                 else:
                     self.send(*done)
             except OSError:
                 pass  # the other side hung up
+            self.close_connection = True
+
+        def do_CONNECT(self):  # as a proxy that lets nobody through
+            self.server.tunnels.append((self.path, dict(self.headers)))
+            self.send(403, {}, b"")
             self.close_connection = True
 
         def send(self, status, headers, body, length=None):
@@ -57,7 +73,8 @@ def serving(behave):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads, server.lock, server.requests = True, threading.Lock(), []
+    server.daemon_threads, server.lock = True, threading.Lock()
+    server.requests, server.tunnels = [], []
     server.base_url = f"http://127.0.0.1:{server.server_port}/v1"
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:

@@ -16,7 +16,7 @@ from minillava.data import LlavaData
 from minillava.instruct.__main__ import main
 from minillava.instruct.captions import brief_samples, thin_captions
 from minillava.instruct.replies import instructions, parse_reply, question_list
-from minillava.instruct.samples import make_samples
+from minillava.instruct.samples import jobs_for, make_samples
 from minillava.instruct.symbols import choose, describe, read_symbols, samples_per_kind
 from minillava.instruct.teacher import free_teacher
 from minillava.toy import annotations, objects, questions, teacher, world
@@ -47,6 +47,10 @@ def asking(behave):
         got.append({"messages": messages})
         return behave(got[-1])
     return free_teacher(ask), got
+
+
+def samples_of(symbols, counts, teacher, seed):
+    return make_samples(symbols, jobs_for(symbols, counts, seed), teacher, seed)
 
 
 @pytest.fixture
@@ -90,7 +94,7 @@ def test_the_request_is_instructions_examples_and_the_picture_describe(coco):
     teacher, got = asking(reply_to)
     name = "000000000007.jpg"
     symbols = {name: read_symbols(*coco)[name]}
-    make_samples(symbols, {"conversation": 1, "detail": 1, "reasoning": 1}, teacher, seed=0)
+    samples_of(symbols, {"conversation": 1, "detail": 1, "reasoning": 1}, teacher, seed=0)
     by_kind = {told(request)[1]: request["messages"] for request in got}
     for kind, examples in (("conversation", 2), ("detail", 3), ("reasoning", 3)):
         messages = by_kind[kind]
@@ -109,6 +113,11 @@ def test_the_request_is_instructions_examples_and_the_picture_describe(coco):
     ("reasoning", "Question:\nWhy?\n===\nAnswer:\nSo.", [("Why?", "So.")]),
     ("reasoning", "\n question: Why?  \n=====\n answer: a = b == c.\n", [("Why?", "a = b == c.")]),
     ("detail", " One.\n\nTwo.\n", [(None, "One.\n\nTwo.")]),
+    ("reasoning", "Question:\r\nWhy?\r\n===\r\nAnswer:\r\nSo.\r\nYes.\r\n", [("Why?", "So.\nYes.")]),
+    ("reasoning", "**Question:**\nWhy?\n===\n**Answer**: So.", [("Why?", "So.")]),
+    ("reasoning", "```\n### Question:\nWhy?\n===\nAnswer:\nSo.\n```\n", [("Why?", "So.")]),
+    ("detail", "```text\nOne.\n```", [(None, "One.")]),
+    ("detail", "The sign says: I'm sorry.", [(None, "The sign says: I'm sorry.")]),
 ])
 def test_a_reply_is_read(kind, reply, pairs):
     assert parse_reply(kind, reply) == pairs
@@ -125,6 +134,9 @@ def test_a_reply_is_read(kind, reply, pairs):
     ("detail", "An <image> of a cat.", "<image>"),
     ("detail", TALK, "questions and answers"),
     ("detail", "", "empty"),
+    ("detail", "I\u2019m sorry, I cannot see it.", "refusal"),
+    ("detail", "**Question:** What?", "questions and answers"),
+    ("conversation", TALK.replace("A cat.", "As an AI model, I cannot see it."), "refusal"),
 ])
 def test_a_malformed_reply_is_told_from_a_good_one(kind, reply, reason):
     with pytest.raises(ValueError, match=reason):
@@ -136,8 +148,8 @@ SYMBOLS = {f"{i:02}.jpg": ([f"Picture {i}."] * 5, [("cat", [0.0, 0.0, 0.5, 0.5])
 
 def test_samples_are_llava_json(tmp_path):
     teacher, _ = asking(reply_to)
-    samples, rejects, left = make_samples(SYMBOLS, {"conversation": 20, "detail": 30}, teacher, seed=3)
-    assert (len(samples), rejects, left) == (50, [], 0)
+    samples, rejects = samples_of(SYMBOLS, {"conversation": 20, "detail": 30}, teacher, seed=3)
+    assert (len(samples), rejects) == (50, [])
     first = [sample["conversations"][0]["value"] for sample in samples]
     assert all(text.startswith("<image>\n") != text.endswith("\n<image>") for text in first)
     assert 10 < sum(text.startswith("<image>\n") for text in first) < 40  # a coin's throw for each
@@ -150,8 +162,8 @@ def test_samples_are_llava_json(tmp_path):
     for sample in details:
         assert sample["id"] == f"{Path(sample['image']).stem}_detail"
         assert sample["conversations"][1]["value"] == f"The cat of: {SYMBOLS[sample['image']][0][0]}."
-    assert make_samples(SYMBOLS, {"conversation": 20, "detail": 30}, asking(reply_to)[0], seed=3)[0] == samples
-    assert make_samples(SYMBOLS, {"conversation": 20, "detail": 30}, asking(reply_to)[0], seed=4)[0] != samples
+    assert samples_of(SYMBOLS, {"conversation": 20, "detail": 30}, asking(reply_to)[0], seed=3)[0] == samples
+    assert samples_of(SYMBOLS, {"conversation": 20, "detail": 30}, asking(reply_to)[0], seed=4)[0] != samples
 
 
 def test_a_malformed_reply_is_asked_for_again_once_then_set_aside():
@@ -163,8 +175,8 @@ def test_a_malformed_reply_is_asked_for_again_once_then_set_aside():
 
     teacher, got = asking(behave)
     symbols = {name: SYMBOLS[name] for name in ("01.jpg", "02.jpg", "03.jpg")}
-    samples, rejects, left = make_samples(symbols, {"conversation": 3}, teacher, 0)
-    assert sorted(sample["image"] for sample in samples) == ["02.jpg", "03.jpg"] and left == 0
+    samples, rejects = samples_of(symbols, {"conversation": 3}, teacher, 0)
+    assert sorted(sample["image"] for sample in samples) == ["02.jpg", "03.jpg"]
     assert rejects == [{"id": "01_conversation", "image": "01.jpg", "kind": "conversation",
                         "reason": "block 1 does not begin with Question:", "reply": "What a cat!"}]
     assert len(got) == 5
@@ -352,5 +364,5 @@ def test_real_symbols(tmp_path):
     assert len(symbols) == 80 and sum(len(boxes) for _, boxes in symbols.values()) > 400
     teacher, _ = asking(reply_to)
     counts = samples_per_kind(["conversation", "detail", "reasoning"], 158, 80)
-    samples, rejects, left = make_samples(symbols, counts, teacher, 0)
-    assert (len(samples), rejects, left) == (158, [], 0)
+    samples, rejects = samples_of(symbols, counts, teacher, 0)
+    assert (len(samples), rejects) == (158, [])

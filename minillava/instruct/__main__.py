@@ -1,55 +1,74 @@
-"""Visual instruction data from captions and boxes (section 3): GPT-4 wrote LLaVA's, and never saw a picture.
+"""Visual instruction data from captions and boxes (section 3): GPT-4 wrote LLaVA's, and saw no picture.
 
-    python -m minillava.instruct --captions captions_train2014.json --instances instances_train2014.json \\
-        --kinds conversation,detail,reasoning --count 1000 --teacher openai --out llava_instruct.json
+    python -m minillava.instruct --captions captions_train2014.json \\
+        --instances instances_train2014.json --kinds conversation,detail,reasoning --count 1000 \\
+        --teacher openai --out llava_instruct.json
     python -m minillava.instruct --captions captions_train2014.json --kinds brief --out stage_1.json
 
-A picture is told to the teacher as five captions and, but for conversations, a line `category: [x1, y1, x2, y2]` for
-each object. Instructions and examples are the text files in prompts/. The result is the JSON that train.py takes. The
-second command needs no teacher: stage 1 learns from captions alone, thinned as the paper thinned CC3M to 595,000.
+A picture is told to the teacher as five captions and, but for conversations, a line
+`category: [x1, y1, x2, y2]` for each object. Instructions and examples are the text files in prompts/.
+The result is the JSON that train.py takes, or JSON lines if --out ends with .jsonl. The second command
+needs no teacher: stage 1 learns from captions alone, thinned as the paper thinned CC3M to 595,000.
 """
 import argparse
 import json
+import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
 
 from minillava.files import write
 from minillava.instruct.captions import brief_samples
-from minillava.instruct.command import add_teacher_flags, open_from_flags, run_command
-from minillava.instruct.samples import make_samples
+from minillava.instruct.command import (
+    add_teacher_flags,
+    check_output,
+    open_from_flags,
+    print_dry_run,
+    run_command,
+)
+from minillava.instruct.exchange import LimitReached
+from minillava.instruct.samples import jobs_for, make_samples, request_for
 from minillava.instruct.symbols import PAPER_MIX, read_symbols, samples_per_kind
 
 
 def make_data(args, teachers=None, detail_questions=None):
-    """Captions and boxes -> what the teacher is told -> its replies -> LLaVA-JSON. Returns the exit code."""
+    """Captions and boxes -> what the teacher is told -> its replies -> LLaVA-JSON: the exit code."""
     kinds = args.kinds.split(",")
     check_kinds(kinds, args.count)
+    check_output(args.out)
     symbols = read_symbols(args.captions, args.instances)
-    if {"detail", "reasoning"} & set(kinds) and not args.instances and args.captions.suffix != ".jsonl":
+    if {"detail", "reasoning"} & set(kinds) and not (args.instances or is_jsonl(args.captions)):
         raise ValueError("detail and reasoning are made from boxes too; give --instances")
-    pictures = len(symbols)
-    symbols = {name: (captions, boxes) for name, (captions, boxes) in symbols.items() if captions}
-    print(f"{pictures} pictures, {pictures - len(symbols)} of them without captions and so left out")
+    symbols = with_captions(symbols)
 
-    rejects, unasked = [], 0
     if kinds == ["brief"]:
         samples, concepts = brief_samples(symbols, args.seed, args.count, not args.keep_all)
         print_concepts(concepts)
-    else:
-        teacher = open_from_flags(args.teacher, args, teachers)
-        if args.teacher not in (teachers or {}):
-            detail_questions = None  # they are for the teachers that were handed in
-        counts = samples_per_kind(kinds, args.count, len(symbols))
-        samples, rejects, unasked = make_samples(symbols, counts, teacher, args.seed, detail_questions)
-        print(teacher.spending())
-        write_rejects(args.out.with_suffix(".rejects.jsonl"), rejects)
+        write_samples(args.out, samples)
+        print_table(samples, [])
+        print(f"{len(samples)} samples are in {args.out}")
+        return 0
 
-    write(args.out, json.dumps(samples, ensure_ascii=False, indent=1))
+    counts = samples_per_kind(kinds, args.count, len(symbols))
+    jobs = jobs_for(symbols, counts, args.seed)
+    teacher = open_from_flags(args.teacher, args, teachers)
+    if args.dry_run:
+        print_dry_run(teacher, [request_for(kind, *symbols[name]) for kind, name in jobs])
+        return 0
+
+    if args.teacher not in (teachers or {}):
+        detail_questions = None  # they are for the teachers that were handed in
+    samples, rejects = make_samples(symbols, jobs, teacher, args.seed, detail_questions)
+    print(teacher.spending())
+    write_rejects(args.out.with_suffix(".rejects.jsonl"), rejects)
+    if not samples:
+        return nothing_made(teacher, rejects)
+    write_samples(args.out, samples)
     print_table(samples, rejects)
     print(f"{len(samples)} samples are in {args.out}")
+    unasked = len(jobs) - len(samples) - len(rejects)
     if unasked:
-        print(f"{unasked} samples were not asked for: the limit is near; raise it and run again to go on")
+        print(f"{unasked} samples were not asked for: {teacher.why_stopped()}")
     return 1 if unasked else 0
 
 
@@ -60,13 +79,51 @@ def check_kinds(kinds, count):
                          "--count is at least 1")
 
 
+def with_captions(symbols):
+    """The pictures of which something can be told."""
+    told = {name: (captions, boxes) for name, (captions, boxes) in symbols.items() if captions}
+    print(f"{len(symbols)} pictures, {len(symbols) - len(told)} of them without captions "
+          "and so left out")
+    if not told:
+        raise ValueError("no picture has a caption")
+    return told
+
+
+def nothing_made(teacher, rejects):
+    """The exit code where there is no sample: 2 if nobody could be asked, 1 if no reply was of use."""
+    if not rejects and not isinstance(teacher.stopped_by, LimitReached):
+        raise teacher.stopped_by
+    why = rejects[-1]["reason"] if rejects else teacher.why_stopped()
+    print(f"error: no sample was made, and no file written. {why}", file=sys.stderr)
+    return 1
+
+
+# ----------------------------------------------------------------------------------------- files
+
+def is_jsonl(path):
+    return path.suffix == ".jsonl"
+
+
+def write_samples(path, samples):
+    if is_jsonl(path):
+        write_lines(path, samples)
+    else:
+        write(path, json.dumps(samples, ensure_ascii=False, indent=1))
+
+
 def write_rejects(path, rejects):
-    write(path, "".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects))
+    write_lines(path, rejects)
     print(f"{len(rejects)} replies were set aside in {path}")
     reasons = Counter(reject["reason"] for reject in rejects)
     for reason, count in reasons.most_common(3):
         print(f"{count:8}  {reason}")
 
+
+def write_lines(path, rows):
+    write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+# -------------------------------------------------------------------------------------- what was made
 
 def print_concepts(counts):
     if counts:
@@ -76,8 +133,8 @@ def print_concepts(counts):
 
 def print_table(samples, rejects):
     """What was made: a line a kind."""
-    print(f"{'kind':14}{'samples':>9}{'questions':>11}{'words a question':>18}{'words an answer':>17}"
-          f"{'rejects':>9}")
+    print(f"{'kind':14}{'samples':>9}{'questions':>11}{'words a question':>18}"
+          f"{'words an answer':>17}{'rejects':>9}")
     kinds = [kind_of(sample) for sample in samples]
     set_aside = Counter(reject["kind"] for reject in rejects)
     for kind in dict.fromkeys([*kinds, *set_aside]):
@@ -101,20 +158,25 @@ def mean(numbers):
     return sum(numbers) / max(1, len(numbers))
 
 
+# --------------------------------------------------------------------------------------- command line
+
 def main(teachers=None, detail_questions=None):
-    """teachers: {name: ask(messages) -> text}, further ones that --teacher may name; detail_questions: what is asked
-    with their descriptions, in place of prompts/detail/questions.txt."""
+    """teachers: {name: ask(messages) -> text}, further ones that --teacher may name;
+    detail_questions: what their descriptions answer, in place of prompts/detail/questions.txt."""
     parser = argparse.ArgumentParser(prog="python -m minillava.instruct", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    flag = argparse.BooleanOptionalAction
     add = parser.add_argument
     add("--captions", type=Path, required=True, help="COCO's captions_*.json, or a jsonl")
     add("--instances", type=Path, help="COCO's instances_*.json")
     add("--kinds", default="conversation,detail,reasoning", help="or brief, for stage 1")
-    add("--count", type=int, help="samples in all, 58 : 23 : 77 as in the paper (default: all it can)")
-    add("--keep-all", action=argparse.BooleanOptionalAction, default=False,
-        help="brief: do not thin the captions")
+    add("--count", type=int,
+        help="samples in all, 58 : 23 : 77 as in the paper (default: all it can)")
+    add("--keep-all", action=flag, default=False, help="brief: do not thin the captions")
     add("--seed", type=int, default=0)
-    add("--out", type=Path, required=True)
+    add("--out", type=Path, required=True, help=".json, or .jsonl for JSON lines")
+    add("--dry-run", action=flag, default=False,
+        help="ask nothing: show a request, how many there are, what they would cost")
     add_teacher_flags(parser, temperature=0.7)
     parser.set_defaults(run=partial(make_data, teachers=teachers, detail_questions=detail_questions))
     run_command(parser)

@@ -1,4 +1,4 @@
-"""Answers on the disk, one file each, named after a hash of the request: what is paid for is never lost."""
+"""Answers on the disk, a file each, named after a hash of the request: nothing is paid for twice."""
 import hashlib
 import json
 import os
@@ -17,16 +17,18 @@ def answer_path(folder, settings, messages):
 def read_answer(path):
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        return Answer(kept["text"], *kept["tokens"])
-    except (ValueError, KeyError, TypeError):
+        prompt, answer = map(int, kept["tokens"])
+        return Answer(kept["text"], (prompt, answer), kept.get("cut"))
+    except (ValueError, KeyError, TypeError, OverflowError):
         raise TeacherError(f"{path} is no cached answer; delete it") from None
 
 
 def write_answer(path, messages, answer):
     """The whole file or nothing, whenever the process may be killed."""
-    tokens = [answer.prompt_tokens, answer.answer_tokens]
-    kept = {"messages": messages, "text": answer.text, "tokens": tokens}
+    kept = {"messages": messages, "text": answer.text, "tokens": list(answer.tokens)}
+    if answer.cut:
+        kept["cut"] = answer.cut
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")  # another run may write it too
+    new = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")  # other runs may write it too
     new.write_text(json.dumps(kept), encoding="utf-8")
     os.replace(new, path)

@@ -1,4 +1,7 @@
 """The flags of a teacher, the teacher that they name, and a command that asks it."""
+import argparse
+import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -7,7 +10,9 @@ from minillava.instruct.budget import Budget
 from minillava.instruct.endpoint import Endpoint
 from minillava.instruct.local import LocalVicuna
 from minillava.instruct.teacher import Teacher, free_teacher
-from minillava.terminal import exit_with
+from minillava.terminal import exit_with, printable
+
+DAY = 86400.0  # seconds
 
 
 def add_teacher_flags(parser, temperature, name="--teacher"):
@@ -19,51 +24,73 @@ def add_teacher_flags(parser, temperature, name="--teacher"):
     add("--cache", type=Path, default=Path("runs/teacher"), help="folder that keeps every answer")
     add("--temperature", type=float, default=temperature)
     add("--max-tokens", type=int, default=1024, help="longest answer")
-    add("--concurrency", type=int, default=8, help="requests at a time (endpoint)")
-    add("--timeout", type=float, default=120.0, help="seconds for one request (endpoint)")
-    add("--retries", type=int, default=6, help="further tries of a request that fails (endpoint)")
     add("--max-tokens-spent", type=int, help="stop before prompts and answers have more tokens")
     add("--prices", type=float, nargs=2, default=(0.0, 0.0), metavar=("IN", "OUT"),
         help="dollars per million tokens of prompts and of answers")
     add("--max-cost", type=float, help="stop before they cost more dollars, at these --prices")
+
+    add = parser.add_argument_group("endpoint").add_argument
+    add("--concurrency", type=int, default=8, help="requests at a time")
+    add("--timeout", type=float, default=120.0, help="seconds for one request")
+    add("--retries", type=int, default=6, help="further tries of a request that fails")
+    add("--token-field", default="max_tokens", metavar="NAME",
+        help="what the server calls --max-tokens; newer models say max_completion_tokens")
+    add("--send-temperature", action=argparse.BooleanOptionalAction, default=True,
+        help="some models refuse every temperature but their own")
+    add("--fields", type=json_object, default={}, metavar="JSON",
+        help="further fields of a request, such as '{\"reasoning_effort\": \"low\"}'")
+
+
+def json_object(text):
+    try:
+        fields = json.loads(text)
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object, such as {{\"top_p\": 0.9}}")
+    return fields
 
 
 def open_from_flags(name, args, teachers=None):
     """What `add_teacher_flags` was given -> Teacher, opened by `name`."""
     return open_teacher(
         name, teachers, cache=args.cache, temperature=args.temperature, max_tokens=args.max_tokens,
+        max_tokens_spent=args.max_tokens_spent, max_cost=args.max_cost, prices=args.prices,
         concurrency=args.concurrency, timeout=args.timeout, retries=args.retries,
-        max_tokens_spent=args.max_tokens_spent, max_cost=args.max_cost, prices=args.prices)
+        token_field=args.token_field, send_temperature=args.send_temperature, fields=args.fields)
 
 
-def open_teacher(name, teachers=None, *, cache, temperature, max_tokens=1024, concurrency=8,
-                 timeout=120.0, retries=6, max_tokens_spent=None, max_cost=None, prices=(0.0, 0.0)):
+def open_teacher(name, teachers=None, *, cache, temperature, max_tokens=1024, max_tokens_spent=None,
+                 max_cost=None, prices=(0.0, 0.0), concurrency=8, timeout=120.0, retries=6,
+                 token_field="max_tokens", send_temperature=True, fields=None):
     """-> Teacher. name: one of `teachers`, "openai", or the folder of a Vicuna.
 
     teachers: {name: ask(messages) -> text}, further ones that cost nothing.
     ValueError or OSError, in one line, if it cannot be had.
     """
+    check_numbers(temperature, max_tokens, max_tokens_spent, max_cost, prices, concurrency, timeout,
+                  retries)
     if not name:
         raise ValueError("--teacher says who is asked: toy, openai or the folder of a Vicuna")
-    if max_tokens < 1 or concurrency < 1 or timeout <= 0 or retries < 0 or temperature < 0:
-        raise ValueError("--max-tokens, --concurrency and --timeout are above 0, "
-                         "--retries and --temperature not below")
-    if max_cost is not None and not all(price > 0 for price in prices):
-        raise ValueError("--max-cost needs --prices IN OUT, in dollars per million tokens")
     if teachers and name in teachers:
         return free_teacher(teachers[name])
 
     budget = Budget(max_tokens_spent, max_cost, prices)
-    settings = {"temperature": temperature, "max_tokens": max_tokens}  # part of a cached answer's name
     if name == "openai":
+        settings = {token_field: max_tokens} | (fields or {})
+        if send_temperature:
+            settings["temperature"] = temperature
         endpoint, base_url = open_endpoint(settings, timeout)
-        settings = endpoint.settings | {"base_url": base_url}
-        return Teacher(endpoint.complete, settings, cache, concurrency, retries, budget=budget)
-
-    vicuna = LocalVicuna(name, temperature, max_tokens)
-    newest = max(file.stat().st_mtime_ns for file in Path(name).iterdir())  # trained on: other answers
-    settings = settings | {"folder": str(Path(name).resolve()), "newest": newest}
-    return Teacher(vicuna.complete, settings, cache, budget=budget)
+        settings = endpoint.settings | {"base_url": base_url}  # part of a cached answer's name
+        complete = endpoint.complete
+    else:
+        newest = max(file.stat().st_mtime_ns for file in Path(name).iterdir())  # it may be trained on
+        settings = {"temperature": temperature, "max_tokens": max_tokens,
+                    "folder": str(Path(name).resolve()), "newest": newest}
+        complete = LocalVicuna(name, temperature, max_tokens).complete
+        concurrency = 1
+    make_folder(cache, "--cache")
+    return Teacher(complete, settings, cache, max_tokens, concurrency, retries, budget=budget)
 
 
 def open_endpoint(settings, timeout):
@@ -76,10 +103,62 @@ def open_endpoint(settings, timeout):
     return Endpoint(base_url, key, settings | {"model": model}, timeout), base_url.rstrip("/")
 
 
+def check_numbers(temperature, max_tokens, max_tokens_spent, max_cost, prices, concurrency, timeout,
+                  retries):
+    """ValueError names the flag whose number is none that can be meant."""
+    if not 0 <= temperature <= 100:
+        raise ValueError("--temperature is a number from 0 on")
+    if max_tokens < 1 or concurrency < 1 or retries < 0:
+        raise ValueError("--max-tokens and --concurrency are above 0, --retries not below")
+    if not 0 < timeout <= DAY:
+        raise ValueError("--timeout is a number of seconds, above 0 and at most a day")
+    if not all(0 <= price < math.inf for price in prices):
+        raise ValueError("--prices are dollars per million tokens, 0 or above")
+    if max_tokens_spent is not None and max_tokens_spent < 1:
+        raise ValueError("--max-tokens-spent is at least 1")
+    if max_cost is not None and not 0 < max_cost < math.inf:
+        raise ValueError("--max-cost is a number of dollars, above 0")
+    if max_cost is not None and not all(price > 0 for price in prices):
+        raise ValueError("--max-cost needs --prices IN OUT, in dollars per million tokens")
+
+
+# ------------------------------------------------------------------------------------- a command
+
+def make_folder(folder, flag):
+    """Made now, or told now why it cannot be: not after something is paid for."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(f"{flag} {folder}: there is a file where a folder is wanted") from None
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{flag} {folder}: nothing can be written there")
+
+
+def check_output(path):
+    """The folder of --out is made; ValueError if no file can be written there."""
+    if path.is_dir():
+        raise ValueError(f"--out {path} is a folder; name a file in it")
+    make_folder(path.parent, "the folder of --out,")
+
+
+def print_dry_run(teacher, requests):
+    """What would be asked, and what it would cost: the first request whole, the others counted."""
+    print(f"the first of {len(requests)} requests:")
+    for message in requests[0]:
+        print(f"--- {message['role']}\n{printable(message['content'])}")
+    print("---")
+    fresh = [messages for messages in requests if not teacher.has(messages)]
+    letters = sum(len(message["content"]) for messages in fresh for message in messages)
+    tokens = letters // 4, len(fresh) * teacher.max_tokens
+    print(f"{len(requests)} requests, {len(requests) - len(fresh)} of them answered by the cache; "
+          f"the others take about {teacher.budget.in_words(tokens)} (four letters a token; "
+          f"answers as long as --max-tokens allows)")
+
+
 def run_command(parser):
     """Parses the command line and calls `args.run(args)`, whose result is the exit code."""
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: answers under way are waited for
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: answers are waited for
     try:
         parser.exit(args.run(args))
     except (OSError, ValueError) as error:

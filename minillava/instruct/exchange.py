@@ -4,15 +4,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Answer:
-    """The text of an answer, and the tokens that were paid for it."""
+    """The text of an answer, and what was paid for it."""
 
     text: str
-    prompt_tokens: int = 0
-    answer_tokens: int = 0
+    tokens: tuple = (0, 0)   # of the prompt, of the answer
+    cut: str | None = None   # why it stops before its end: "length" or "content_filter"
 
 
 class TeacherError(OSError):
-    """The teacher cannot be reached or refuses: no use in going on. What was answered is in the cache."""
+    """The teacher cannot be reached or refuses: no use in going on. The cache has what was answered."""
+
+    tokens = (0, 0)
 
 
 class LimitReached(TeacherError):
@@ -20,16 +22,19 @@ class LimitReached(TeacherError):
 
 
 class BadReply(ValueError):
-    """There is no usable answer to this one request; others may fare better."""
+    """There is no usable answer to this one request; others may fare better. tokens: what it cost."""
+
+    def __init__(self, message, tokens=(0, 0)):
+        super().__init__(message)
+        self.tokens = tokens
 
 
 class TryAgain(Exception):
     """Worth another try, after so many seconds if the server says so.
 
-    error: what to raise when the tries run out; tokens: what the failure cost, of prompt and of answer.
+    error: the TeacherError or BadReply to raise when the tries run out.
     """
 
-    def __init__(self, error, after=None, tokens=(0, 0)):
+    def __init__(self, error, after=None):
         self.error = error
         self.after = after
-        self.tokens = tokens

@@ -27,19 +27,21 @@ class LocalVicuna:
         text = "".join(pieces).strip()
         if not text:
             raise BadReply("the model answered nothing")
-        answer_tokens = len(self.tokenizer.encode(text))
-        prompt_tokens = max(0, len(self.cache.ids) - answer_tokens)
-        return Answer(text, prompt_tokens, answer_tokens)
+        answer = len(self.tokenizer.encode(text))
+        prompt = max(0, len(self.cache.ids) - answer)
+        return Answer(text, (prompt, answer), "length" if answer > self.max_tokens else None)
 
 
 def turns_of(messages):
-    """Chat messages -> turns. Vicuna keeps its own system message, it knows no other: ours opens the first turn."""
-    system = "".join(message["content"] + "\n\n" for message in messages if message["role"] == "system")
+    """Chat messages -> turns. Our system message opens the first: Vicuna knows only its own."""
+    system = ""
     turns = []
     for message in messages:
-        if message["role"] == "user":
+        if message["role"] == "system":
+            system += message["content"] + "\n\n"
+        elif message["role"] == "user":
             turns.append(("human", system + message["content"]))
             system = ""
-        elif message["role"] == "assistant":
+        else:
             turns.append(("gpt", message["content"]))
     return turns

@@ -5,7 +5,12 @@ from pathlib import Path
 
 PROMPTS = Path(__file__).parent / "prompts"
 SEPARATOR = re.compile(r"^[ \t]*===+[ \t]*$", re.M)
+HEADING = re.compile(r"[*_#\s]*(question|answer)[*_]*:[*_]*", re.I)
 BOX = re.compile(r"\[\s*[\d.]+(\s*,\s*[\d.]+){3}\s*\]")
+REFUSALS = ("i'm sorry", "i am sorry", "sorry, ", "i apologize", "my apologies", "as an ai",
+            "i'm unable to", "i am unable to", "i'm not able to", "i am not able to",
+            *(f"i {cannot} {verb}" for cannot in ("can't", "cannot", "can not")
+              for verb in ("see", "view", "assist", "help", "fulfill", "comply", "provide", "access")))
 
 
 @lru_cache
@@ -41,9 +46,9 @@ def parse_reply(kind, reply):
 
     ValueError says what is wrong with it.
     """
-    blocks = [block.strip() for block in SEPARATOR.split(reply)]
+    blocks = [block.strip() for block in SEPARATOR.split(without_fence(reply))]
     if kind == "detail":
-        if len(blocks) > 1 or re.match(r"(question|answer):", blocks[0], re.I):
+        if len(blocks) > 1 or HEADING.match(blocks[0]):
             raise ValueError("a description was asked for, and this has questions and answers")
         check_texts(blocks)
         return [(None, blocks[0])]
@@ -55,13 +60,20 @@ def parse_reply(kind, reply):
     return list(zip(texts[::2], texts[1::2]))
 
 
+def without_fence(reply):
+    """Lines end alike, and a reply that is one ``` block of Markdown is what it holds."""
+    reply = "\n".join(reply.splitlines()).strip()
+    fenced = re.fullmatch(r"```\w*\n(.*)\n```", reply, re.S)
+    return fenced[1] if fenced else reply
+
+
 def without_heading(block, number):
-    """Questions and answers take turns; each says which it is."""
-    heading = ("Question", "Answer")[number % 2]
-    match = re.fullmatch(rf"{heading}:(.*)", block, re.S | re.I)
-    if not match:
-        raise ValueError(f"block {number + 1} does not begin with {heading}:")
-    return match[1].strip()
+    """Questions and answers take turns; each says which it is, "**Question:**" too."""
+    wanted = ("Question", "Answer")[number % 2]
+    heading = HEADING.match(block)
+    if not heading or heading[1].lower() != wanted.lower():
+        raise ValueError(f"block {number + 1} does not begin with {wanted}:")
+    return block[heading.end():].strip()
 
 
 def check_texts(texts):
@@ -72,6 +84,15 @@ def check_texts(texts):
         raise ValueError("<image> stands in a text")
     if any(BOX.search(text) for text in texts):
         raise ValueError("the numbers of a box are quoted")
+    if any("\ufffd" in text for text in texts):
+        raise ValueError("a character is broken")
+    if any(is_refusal(text) for text in texts):
+        raise ValueError("it is a refusal")
     last = texts[-1][-1]
     if last.isalnum() or last in ",;-":
         raise ValueError("it ends in the middle of a sentence")
+
+
+def is_refusal(text):
+    opening = text.lower().replace("\u2019", "'").lstrip("*_\"' ")
+    return opening.startswith(REFUSALS)

@@ -2,7 +2,7 @@
 import random
 from pathlib import Path
 
-from minillava.instruct.exchange import LimitReached
+from minillava.instruct.exchange import TeacherError
 from minillava.instruct.replies import instructions, parse_reply, question_list
 from minillava.instruct.symbols import choose, describe
 
@@ -23,36 +23,39 @@ def sample_id(name, kind):
     return f"{Path(name).stem}_{kind}"
 
 
+def jobs_for(symbols, counts, seed):
+    """counts: {"conversation", "detail" or "reasoning": number of samples} -> [(kind, image file)]"""
+    return [(kind, name) for kind, count in counts.items()
+            for name in choose(symbols, count, f"{seed} {kind}")]
+
+
 def request_for(kind, captions, boxes, complaint=""):
     """Instructions, examples and one picture in symbols -> the messages that the teacher gets."""
     task = describe(kind, captions, boxes) + complaint
     return [*instructions(kind), {"role": "user", "content": task}]
 
 
-def make_samples(symbols, counts, teacher, seed, detail_questions=None):
-    """Asks for `counts` of each kind, {"conversation", "detail" or "reasoning": number of samples}.
+def make_samples(symbols, jobs, teacher, seed, detail_questions=None):
+    """Asks the teacher -> LLaVA-JSON samples, and rejects, {"id", "image", "kind", "reason", "reply"}.
 
-    -> LLaVA-JSON samples; rejects, {"id", "image", "kind", "reason", "reply"}; the number that a
-    limit left unasked. symbols: as read_symbols gives them; detail_questions: in place of those in
-    prompts/. All is determined by the seed and the teacher's answers. TeacherError if the teacher
-    cannot be asked at all.
+    symbols: as read_symbols gives them; jobs: as jobs_for does; detail_questions: in place of those in
+    prompts/. A job that could not be asked for is in neither list: teacher.stopped_by says why. All is
+    determined by the seed and the teacher's answers.
     """
     detail_questions = detail_questions or question_list("detail")
-    jobs = [(kind, name) for kind, count in counts.items()
-            for name in choose(symbols, count, f"{seed} {kind}")]
 
     def make(job):
         kind, name = job
         rng = random.Random(f"{seed} {kind} {name}")
         try:
             return make_sample(kind, name, symbols[name], teacher, rng, detail_questions)
-        except LimitReached:
+        except TeacherError:
             return None, None
 
     made = teacher.map(make, jobs, "instruction data")
     samples = [sample for sample, _ in made if sample]
     rejects = [reject for _, reject in made if reject]
-    return samples, rejects, len(jobs) - len(samples) - len(rejects)
+    return samples, rejects
 
 
 def make_sample(kind, name, symbols, teacher, rng, detail_questions):
@@ -60,10 +63,10 @@ def make_sample(kind, name, symbols, teacher, rng, detail_questions):
     complaint, reply, reason = "", "", ""
     try:
         for _ in range(2):
-            reply = teacher.ask(request_for(kind, *symbols, complaint))
+            answer = teacher.answer(request_for(kind, *symbols, complaint))
+            reply = answer.text
             try:
-                pairs = [(question or rng.choice(detail_questions), answer)
-                         for question, answer in parse_reply(kind, reply)]
+                pairs = pairs_of(kind, answer, rng, detail_questions)
                 return llava_sample(name, kind, pairs, rng), None
             except ValueError as error:
                 reason = str(error)
@@ -71,5 +74,13 @@ def make_sample(kind, name, symbols, teacher, rng, detail_questions):
                               f"Your last reply was no good: {reason}.)")
     except ValueError as error:  # no reply at all to this one
         reason = str(error)
-    reject = {"id": sample_id(name, kind), "image": name, "kind": kind, "reason": reason, "reply": reply}
-    return None, reject
+    return None, {"id": sample_id(name, kind), "image": name, "kind": kind,
+                  "reason": reason, "reply": reply}
+
+
+def pairs_of(kind, answer, rng, detail_questions):
+    """An Answer -> [(question, answer)]. A description was asked for by a question of the list."""
+    if answer.cut:
+        raise ValueError(f"it was cut off before its end ({answer.cut})")
+    return [(question or rng.choice(detail_questions), text)
+            for question, text in parse_reply(kind, answer.text)]

@@ -43,7 +43,7 @@ def read_symbols(captions, instances=None):
 
 
 def symbols_of_row(row):
-    captions = [" ".join(text.split()) for text in row["captions"]]
+    captions = [tidy(text) for text in row["captions"]]
     boxes = [(thing["category"], thing["bbox"]) for thing in row.get("instances", ())]
     return row["image"], (captions, boxes)
 
@@ -54,8 +54,13 @@ def read_captions(path):
     file_names = {image["id"]: image["file_name"] for image in coco["images"]}
     captions = {image_id: [] for image_id in file_names}
     for note in coco["annotations"]:
-        captions[note["image_id"]].append(" ".join(note["caption"].split()))
+        captions[note["image_id"]].append(tidy(note["caption"]))
     return file_names, captions
+
+
+def tidy(caption):
+    """On one line, without stray spaces and without halves of characters."""
+    return " ".join(caption.split()).encode("utf-8", "replace").decode("utf-8")
 
 
 def read_boxes(path):
@@ -87,7 +92,7 @@ def one_line_errors(path):
 
 
 def choose(names, count, seed):
-    """`count` of the names at random; a larger count only adds to them, so that a cache goes on serving."""
+    """`count` of the names at random; a larger count only adds to them, so that a cache still serves."""
     names = sorted(names)
     if count > len(names):
         raise ValueError(f"{count} samples of a kind are asked for, "
@@ -97,7 +102,7 @@ def choose(names, count, seed):
 
 
 def samples_per_kind(kinds, count, pictures):
-    """{kind: number of samples} in the paper's proportions; count None: as many as there are pictures for.
+    """{kind: number of samples} in the paper's proportions; count None: as many as can be made.
 
     What rounding down leaves over goes to the kinds of the largest remainders.
     """

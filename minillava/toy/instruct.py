@@ -6,7 +6,7 @@ import random
 
 from minillava.instruct.__main__ import main
 from minillava.instruct.captions import brief_samples
-from minillava.instruct.samples import llava_sample, make_samples
+from minillava.instruct.samples import jobs_for, llava_sample, make_samples
 from minillava.instruct.symbols import PAPER_MIX
 from minillava.instruct.teacher import free_teacher
 from minillava.toy import questions
@@ -35,7 +35,8 @@ def toy_samples(symbols, kinds, seed, images=None):
     if briefs := counts.pop("brief", 0):
         samples, _ = brief_samples(symbols, seed, briefs, thinned=False, questions=questions.BRIEF)
     taught = {kind: count for kind, count in counts.items() if kind in PAPER_MIX}  # the paper's kinds
-    samples += make_samples(symbols, taught, free_teacher(ask), seed, questions.DETAIL)[0]
+    jobs = jobs_for(symbols, taught, seed)
+    samples += make_samples(symbols, jobs, free_teacher(ask), seed, questions.DETAIL)[0]
 
     names = sorted(symbols)
     for kind in [kind for kind in counts if kind not in PAPER_MIX]:
