@@ -10,6 +10,7 @@ import pytest
 from minillava.evaluation.__main__ import main
 from minillava.evaluation.judge import (
     PROMPTS,
+    Comparison,
     parse_scores,
     parse_scores_officially,
     review_messages,
@@ -37,18 +38,23 @@ QUESTION = {"question_id": 4, "image": "a.jpg", "text": "What?", "category": "co
 RULES = {name: {"role": "Assistant", "prompt": f"Rule of {name}."} for name in ("conv", "llava_bench_conv")}
 
 
+def compared(context):
+    return Comparison(1, QUESTION, context, [{"text": "first"}, {"text": "second"}])
+
+
 def test_the_judge_is_asked_in_the_official_layout():
     context = {"captions": ["One.", "Two."], "instances": [{"category": "cat", "bbox": [0.5, 0.0, 1.0, 0.25]},
                                                            {"category": "dog", "bbox": [0.1, 0.2, 0.3, 0.4]}]}
-    system, user = review_messages(QUESTION, context, ["first", "second"], RULES)
-    assert rule_name(QUESTION, context) == "conv" and (system["role"], user["role"]) == ("system", "user")
+    system, user = review_messages(compared(context), RULES, "Judge.")
+    assert rule_name(compared(context)) == "conv" and system["content"] == "Judge."
+    assert (system["role"], user["role"]) == ("system", "user")
     assert user["content"] == (
         "[Context]\nOne.\nTwo.\n\ncat: [0.5, 0.0, 1.0, 0.25]\ndog: [0.1, 0.2, 0.3, 0.4]\n\n[Question]\nWhat?\n\n"
         "[Assistant 1]\nfirst\n\n[End of Assistant 1]\n\n[Assistant 2]\nsecond\n\n[End of Assistant 2]\n\n"
         "[System]\nRule of conv.\n\n")
     for caption in ("In the wild.\nYes.", ["In the wild.", "Yes."]):
-        _, user = review_messages(QUESTION, {"caption": caption}, ["first", "second"], RULES)
-        assert rule_name(QUESTION, {"caption": caption}) == "llava_bench_conv"
+        _, user = review_messages(compared({"caption": caption}), RULES, "Judge.")
+        assert rule_name(compared({"caption": caption})) == "llava_bench_conv"
         assert user["content"].startswith("[Context]\nIn the wild.\nYes.\n\n[Question]\nWhat?\n\n[A")
         assert user["content"].endswith("[System]\nRule of llava_bench_conv.\n\n")
 
@@ -97,9 +103,10 @@ def test_a_biased_judge_is_found_out(tmp_path, run):
         assert run(*bench(tmp_path), "--both-orders").returncode == 0 and len(server.requests) == 24  # a rerun is free
     rows = read(tmp_path / "reviews.jsonl")
     assert rows[0] == {"id": 1, "question_id": 0, "answer1_id": 0, "answer2_id": "id0", "category": "conv",
-                       "content": "9, 6 \nExplained.", "tuple": [9, 6],
-                       "swapped_content": "7 8\nExplained.", "swapped_tuple": [8, 7]}
-    assert rows[5]["tuple"] == [-1, -1]
+                       "content": "9, 6 \nExplained.", "tuple": [-1, -1], "scores": [9, 6],
+                       "swapped_content": "7 8\nExplained.", "swapped_tuple": [8, 7],
+                       "swapped_scores": [8, 7]}
+    assert rows[5]["tuple"] == [-1, -1] and rows[5]["scores"] is None
     done = run("report", tmp_path / "reviews.jsonl")
     lines = {line.split()[0]: line.split() for line in done.out.splitlines()[1:]}
     assert lines["all"] == ["all", "76.5", "76.5", "-", "76.5", "85.0", "65.0", "11", "1"]

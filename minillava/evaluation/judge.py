@@ -1,19 +1,28 @@
-"""A judge compares two answers to each question about a picture (section 5.1: LLaVA-Bench, judged by GPT-4).
+"""A judge compares two answers to each question about a picture (section 5.1: LLaVA-Bench, GPT-4).
 
 It sees no picture either: captions and boxes stand for it. The first answer is the reference, that
-of a text-only GPT-4 which was told the same; the second is the candidate's.
+of a text-only GPT-4 which was told the same; the second is the candidate's. Its reply begins with a
+score for each, "8 7", and goes on with its reasons.
 """
 import argparse
 import json
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from minillava.files import read_jsonl, write
-from minillava.instruct.command import add_teacher_flags, open_from_flags
-from minillava.instruct.exchange import LimitReached
+from minillava.files import read_jsonl, read_object, write
+from minillava.instruct.command import (
+    add_teacher_flags,
+    check_output,
+    open_from_flags,
+    print_dry_run,
+)
+from minillava.instruct.exchange import TeacherError
 
 PROMPTS = Path(__file__).parent / "prompts"
+RULE = PROMPTS / "rule.json"
+SYSTEM = PROMPTS / "system_message.txt"
 FAILED = [-1.0, -1.0]  # the official scores of a review that names none
 
 
@@ -28,41 +37,68 @@ class Comparison:
 
 
 def add_judge_flags(parser):
+    flag = argparse.BooleanOptionalAction
     add = parser.add_argument
     add("--questions", type=Path, required=True)
     add("--context", type=Path, required=True, help="captions and boxes, or captions in the wild")
     add("--answers", type=Path, nargs=2, required=True, metavar=("REFERENCE", "CANDIDATE"))
-    add("--rule", type=Path, default=PROMPTS / "rule.json", help="what the judge is told")
-    add("--both-orders", action=argparse.BooleanOptionalAction, default=False,
-        help="ask again with the answers changed over")
+    add("--rule", type=Path, default=RULE,
+        help="what the judge is told to do, such as the official rule.json (default: our wording)")
+    add("--system", type=Path, default=SYSTEM,
+        help="a text file, the judge's system message (default: our wording)")
+    add("--both-orders", action=flag, default=False, help="ask again with the answers changed over")
     add("--out", type=Path, required=True)
+    add("--dry-run", action=flag, default=False,
+        help="ask nothing: show a request, how many there are, what they would cost")
     add_teacher_flags(parser, temperature=0.2)
 
 
 def judge(args, teachers=None):
     """Questions, contexts and two answer files -> reviews. Returns the exit code."""
+    check_output(args.out)
     comparisons = read_comparisons(args.questions, args.context, args.answers)
-    rules = json.loads(args.rule.read_text(encoding="utf-8"))
+    rules = read_rules(args.rule, comparisons)
+    system = args.system.read_text(encoding="utf-8").strip()
     teacher = open_from_flags(args.teacher, args, teachers)
+    if RULE == args.rule or SYSTEM == args.system:
+        print("the judge is told our own wording of the task, not the official one: "
+              "--rule and --system take other files")
+
+    orders = (False, True) if args.both_orders else (False,)
+    if args.dry_run:
+        print_dry_run(teacher, [review_messages(comparison, rules, system, swapped)
+                                for comparison in comparisons for swapped in orders])
+        return 0
 
     def review(comparison):
         try:
-            return review_of(comparison, rules, teacher, args.both_orders)
-        except LimitReached:
+            return review_of(comparison, rules, system, teacher, orders)
+        except TeacherError:
             return None
 
     reviews = [row for row in teacher.map(review, comparisons, "reviews") if row]
-    write(args.out, "".join(json.dumps(row) + "\n" for row in reviews))
     print(teacher.spending())
-    print(f"{len(reviews)} reviews are in {args.out}")
-    unasked = len(comparisons) - len(reviews)
-    if unasked:
-        print(f"{unasked} were not asked for: the limit is near; raise it and run again to go on")
-    return 1 if unasked else 0
+    return finish(args.out, reviews, len(comparisons), teacher)
 
+
+def finish(path, reviews, wanted, teacher):
+    """Writes the reviews and says what is missing. Returns the exit code."""
+    if not any(row["scores"] for row in reviews):
+        why = f"the first one says: {reviews[0]['content'][:300]!r}" if reviews else teacher.why_stopped()
+        print(f"error: of {len(reviews)} reviews none names two scores, and no file is written; {why}",
+              file=sys.stderr)
+        return 1
+    write(path, "".join(json.dumps(row) + "\n" for row in reviews))
+    print(f"{len(reviews)} reviews are in {path}")
+    if len(reviews) < wanted:
+        print(f"{wanted - len(reviews)} were not asked for: {teacher.why_stopped()}")
+    return 0 if len(reviews) == wanted else 1
+
+
+# ----------------------------------------------------------------------------------------- files in
 
 def read_comparisons(questions, context, answers):
-    """The paths of a question file, of contexts and of two answer files -> Comparisons, in the questions' order."""
+    """The paths of a question file, of contexts and of two answer files -> [Comparison]."""
     contexts = {row.get("image"): row for row in read_jsonl(context)}
     answered = [{row.get("question_id"): row for row in read_jsonl(path)} for path in answers]
     comparisons = []
@@ -78,53 +114,43 @@ def read_comparisons(questions, context, answers):
             if not isinstance(row.get("text"), str):
                 raise ValueError(f"{path} has no answer to question {question['question_id']}")
         comparisons.append(Comparison(number, question, told, rows))
+    if not comparisons:
+        raise ValueError(f"{questions} holds no questions")
     return comparisons
 
 
-def review_of(comparison, rules, teacher, both_orders):
-    """Asks the judge -> a line of the review file, as the official script writes it."""
-    first, second = comparison.answers
-    question_id = comparison.question["question_id"]
-    review = {"id": comparison.number, "question_id": question_id,
-              "answer1_id": first.get("answer_id", question_id),
-              "answer2_id": second.get("answer_id", question_id),
-              "category": rule_name(comparison.question, comparison.context)}
-    review["content"] = ask_for_review(teacher, comparison, rules, first, second)
-    review["tuple"] = parse_scores(review["content"]) or FAILED
-    if both_orders:
-        review["swapped_content"] = ask_for_review(teacher, comparison, rules, second, first)
-        swapped = parse_scores(review["swapped_content"]) or FAILED
-        review["swapped_tuple"] = swapped[::-1]  # back in the order of the answers
-    return review
+def read_rules(path, comparisons):
+    """{name: {"role", "prompt"}}, the official rule.json, with a rule for every question."""
+    rules = read_object(path)
+    for comparison in comparisons:
+        name = rule_name(comparison)
+        if name not in rules:
+            question_id = comparison.question["question_id"]
+            raise ValueError(f"question {question_id} is of category {name}, for which {path} "
+                             "has no rule")
+        if not isinstance(rules[name], dict) or not {"role", "prompt"} <= rules[name].keys():
+            raise ValueError(f"{path}: rule {name} has no role and prompt")
+    return rules
 
 
-def ask_for_review(teacher, comparison, rules, first, second):
-    texts = first["text"], second["text"]
-    messages = review_messages(comparison.question, comparison.context, texts, rules)
-    try:
-        return teacher.ask(messages)
-    except ValueError as error:  # no review to be had: a failure among others
-        return f"({error})"
+# ------------------------------------------------------------------------------- what the judge is told
 
-
-def review_messages(question, context, texts, rules):
-    """-> the judge's messages, in the official layout. rules: {name: {"role", "prompt"}}, the official rule.json."""
-    name = rule_name(question, context)
-    if name not in rules:
-        raise ValueError(f"question {question['question_id']} is of category {name}, "
-                         "for which there is no rule")
-    role = rules[name]["role"]
-    task = f"[Context]\n{context_text(context)}\n\n[Question]\n{question['text']}\n\n"
-    for number, text in enumerate(texts, 1):
-        task += f"[{role} {number}]\n{text}\n\n[End of {role} {number}]\n\n"
-    task += f"[System]\n{rules[name]['prompt']}\n\n"
-    system = (PROMPTS / "system_message.txt").read_text(encoding="utf-8").strip()
+def review_messages(comparison, rules, system, swapped=False):
+    """-> chat messages in the official layout; swapped: the candidate's answer stands first."""
+    rule = rules[rule_name(comparison)]
+    answers = comparison.answers[::-1] if swapped else comparison.answers
+    task = f"[Context]\n{context_text(comparison.context)}\n\n"
+    task += f"[Question]\n{comparison.question['text']}\n\n"
+    for number, answer in enumerate(answers, 1):
+        name = f"{rule['role']} {number}"
+        task += f"[{name}]\n{answer['text']}\n\n[End of {name}]\n\n"
+    task += f"[System]\n{rule['prompt']}\n\n"
     return [{"role": "system", "content": system}, {"role": "user", "content": task}]
 
 
-def rule_name(question, context):
-    prefix = "llava_bench_" if "caption" in context else ""
-    return prefix + question["category"]
+def rule_name(comparison):
+    prefix = "llava_bench_" if "caption" in comparison.context else ""
+    return f"{prefix}{comparison.question['category']}"
 
 
 def context_text(context):
@@ -134,6 +160,35 @@ def context_text(context):
         return caption if isinstance(caption, str) else "\n".join(caption)
     boxes = [f"{thing['category']}: {thing['bbox']}" for thing in context["instances"]]
     return "\n".join(context["captions"]) + "\n\n" + "\n".join(boxes)
+
+
+# ---------------------------------------------------------------------------------- what it replies
+
+def review_of(comparison, rules, system, teacher, orders):
+    """Asks the judge -> a line of the official review file.
+
+    "tuple" holds the scores as the official script reads them, so that its summary of our file is its
+    own; "scores" holds them as `parse_scores` does, which understands more. Those of a review with the
+    answers changed over are put back in the order of the answers.
+    """
+    question_id = comparison.question["question_id"]
+    review = {"id": comparison.number, "question_id": question_id}
+    for number, row in enumerate(comparison.answers, 1):
+        review[f"answer{number}_id"] = row.get("answer_id", question_id)
+    review["category"] = rule_name(comparison)
+    for swapped in orders:
+        try:
+            content = teacher.ask(review_messages(comparison, rules, system, swapped))
+        except ValueError as error:  # no review to be had: a failure among others
+            content = f"({error})"
+        official, scores = parse_scores_officially(content), parse_scores(content)
+        if swapped:
+            official, scores = official[::-1], scores and scores[::-1]
+        prefix = "swapped_" if swapped else ""
+        review[f"{prefix}content"] = content
+        review[f"{prefix}tuple"] = official
+        review[f"{prefix}scores"] = scores
+    return review
 
 
 def parse_scores(review):

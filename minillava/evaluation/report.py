@@ -1,4 +1,4 @@
-"""Reviews become relative scores: what the candidate reached, in per cent of the reference (section 5.1)."""
+"""Reviews become relative scores: the candidate's in per cent of the reference's (section 5.1)."""
 import argparse
 from pathlib import Path
 
@@ -6,40 +6,101 @@ import numpy as np
 
 from minillava.evaluation.judge import parse_scores, parse_scores_officially
 from minillava.files import read_jsonl
+from minillava.terminal import printable
+
+REVIEW_FILES = "gpt4_text", "reviews_", "review_"  # how the official script knows them in a folder
 
 
 def add_report_flags(parser):
-    parser.add_argument("reviews", type=Path, nargs="+")
-    parser.add_argument("--strict-official", action=argparse.BooleanOptionalAction, default=False,
-                        help="the official arithmetic and output")
+    flag = argparse.BooleanOptionalAction
+    add = parser.add_argument
+    add("reviews", type=Path, nargs="+", help="files, or folders that hold reviews_*.jsonl")
+    add("--strict-official", action=flag, default=False, help="the official arithmetic and output")
+    add("--ignore", nargs="+", default=[], metavar="ID", help="questions to leave out")
+    add("--select", nargs="+", default=[], metavar="TEXT",
+        help="only the files whose names hold each of these texts")
+    add("--average", action=flag, default=False, help="the mean over the files too: runs of one model")
 
 
 def report(args):
-    for path in args.reviews:
-        reviews = read_reviews(path)
-        print(path)
+    averaged = []  # of each file {category: (relative, reference, candidate)}
+    for path in review_files(args.reviews, args.select):
+        reviews = read_reviews(path, args.ignore)
+        print(printable(path, keep=""))
         if args.strict_official:
-            print_officially(reviews)
+            shares = official_scores(reviews)
+            print_officially(shares)
         else:
-            print_table(reviews)
+            pairs, bias = pairs_of(reviews)
+            shares = mean_scores(by_category(reviews, pairs))
+            print_table(reviews, pairs)
+            print(bias, end="")
+        averaged.append(shares)
+    if args.average:
+        print_average(averaged)
     return 0
 
 
-def read_reviews(path):
+# ------------------------------------------------------------------------------------------ files in
+
+def review_files(paths, select):
+    """Files and folders -> files; those of a folder are known by their names."""
+    found = []
+    for path in paths:
+        inside = sorted(path.glob("*.jsonl")) if path.is_dir() else []
+        found += [file for file in inside if file.name.startswith(REVIEW_FILES)]
+        if not path.is_dir():
+            found.append(path)
+    found = [path for path in found if all(text in path.name for text in select)]
+    if not found:
+        raise ValueError("there is no file of reviews under these names")
+    return found
+
+
+def read_reviews(path, ignore=()):
+    """The lines of a review file, but for those of the ignored question ids."""
     reviews = read_jsonl(path)
-    for review in reviews:
-        if "category" not in review or not ("content" in review or "tuple" in review):
-            reviews = []
+    for number, review in enumerate(reviews, 1):
+        if not is_review(review):
+            raise ValueError(f"{path} holds no reviews: line {number} has no content and no tuple "
+                             "of two scores, or a category that is no text")
+    reviews = [review for review in reviews if str(review.get("question_id")) not in ignore]
     if not reviews:
-        raise ValueError(f"{path} holds no reviews: a line has category, content and tuple")
+        raise ValueError(f"{path} holds no reviews that are not ignored")
     return reviews
 
 
-# ------------------------------------------------------------------------------------------ scores
+def is_review(review):
+    if not isinstance(review.get("category", ""), str):
+        return False
+    if "content" in review:
+        return isinstance(review["content"], str) and isinstance(review.get("swapped_content", ""), str)
+    scores = stated_scores(review)
+    return isinstance(scores, list) and len(scores) == 2 and all(type(s) in (int, float) for s in scores)
+
+
+def stated_scores(review):
+    """What the file itself says; "score" is what the oldest official files call it."""
+    return review.get("tuple", review.get("score"))
+
+
+# ------------------------------------------------------------------------------------------- scores
+
+def pairs_of(reviews):
+    """-> a pair of scores or None for each review, the mean of both orders where the judge saw both;
+    and in words what standing first was worth, or ""."""
+    straight = [scores_of(review) for review in reviews]
+    if not any("swapped_content" in review for review in reviews):
+        return straight, ""
+    swapped = [swapped_scores_of(review) for review in reviews]
+    both = [(one, other) if one and other else None for one, other in zip(straight, swapped)]
+    pairs = [np.mean(pair, 0) if pair else None for pair in both]
+    return pairs, position_bias([pair for pair in both if pair])
+
 
 def scores_of(review):
     """-> [reference, candidate], or None where the judge named none."""
-    scores = parse_scores(review["content"]) if "content" in review else review["tuple"]
+    scores = parse_scores(review["content"]) if "content" in review else stated_scores(review)
     return scores if scores and min(scores) >= 0 else None
 
 
@@ -50,19 +111,22 @@ def swapped_scores_of(review):
 
 
 def by_category(reviews, pairs):
-    """{category: scores [N,2]}, "all" among them, the categories in order; a pair of None is left out."""
-    groups = {"all": []} | {review["category"]: [] for review in reviews}
+    """{category: scores [N,2]}, "all" among them, in order; a pair of None is left out.
+
+    A review without a category counts for "all" alone.
+    """
+    groups = {"all": []} | {review["category"]: [] for review in reviews if "category" in review}
     for review, pair in zip(reviews, pairs):
         if pair is not None:
-            groups["all"].append(pair)
-            groups[review["category"]].append(pair)
+            for name in {"all", review.get("category", "all")}:
+                groups[name].append(pair)
     return {name: np.asarray(groups[name], dtype=float).reshape(-1, 2) for name in sorted(groups)}
 
 
 def relative(pairs):
-    """[...,N,2] -> the candidate's mean score in per cent of the reference's, [...]."""
+    """[...,N,2] -> the candidate's mean score in per cent of the reference's, [...]; nan if that is 0."""
     reference, candidate = np.moveaxis(pairs.mean(-2), -1, 0)
-    return 100 * candidate / np.maximum(reference, 1e-9)
+    return 100 * candidate / np.where(reference > 0, reference, np.nan)
 
 
 def interval(pairs, draws=2000):
@@ -71,53 +135,73 @@ def interval(pairs, draws=2000):
     return np.percentile(relative(pairs[drawn]), (2.5, 97.5))
 
 
-# ---------------------------------------------------------------------------------------- printing
+def mean_scores(groups):
+    """{category: scores [N,2]} -> {category: (relative, reference, candidate)}, both out of 100."""
+    return {name: (relative(scores), *10 * scores.mean(0))
+            for name, scores in groups.items() if len(scores)}
 
-def print_officially(reviews):
-    """What the official summary prints: failures count as -1 : -1, means are rounded before they are divided."""
-    pairs = [parse_scores_officially(review["content"]) if "content" in review else review["tuple"]
-             for review in reviews]
+
+def official_scores(reviews):
+    """The same as the official summary does it: failures count as -1 : -1, means are rounded before
+    they are divided."""
+    pairs = [parse_scores_officially(review["content"]) if "content" in review
+             else stated_scores(review) for review in reviews]
+    shares = {}
     for name, scores in by_category(reviews, pairs).items():
         reference, candidate = (round(mean, 3) for mean in scores.mean(0).tolist())
-        share = round(candidate / reference * 100, 1) if reference else "nan"
-        print(f"{name} {share} {round(reference * 10, 1)} {round(candidate * 10, 1)}")
+        share = round(candidate / reference * 100, 1) if reference else float("nan")
+        shares[name] = share, round(reference * 10, 1), round(candidate * 10, 1)
+    return shares
 
 
-def print_table(reviews):
-    """The table of the paper: per category the candidate's score in per cent of the reference's."""
-    straight = [scores_of(review) for review in reviews]
-    swapped = [swapped_scores_of(review) for review in reviews]
-    both_orders = any("swapped_content" in review for review in reviews)
-    pairs = straight
-    if both_orders:  # their mean, where both are there
-        pairs = [np.mean([one, other], 0) if one and other else None
-                 for one, other in zip(straight, swapped)]
+# ----------------------------------------------------------------------------------------- printing
 
+def print_officially(shares):
+    for name, (share, reference, candidate) in shares.items():
+        print(f"{printable(name, keep='')} {share} {reference} {candidate}")
+
+
+def print_table(reviews, pairs):
+    """The table of the paper, and how sure it is."""
     print(f"{'category':20} relative   95 % interval  reference  candidate  reviews  failed")
     asked = by_category(reviews, [(0, 0)] * len(reviews))
     for name, scores in by_category(reviews, pairs).items():
-        print(table_line(name, scores, len(asked[name]) - len(scores)))
-    if both_orders:
-        print_position_bias([(one, other) for one, other in zip(straight, swapped) if one and other])
+        failed = len(asked[name]) - len(scores)
+        print(f"{printable(name, keep=''):20}{table_cells(scores)}{len(scores):9}{failed:8}")
 
 
-def table_line(name, scores, failed):
-    cells = f"{'-':>9}{'-':>16}{'-':>11}{'-':>11}"
-    if len(scores):
-        low, high = interval(scores)
-        reference, candidate = 10 * scores.mean(0)
-        cells = (f"{relative(scores):9.1f}{f'{low:.1f} - {high:.1f}':>16}"
-                 f"{reference:11.1f}{candidate:11.1f}")
-    return f"{name:20}{cells}{len(scores):9}{failed:8}"
+def table_cells(scores):
+    if not len(scores):
+        return f"{'-':>9}{'-':>16}{'-':>11}{'-':>11}"
+    reference, candidate = 10 * scores.mean(0)
+    share, between = f"{relative(scores):.1f}", "-"
+    low, high = interval(scores)
+    if reference == 0:
+        share = "-"
+    if not np.isnan([low, high]).any():
+        between = f"{low:.1f} - {high:.1f}"
+    return f"{share:>9}{between:>16}{reference:11.1f}{candidate:11.1f}"
 
 
-def print_position_bias(judged):
-    """judged: scores in the first order and with the answers changed over, each [reference, candidate]."""
+def print_average(runs):
+    """runs: of each file {category: (relative, reference, candidate)}"""
+    print(f"mean of {len(runs)} files")
+    print(f"{'category':20} relative  lowest - highest  reference  candidate")
+    for name in sorted({name for run in runs for name in run}):
+        rows = np.array([run[name] for run in runs if name in run])  # [runs,3]
+        share, reference, candidate = rows.mean(0)
+        between = f"{rows[:, 0].min():.1f} - {rows[:, 0].max():.1f}"
+        print(f"{printable(name, keep=''):20}{share:9.1f}{between:>18}{reference:11.1f}{candidate:11.1f}")
+
+
+def position_bias(judged):
+    """judged: [(scores, scores with the answers changed over)], each [reference, candidate]."""
     if not judged:
-        return
+        return ""
     straight, swapped = np.moveaxis(np.asarray(judged), 1, 0)  # [N,2] each
     gains = straight - swapped  # the reference stood first in `straight`, the candidate in `swapped`
     gain = np.mean((gains[:, 0] - gains[:, 1]) / 2)
     leads = (straight[:, 0] - straight[:, 1]) * (swapped[:, 0] - swapped[:, 1])
-    print(f"position bias: an answer gets {gain:+.2f} points for standing first; {(leads < 0).sum()} of "
-          f"{len(judged)} verdicts turn round when the answers change places")
+    return (f"position bias: an answer gets {gain:+.2f} points for standing first; "
+            f"{(leads < 0).sum()} of {len(judged)} verdicts turn round when the answers change "
+            "places\n")
