@@ -4,6 +4,7 @@ The ground floor, which a first reading may pass by:
 
     files.py           JSON in, whole files out, the index of a JSON file of any size
     terminal.py        reading a line, drawing a picture, showing text that is not ours
+    linear.py          linear layers with weights of 8 or 4 bits
 
 The core, what a learner reads in one sitting:
 
@@ -21,7 +22,7 @@ The core, what a learner reads in one sitting:
 
 Around them, a room for each part of the paper:
 
-    weights/           the official layouts in, one layout out, deltas
+    weights/           the official layouts in and out, deltas, LoRA adapters, quantising
     training/          section 4.2: sampler, optimizer, DDP and FSDP2, the folder of a run, plan
     instruct/          section 3: captions and boxes become instruction data, by a teacher
     evaluation/        section 5: answers, the judge, ScienceQA

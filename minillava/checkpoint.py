@@ -15,6 +15,7 @@ from minillava.vit import VisionTower
 from minillava.weights.adapters import is_adapter, read_adapted
 from minillava.weights.devices import find_device, find_dtype
 from minillava.weights.layouts import compose, read_language, read_llava_folder, read_vision
+from minillava.weights.quantize import fit_to_machine, place_quantized, quantized
 from minillava.weights.saving import save_llava  # noqa: F401: out by the same door
 from minillava.weights.tensors import NoInitialValues, check_depth, fill
 
@@ -22,7 +23,7 @@ TOY = Path(__file__).parent / "toy" / "weights"  # the shipped miniature
 
 
 def load_llava(path=None, *, vision=None, language=None, projector=None, base=None,
-               device="auto", dtype="auto"):
+               device="auto", dtype="auto", quantize=None):
     """-> (Llava, Tokenizer). One of:
 
         load_llava()                     the shipped miniature
@@ -34,10 +35,11 @@ def load_llava(path=None, *, vision=None, language=None, projector=None, base=No
         load_llava(ADAPTER, base=FOLDER) a LoRA merged into the LLaVA (or with vision=, the Vicuna)
                                          that it was trained on
 
-    device "auto" is the GPU if there is one (CUDA, then MPS), dtype "auto" is that of the file. A
-    folder without minillava.json does not say its template: it is taken for vicuna_v1, that of v1.1
-    to v1.5, unless its tokenizer is one of v0. OSError or ValueError, in one line, if it cannot be
-    had.
+    device "auto" is the GPU if there is one (CUDA, then MPS), dtype "auto" is that of the file,
+    quantize "int8" or "int4" makes the language model smaller (a folder that was saved so needs no
+    word). A folder without minillava.json does not say its template: it is taken for vicuna_v1, that
+    of v1.1 to v1.5, unless its tokenizer is one of v0. OSError or ValueError, in one line, if it
+    cannot be had.
     """
     if language is None and projector is None:
         source = Path(path or TOY / "llava")
@@ -53,13 +55,15 @@ def load_llava(path=None, *, vision=None, language=None, projector=None, base=No
         source = f"{vision} + {language} + {projector}"
         config, tensors = compose(vision, language, projector)
         words = language
-    return build(Llava, config, tensors, source, device, dtype), Tokenizer.load(words)
+    model = build(Llava, config, tensors, source, device, dtype, quantize)
+    return model, Tokenizer.load(words)
 
 
-def load_language(path, device="auto", dtype="auto"):
+def load_language(path, device="auto", dtype="auto", quantize=None):
     """The folder of a Vicuna or any other Llama -> (LanguageModel, Tokenizer)."""
     config, tensors = read_language(path)
-    return build(LanguageModel, config, tensors, path, device, dtype), Tokenizer.load(path)
+    model = build(LanguageModel, config, tensors, path, device, dtype, quantize)
+    return model, Tokenizer.load(path)
 
 
 def load_vision(path, device="auto", dtype="auto"):
@@ -68,18 +72,24 @@ def load_vision(path, device="auto", dtype="auto"):
     return build(VisionTower, config, tensors, path, device, dtype)
 
 
-def build(cls, config, tensors, source, device, dtype):
+def build(cls, config, tensors, source, device, dtype, quantize=None):
     """A module around these tensors: made on the meta device, without memory, then filled."""
     device = find_device(device)
     dtype = dtype_of(tensors) if dtype == "auto" else find_dtype(dtype)
     check_depth(config, tensors, source)
+    if quantize is not None:
+        language_config = config.language_config if cls is Llava else config
+        tensors = quantized(tensors, quantize, language_config.tie_word_embeddings, source)
 
     try:
         with torch.device("meta"), NoInitialValues():
             module = cls(config)
     except RuntimeError as error:
         raise ValueError(f"{source}: the config describes no model ({error})") from None
-    return fill(module, tensors, source, device, dtype)
+    place_quantized(module, tensors)
+    fill(module, tensors, source, device, dtype)
+    fit_to_machine(module)
+    return module
 
 
 def dtype_of(tensors):

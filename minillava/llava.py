@@ -97,7 +97,7 @@ class Llava(nn.Module):
         targets = targets[learn]                                # [supervised]
 
         # cross_entropy(lm_head(hidden), targets, reduction="sum"), in less memory.
-        loss = chunked_cross_entropy(hidden, targets, self.language_model.lm_head.weight)
+        loss = chunked_cross_entropy(hidden, targets, self.language_model.lm_head)
         return loss / (supervised or max(1, len(targets)))
 
     def embed(self, input_ids, pixels=None):
@@ -157,18 +157,18 @@ class Llava(nn.Module):
         return self.language_model.embed_tokens.weight.device
 
 
-def chunked_cross_entropy(hidden, targets, weight):
-    """hidden [n,D], targets [n], the head's weight [V,D] -> the summed cross entropy, in fp32.
+def chunked_cross_entropy(hidden, targets, lm_head):
+    """hidden [n,D], targets [n] -> the summed cross entropy, in fp32.
 
     The logits of HEAD_CHUNK positions exist at once. `checkpoint` drops them and makes them again
     on the way back, so that memory does not grow with the number of answers in the batch.
     """
     loss = 0
     for rows, wanted in zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK)):
-        loss = loss + checkpoint(summed_cross_entropy, rows, wanted, weight, use_reentrant=False)
+        loss = loss + checkpoint(summed_cross_entropy, rows, wanted, lm_head, use_reentrant=False)
     return loss
 
 
-def summed_cross_entropy(hidden, targets, weight):
-    logits = F.linear(hidden, weight)  # [n,V]
+def summed_cross_entropy(hidden, targets, lm_head):
+    logits = lm_head(hidden)  # [n,V]
     return F.cross_entropy(logits.float(), targets, reduction="sum")

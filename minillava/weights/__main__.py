@@ -3,6 +3,7 @@
     python -m minillava.weights apply-delta --base LLAMA --delta DELTA --out DIR
     python -m minillava.weights convert --to llava|llava-hf --model LLAVA [--vision CLIP] --out DIR
     python -m minillava.weights merge --base LLAVA --adapter LORA --out DIR
+    python -m minillava.weights quantize --model LLAVA [--vision CLIP] --to int8|int4 --out DIR
 """
 import argparse
 from pathlib import Path
@@ -11,6 +12,7 @@ from minillava.checkpoint import load_llava, save_llava
 from minillava.terminal import exit_with, printable
 from minillava.weights.adapters import is_adapter
 from minillava.weights.deltas import apply_delta
+from minillava.weights.quantize import KINDS, save_quantized
 from minillava.weights.saving import save_original_llava
 
 SAVE = {"llava": save_original_llava, "llava-hf": save_llava}
@@ -25,6 +27,8 @@ def main():
             convert(args.model, args.vision, args.to, args.out)
         elif args.command == "merge":
             merge(args.base, args.adapter, args.vision, args.out)
+        elif args.command == "quantize":
+            quantize(args.model, args.vision, args.to, args.out)
     except (OSError, ValueError) as error:
         exit_with(error)
     print(f"written: {printable(args.out)}")
@@ -43,8 +47,12 @@ def make_parser():
     command = commands.add_parser("convert", help="a LLaVA into another program's layout")
     command.add_argument("--to", required=True, choices=sorted(SAVE),
                          help="llava: for the official code; llava-hf: for transformers")
-    command.add_argument("--model", required=True, metavar="DIR", help="folder of the LLaVA")
-    add_vision(command)
+    add_model(command)
+    add_out(command)
+
+    command = commands.add_parser("quantize", help="a LLaVA with its Llama in 8 or 4 bits")
+    command.add_argument("--to", required=True, choices=KINDS)
+    add_model(command)
     add_out(command)
 
     command = commands.add_parser("merge", help="a LLaVA + its LoRA = a plain LLaVA")
@@ -54,6 +62,11 @@ def make_parser():
     add_vision(command)
     add_out(command)
     return parser
+
+
+def add_model(command):
+    command.add_argument("--model", required=True, metavar="DIR", help="folder of the LLaVA")
+    add_vision(command)
 
 
 def add_vision(command):
@@ -79,6 +92,12 @@ def merge(base, adapter, vision, out):
         raise ValueError(f"{adapter} holds no adapter: there is no adapter_config.json")
     model, tokenizer = load_llava(adapter, base=base, vision=vision, device="cpu")
     save_llava(model, tokenizer, out)
+
+
+def quantize(folder, vision, kind, out):
+    refuse_same_folder(folder, out)
+    model, tokenizer = load_llava(folder, vision=vision, device="cpu", quantize=kind)
+    save_quantized(model, tokenizer, out, kind)
 
 
 def refuse_same_folder(folder, out):

@@ -1,4 +1,4 @@
-"""LoRA adapters (Hu et al. 2021) as peft and LLaVA write them: small matrices beside a base's weights.
+"""LoRA adapters (Hu et al. 2021) as peft and LLaVA write them: small matrices beside the weights.
 
     W' = W + (alpha / rank) B A        A [rank, in], B [out, rank]
 
@@ -214,6 +214,9 @@ def check_one(name, shape, tensors, folder, base):
     if name not in tensors:
         raise ValueError(f"{folder} changes {name}, which {base} does not have: "
                          "it belongs to another base")
+    if not tensors[name].is_floating_point():
+        raise ValueError(f"{base} is quantised: merge the adapter into the plain model, "
+                         "then quantise that")
     if list(tensors[name].shape) != shape:
         raise ValueError(f"{folder} changes a {name} of {shape}, but that of {base} is "
                          f"{list(tensors[name].shape)}: it belongs to another base")

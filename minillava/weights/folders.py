@@ -30,11 +30,21 @@ def open_folder(path):
     if not config:
         raise FileNotFoundError(
             f"{path} has no config.json: it is not a folder of weights as they are published")
+    refuse_foreign_quantization(path, config)
     return path, config
 
 
+def refuse_foreign_quantization(path, config):
+    """bitsandbytes, GPTQ, AWQ and others: integers that mean something else to each."""
+    described = config.get("quantization_config")
+    method = described.get("quant_method") if isinstance(described, dict) else described
+    if method not in (None, "minillava"):
+        raise ValueError(f"{path} is quantised by {str(method):.40}: give the plain folder "
+                         "(--quantize int8 or int4 makes it small here)")
+
+
 def write_folder(path, tensors, files, save_more=None, change=None, stem="model"):
-    """{name: tensor} in STEM.safetensors or shards, {file name: JSON}, what `save_more(folder)` adds.
+    """{name: tensor} in STEM.safetensors or shards, {file name: JSON}, and `save_more(folder)`.
 
     All is written elsewhere first and moved at the end: a run that is killed while it writes leaves
     the old files whole. `change(name, tensor)` makes each tensor what it shall be only when its

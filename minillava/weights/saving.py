@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from minillava.linear import QuantizedLinear
 from minillava.weights.folders import write_folder
 from minillava.weights.layouts import LLAVA, LLAVA_HF, OWN_TOWER
 from minillava.weights.tensors import rename, take_prefixed, with_prefix
@@ -15,6 +16,7 @@ def save_llava(model, tokenizer, path):
     What that layout has no place for stands in minillava.json beside it.
     """
     config = model.config
+    refuse_quantized(model)
     refuse_projector(config.projector)
     image_id = tokenizer.add("<image>")
 
@@ -25,15 +27,21 @@ def save_llava(model, tokenizer, path):
     tensors = rename(tensors, {here: disk for disk, here in LLAVA_HF.items()})
 
     language_config = dataclasses.replace(config.language_config, vocab_size=vocab_size)
-    files = {
-        "config.json": llava_hf_json(config, language_config, tokenizer, image_id, tensors),
+    config = dataclasses.replace(config, language_config=language_config)
+    files = llava_hf_files(config, tokenizer, tensors, image_id)
+    write_folder(path, tensors, files, tokenizer.save)
+
+
+def llava_hf_files(config, tokenizer, tensors, image_id=None):
+    """The JSON files of that layout."""
+    return {
+        "config.json": llava_hf_json(config, tokenizer, tensors, image_id),
         "generation_config.json": token_ids(tokenizer),
         "preprocessor_config.json":
             preprocessor_json(config) | {"processor_class": "LlavaProcessor"},
         "processor_config.json": processor_json(config),
         "minillava.json": own_fields(config),
     }
-    write_folder(path, tensors, files, tokenizer.save)
 
 
 def save_original_llava(model, tokenizer, path):
@@ -43,6 +51,7 @@ def save_original_llava(model, tokenizer, path):
     in a folder of its own inside, which `mm_vision_tower` names by its full path, as the official
     code needs it. (Where the folder has moved, `minillava` looks inside first.)
     """
+    refuse_quantized(model)
     path = Path(path)
     config = model.config
     tensors = dict(model.named_parameters())
@@ -68,6 +77,7 @@ def save_original_llava(model, tokenizer, path):
 
 def save_language(model, tokenizer, path):
     """The folder of a Llama, as Vicuna comes: config, weights, tokenizer."""
+    refuse_quantized(model)
     tensors = rename(dict(model.named_parameters()), {"": "model.", "lm_head.": "lm_head."})
     fields = dataclasses.asdict(model.config) | token_ids(tokenizer)
     files = {
@@ -142,6 +152,12 @@ def with_two_layers(tensors, projector):
     return tensors | identity
 
 
+def refuse_quantized(model):
+    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+        raise ValueError("the model's weights are quantised: no other program would know them; "
+                         "save the plain model, or see python -m minillava.weights quantize")
+
+
 def refuse_projector(kind):
     if kind not in ("linear", "mlp1x_gelu", "mlp2x_gelu"):
         raise ValueError(f"the layout of llava-hf has no place for a projector {kind}")
@@ -155,8 +171,8 @@ def config_json(architecture, model_type, tensors, fields):
     return head | fields
 
 
-def llava_hf_json(config, language_config, tokenizer, image_id, tensors):
-    text_config = {"model_type": "llama"} | dataclasses.asdict(language_config)
+def llava_hf_json(config, tokenizer, tensors, image_id):
+    text_config = {"model_type": "llama"} | dataclasses.asdict(config.language_config)
     vision_config = {"model_type": "clip_vision_model"} | dataclasses.asdict(config.vision_config)
     activation = "gelu" if config.projector == "mlp2x_gelu" else "linear"
     return config_json("LlavaForConditionalGeneration", "llava", tensors, {
@@ -167,7 +183,7 @@ def llava_hf_json(config, language_config, tokenizer, image_id, tensors):
         "projector_hidden_act": activation,
         "image_token_index": image_id,
         "image_seq_length": config.image_tokens,
-        "tie_word_embeddings": language_config.tie_word_embeddings,
+        "tie_word_embeddings": config.language_config.tie_word_embeddings,
     })
 
 

@@ -1,6 +1,9 @@
 """Tensors from strangers: read, renamed, put into a module."""
+import ctypes
+import mmap
 import pickle
 import re
+import sys
 import zipfile
 from pathlib import Path
 
@@ -113,6 +116,22 @@ def take_prefixed(tensors, prefix):
     return {name.removeprefix(prefix): tensors.pop(name) for name in names}
 
 
+def forget_pages(tensor):
+    """Lets go of the memory of a tensor that is not read again, where it is a mapped file's.
+
+    Otherwise all that was read of the file would count as this process's until the last tensor is
+    dropped. Only whole pages within the tensor, only on Linux; elsewhere the system does it when
+    memory is short.
+    """
+    if sys.platform != "linux" or tensor.device.type != "cpu":
+        return
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if end > start:
+        libc = ctypes.CDLL(None)
+        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+
+
 def with_prefix(prefix, tensors):
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
@@ -136,18 +155,26 @@ def fill(module, tensors, source, device, dtype):
     the `source`. The tensors are not copied where device and dtype are theirs already.
     """
     check_names(module, tensors, source)
-    parameters = dict(module.named_parameters(remove_duplicate=False))
-    check_shapes(parameters, tensors, source)
+    places = module.state_dict(keep_vars=True)  # parameters, and the integers of quantised layers
+    check_shapes(places, tensors, source)
 
-    filled = {}  # meta parameter -> real one; a tied head is one parameter under two names
-    for name, parameter in parameters.items():
-        if parameter not in filled:
-            filled[parameter] = nn.Parameter(tensors[name].to(device, dtype))
+    filled = {}  # on the meta device -> real; a tied head is one parameter under two names
+    for name, place in places.items():
+        if place not in filled:
+            filled[place] = real(place, tensors[name], device, dtype)
         elif name in tensors:
-            check_tie(name, tensors[name].to(device, dtype), filled[parameter], source)
+            check_tie(name, tensors[name].to(device, dtype), filled[place], source)
         owner, _, leaf = name.rpartition(".")
-        setattr(module.get_submodule(owner), leaf, filled[parameter])
+        setattr(module.get_submodule(owner), leaf, filled[place])
     return module
+
+
+def real(place, tensor, device, dtype):
+    """What takes the place of a parameter or buffer on the meta device; integers stay integers."""
+    if not tensor.is_floating_point():
+        return tensor.to(device)
+    tensor = tensor.to(device, dtype)
+    return nn.Parameter(tensor) if isinstance(place, nn.Parameter) else tensor
 
 
 def check_depth(config, tensors, source):
@@ -168,9 +195,9 @@ def check_tie(name, tensor, tied_to, source):
 
 
 def check_names(module, tensors, source):
-    needed = dict(module.named_parameters())  # each parameter once: a tied head need not be there
-    known = dict(module.named_parameters(remove_duplicate=False))
-    missing = sorted(needed.keys() - tensors.keys())
+    known = module.state_dict(keep_vars=True)
+    once = dict(module.named_parameters()) | dict(module.named_buffers())  # a tied head is left out
+    missing = sorted(once.keys() - tensors.keys())
     unexpected = sorted(tensors.keys() - known.keys())
     for names, what in ((missing, "lacks"), (unexpected, "has unexpected")):
         if names:
@@ -178,15 +205,22 @@ def check_names(module, tensors, source):
             raise ValueError(f"{source} {what} {', '.join(names[:3])}{more}")
 
 
-def check_shapes(parameters, tensors, source):
+def check_shapes(places, tensors, source):
     for name, tensor in tensors.items():
-        expected = parameters[name].shape
-        if tensor.shape != expected or not tensor.is_floating_point():
+        place = places[name]
+        if tensor.shape != place.shape or not of_one_kind(tensor, place):
             raise ValueError(f"{source}: {name} is {tensor.dtype} {list(tensor.shape)}, "
-                             f"but the config says {list(expected)}")
+                             f"but the config says {list(place.shape)}")
 
         # to look at every weight would read a mapped file whole; norms and biases are few, and a
         # training that fell apart spoils them with the rest
         if tensor.ndim == 1 and not tensor.isfinite().all():
             raise ValueError(f"{source}: {name} is not finite: "
                              "the training that wrote it fell apart, or the file is damaged")
+
+
+def of_one_kind(tensor, place):
+    """Numbers of any precision for numbers of any, integers for integers of the same width."""
+    if place.is_floating_point():
+        return tensor.is_floating_point()
+    return tensor.dtype == place.dtype

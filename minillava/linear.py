@@ -1,0 +1,188 @@
+"""Linear layers whose weights are kept in 8 or 4 bits: a half or a quarter of the memory.
+
+    int8    w = q * scale             q in -127..127, one scale for each output channel
+    int4    w = (q - 8) * scale + zero    q in 0..15, a scale and a zero for each group of 64 inputs
+
+Only weights are rounded, activations are not. For few rows, as in decoding, the time goes into
+reading weights, and PyTorch's kernels read the small form itself. For many rows, as in a prefill or
+in training, it goes into the product: weights are written out, used and dropped, layer by layer.
+"""
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+GROUP = 64     # inputs that share a scale and a zero, in int4
+BLOCK = 64     # output channels that lie together, in int4
+FEW_ROWS = 64  # up to as many the kernels are faster than writing weights out
+REFITS = 2     # of the line through a group's weights
+TINY = 1e-7    # the least scale, which fp16 still has: a group of zeros needs one too
+
+
+class QuantizedLinear(nn.Module):
+    """What both kinds share: buffers `weight` and `scale`, and the two ways to the product."""
+
+    def __init__(self, in_features, out_features, weight, scale):
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+
+    def forward(self, x):
+        """[..,I] -> [..,O]"""
+        rows = x.shape[:-1].numel()
+        learns = x.requires_grad and torch.is_grad_enabled()
+        if rows <= FEW_ROWS and not learns and self.has_kernel(x):
+            y = self.few_rows(x.reshape(rows, -1).contiguous())
+            return y.view(*x.shape[:-1], -1)
+        return FrozenProduct.apply(x, self)
+
+
+class Int8Linear(QuantizedLinear):
+    """`weight` int8 [O,I], `scale` [O]."""
+
+    def __init__(self, in_features, out_features):
+        weight = torch.empty(out_features, in_features, dtype=torch.int8)
+        super().__init__(in_features, out_features, weight, torch.empty(out_features))
+
+    def has_kernel(self, x):
+        # in bf16 it reads beyond the end of rows that are not whole vectors
+        return x.device.type == "cpu" and self.in_features % 32 == 0
+
+    def few_rows(self, x):
+        return torch._weight_int8pack_mm(x, self.weight, self.scale)
+
+    def dequantized(self):
+        """[O,I], in the dtype of the scale"""
+        return self.weight.to(self.scale.dtype) * self.scale[:, None]
+
+
+class Int4Linear(QuantizedLinear):
+    """`weight` uint8 [O/64,I,32], `scale` [I/64,O,2]: the scale and the zero of each group.
+
+    Two values share a byte, laid as PyTorch's kernel for AVX-512 reads them, so that a file can be
+    memory-mapped: of the 64 output channels of a block, input by input, byte j holds channel j in
+    its low half and channel j + 32 in its high half. O and I are rounded up to whole blocks.
+    """
+
+    def __init__(self, in_features, out_features):
+        blocks = -(-out_features // BLOCK)
+        groups = -(-in_features // GROUP)
+        weight = torch.empty(blocks, groups * GROUP, BLOCK // 2, dtype=torch.uint8)
+        scale = torch.empty(groups, blocks * BLOCK, 2)
+        super().__init__(in_features, out_features, weight, scale)
+
+    def has_kernel(self, x):
+        return x.device.type == "cpu" and kernel_block() == 2 * self.weight.shape[-1]
+
+    def few_rows(self, x):
+        inputs = self.weight.shape[1]
+        x = F.pad(x, (0, inputs - self.in_features))
+        packed = self.weight.view(-1, inputs // 2)  # [O,I/2], as the kernel counts
+        y = torch._weight_int4pack_mm_for_cpu(x, packed, GROUP, self.scale)
+        return y[:, : self.out_features]
+
+    def dequantized(self):
+        """[O,I], in the dtype of the scale"""
+        values = unpack(self.weight).to(self.scale.dtype) - 8  # [O,I]
+        values = values.unflatten(1, (-1, GROUP))              # [O,I/64,64]
+        scale, zero = self.scale.transpose(0, 1).split(1, dim=-1)
+        weight = torch.addcmul(zero, values, scale).flatten(1)
+        return weight[: self.out_features, : self.in_features]
+
+
+class FrozenProduct(torch.autograd.Function):
+    """x W^T; the written-out W is not kept for the way back, but written out again."""
+
+    @staticmethod
+    def forward(ctx, x, layer):
+        ctx.layer = layer
+        return F.linear(x, layer.dequantized())
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad @ ctx.layer.dequantized(), None
+
+
+# ---- weights into few bits ----
+
+def to_int8(weight):
+    """[O,I] -> int8 [O,I], scale [O]: the largest weight of an output channel becomes 127."""
+    largest = weight.float().abs().amax(1)
+    scale = (largest / 127).clamp(min=TINY).to(weight.dtype)
+    values = (weight.float() / scale[:, None].float()).round().clamp(-127, 127)
+    return values.to(torch.int8), scale
+
+
+def to_int4(weight):
+    """[O,I] -> uint8 [O/64,I,32], scale [I/64,O,2]: see Int4Linear."""
+    outputs, inputs = weight.shape
+    padded = F.pad(weight.float(), (0, -inputs % GROUP, 0, -outputs % BLOCK))
+    groups = padded.unflatten(1, (-1, GROUP))  # [O,I/64,64]
+
+    # the smallest weight of a group becomes 0, the largest 15
+    low = groups.amin(-1, keepdim=True)
+    high = groups.amax(-1, keepdim=True)
+    scale = ((high - low) / 15).clamp(min=TINY)
+    zero = low + 8 * scale
+
+    # then, of all lines, the one closest to the weights that were rounded so (a tenth less error)
+    for _ in range(REFITS):
+        scale, zero = closest_line(to_4_bits(groups, scale, zero), groups)
+
+    scale_and_zero = torch.cat([scale, zero], dim=-1).to(weight.dtype)  # [O,I/64,2]
+    scale, zero = scale_and_zero.float().split(1, dim=-1)
+    values = to_4_bits(groups, scale, zero).to(torch.uint8).flatten(1)  # [O,I]
+    return pack(values), scale_and_zero.transpose(0, 1).contiguous()
+
+
+def to_4_bits(groups, scale, zero):
+    return ((groups - zero) / scale + 8).round().clamp(0, 15)
+
+
+def closest_line(values, groups):
+    """Least squares: the scale and the zero with which (values - 8) * scale + zero is nearest."""
+    mean_value = values.mean(-1, keepdim=True)
+    mean_weight = groups.mean(-1, keepdim=True)
+    deviation = values - mean_value
+    spread = deviation.square().sum(-1, keepdim=True).clamp(min=TINY)
+    slope = (deviation * (groups - mean_weight)).sum(-1, keepdim=True) / spread
+    scale = slope.clamp(min=TINY)
+    return scale, mean_weight - (mean_value - 8) * scale
+
+
+def pack(values, block=BLOCK):
+    """0..15 as uint8 [O,I] -> two in a byte, uint8 [O/64,I,32]"""
+    blocks = values.unflatten(0, (-1, block)).transpose(1, 2)  # [O/64,I,64]
+    low, high = blocks.chunk(2, dim=-1)
+    return (low | high << 4).contiguous()
+
+
+def unpack(packed):
+    """uint8 [O/64,I,32] -> 0..15 as uint8 [O,I]"""
+    blocks = torch.cat([packed & 15, packed >> 4], dim=-1)     # [O/64,I,64]
+    return blocks.transpose(1, 2).flatten(0, 1)
+
+
+# ---- the kernels of this machine ----
+
+@functools.cache
+def kernel_block():
+    """Output channels in a block of the int4 kernel here: 64 (AVX-512), 32 (AVX2), 0: no kernel."""
+    if not hasattr(torch, "_weight_int4pack_mm_for_cpu"):
+        return 0
+    values = torch.randint(16, (64, 64), generator=torch.Generator().manual_seed(0))
+    theirs = torch._convert_weight_to_int4pack_for_cpu(values.int(), 1).flatten()
+    for block in (64, 32):
+        if torch.equal(pack(values.to(torch.uint8), block).flatten(), theirs):
+            return block
+    return 0
+
+
+def in_blocks(packed, block):
+    """A packed weight in blocks of another size; the same tensor where it is in these already."""
+    if block == 2 * packed.shape[-1]:
+        return packed
+    return pack(unpack(packed), block)

@@ -1,0 +1,111 @@
+"""The language model's weights in 8 or 4 bits: see minillava/linear.py for what they mean.
+
+A layer's `NAME.weight` becomes integers, and a `NAME.scale` stands beside it: in a folder under the
+official names as in memory, so that a saved one is memory-mapped like any other. Embedding, norms,
+projector and tower stay as they are; the head has 8 bits in both kinds, and if it is tied to the
+embedding it stays too.
+"""
+import re
+
+import torch
+from torch import nn
+
+from minillava.linear import (
+    BLOCK,
+    Int4Linear,
+    Int8Linear,
+    QuantizedLinear,
+    in_blocks,
+    kernel_block,
+    to_int4,
+    to_int8,
+)
+from minillava.weights.folders import write_folder
+from minillava.weights.layouts import LLAVA_HF
+from minillava.weights.saving import llava_hf_files, refuse_projector, with_two_layers
+from minillava.weights.tensors import forget_pages, rename
+
+KINDS = ("int8", "int4")
+LAYER = re.compile(r"(language_model\.)?layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
+HEAD = re.compile(r"(language_model\.)?lm_head\.weight")
+ROWS = 1024  # of a weight that are worked on at once
+
+
+def quantized(tensors, kind, tied, source):
+    """{name: tensor} with the layers' weights in few bits; the big ones are let go one by one."""
+    if kind not in KINDS:
+        raise ValueError(f"quantize {kind!r:.40} is neither of {' and '.join(KINDS)}")
+    refuse_other_kind(tensors, kind, source)
+
+    tensors = dict(tensors)
+    for name in list(tensors):
+        to_few_bits = None
+        if LAYER.fullmatch(name):
+            to_few_bits = to_int4 if kind == "int4" else to_int8
+        elif HEAD.fullmatch(name) and not tied:
+            to_few_bits = to_int8
+
+        if to_few_bits is not None and tensors[name].is_floating_point():
+            weight, scale = by_rows(tensors[name], to_few_bits)
+            if LAYER.fullmatch(name):
+                forget_pages(tensors[name])
+            tensors[name] = weight
+            tensors[name.removesuffix("weight") + "scale"] = scale
+    return tensors
+
+
+def by_rows(weight, to_few_bits):
+    """Some output channels after the others: in fp32 the whole would take five times the memory."""
+    parts = [to_few_bits(rows) for rows in weight.split(ROWS)]
+    weights, scales = zip(*parts)
+    channels = 0 if scales[0].ndim == 1 else 1  # [O] of int8, [I/64,O,2] of int4
+    return torch.cat(weights), torch.cat(scales, dim=channels)
+
+
+def refuse_other_kind(tensors, kind, source):
+    """What is saved in 8 bits cannot be read in 4, nor the other way round."""
+    saved = {tensor.dtype for name, tensor in tensors.items() if LAYER.fullmatch(name)}
+    other = torch.int8 if kind == "int4" else torch.uint8
+    if other in saved:
+        raise ValueError(f"{source} is quantised already, and not to {kind}: "
+                         "leave quantize away, or give the plain folder")
+
+
+def place_quantized(module, tensors):
+    """Puts quantised layers where the tensors have integers, in a module on the meta device."""
+    classes = {torch.int8: Int8Linear, torch.uint8: Int4Linear}
+    for name, layer in list(module.named_modules()):
+        weight = tensors.get(f"{name}.weight")
+        if isinstance(layer, nn.Linear) and f"{name}.scale" in tensors and weight is not None:
+            if weight.dtype in classes:
+                new = classes[weight.dtype](layer.in_features, layer.out_features)
+                module.set_submodule(name, new)
+
+
+def set_blocks(module, block):
+    """The int4 weights in blocks of so many output channels."""
+    for layer in module.modules():
+        if isinstance(layer, Int4Linear):
+            layer.weight = in_blocks(layer.weight, block)
+
+
+def fit_to_machine(module):
+    """In the order that the kernel of this processor reads; on AVX-512, as they are in the file."""
+    if next(module.parameters()).device.type == "cpu":
+        set_blocks(module, kernel_block() or BLOCK)
+
+
+def save_quantized(model, tokenizer, path, kind):
+    """As save_llava, but for minillava alone: no other program knows these integers."""
+    refuse_projector(model.config.projector)
+    set_blocks(model, BLOCK)
+    tensors = dict(model.named_parameters())
+    for name, layer in model.named_modules():
+        if isinstance(layer, QuantizedLinear):
+            tensors |= {f"{name}.{part}": tensor for part, tensor in layer.named_buffers()}
+    tensors = with_two_layers(tensors, model.config.projector)
+    tensors = rename(tensors, {here: disk for disk, here in LLAVA_HF.items()})
+
+    files = llava_hf_files(model.config, tokenizer, tensors)
+    files["config.json"]["quantization_config"] = {"quant_method": "minillava", "kind": kind}
+    write_folder(path, tensors, files, tokenizer.save)

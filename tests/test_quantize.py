@@ -1,0 +1,200 @@
+"""8 and 4 bits: the kernels compute what the written-out weights do, folders are mapped, errors are small."""
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from minillava import linear
+from minillava.checkpoint import load_language, load_llava, save_llava
+from minillava.linear import Int4Linear, Int8Linear, QuantizedLinear, in_blocks, pack, to_int4, to_int8, unpack
+from minillava.llava import IMAGE_TOKEN
+from minillava.weights.__main__ import main
+
+FIXTURES = Path(__file__).parent / "fixtures"
+KINDS = {"int8": (Int8Linear, to_int8), "int4": (Int4Linear, to_int4)}
+
+
+def message(function, *args, **named):
+    with pytest.raises(ValueError) as caught:
+        function(*args, **named)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    return str(caught.value)
+
+
+def same(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def make_layer(kind, weight):
+    cls, to_few_bits = KINDS[kind]
+    layer = cls(weight.shape[1], weight.shape[0])
+    layer.weight, layer.scale = to_few_bits(weight)
+    if kind == "int4":
+        layer.weight = in_blocks(layer.weight, linear.kernel_block() or linear.BLOCK)
+    return layer
+
+
+# ---- one layer ----
+
+@pytest.mark.parametrize("kind, error", [("int8", 0.01), ("int4", 0.1)])
+@pytest.mark.parametrize("shape", [(128, 128), (344, 128), (128, 344), (903, 96)])  # odd ones are padded
+def test_what_is_written_out_is_near_the_weights(kind, error, shape):
+    torch.manual_seed(0)
+    weight = 0.02 * torch.randn(shape)
+    written_out = make_layer(kind, weight).dequantized()
+    assert written_out.shape == shape
+    assert (written_out - weight).norm() <= error * weight.norm()
+
+
+def test_numbers_that_fit_are_kept():
+    """A worked example: int8 with a scale of 1/127, int4 with steps of 1 from -7 to 8."""
+    weight = torch.tensor([[1.0, -1.0, 64 / 127, 0.0]])
+    values, scale = to_int8(weight)
+    assert values.tolist() == [[127, -127, 64, 0]] and scale.item() == pytest.approx(1 / 127)
+    weight = torch.arange(-7.0, 9.0).repeat(4)[None]  # one group of 64
+    torch.testing.assert_close(make_layer("int4", weight).dequantized(), weight)
+
+
+def test_a_channel_of_zeros_stays_zero():
+    for kind in KINDS:
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            written_out = make_layer(kind, torch.zeros(64, 64, dtype=dtype)).dequantized()
+            assert written_out.abs().max() <= 1e-6
+
+
+def test_two_values_share_a_byte():
+    values = torch.randint(16, (192, 70), dtype=torch.uint8)
+    packed = pack(values)
+    assert packed.shape == (3, 70, 32) and torch.equal(unpack(packed), values)
+    assert packed[1, 5, 3] == values[64 + 3, 5] + 16 * values[64 + 35, 5]
+    assert torch.equal(unpack(in_blocks(packed, 32)), values)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 4e-3)])
+@pytest.mark.parametrize("shape", [(128, 128), (344, 128), (128, 344), (903, 96)])
+def test_the_kernel_for_few_rows_computes_the_same(kind, dtype, tolerance, shape, monkeypatch):
+    torch.manual_seed(0)
+    layer = make_layer(kind, torch.randn(shape).to(dtype))
+    x = torch.randn(2, 3, 2 * shape[1], dtype=dtype)[..., ::2]  # rows that do not lie together
+    few = layer(x)
+    monkeypatch.setattr(linear, "FEW_ROWS", 0)
+    many = layer(x)
+    assert few.shape == many.shape == (2, 3, shape[0])
+    assert (few - many).abs().max() <= tolerance * many.abs().max()
+    assert torch.equal(many, F.linear(x, layer.dequantized()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_reach_what_comes_before(kind):
+    """As a LoRA needs them; the weights themselves have none, and no copy of them is kept."""
+    layer = make_layer(kind, torch.randn(64, 64))
+    x = torch.randn(5, 64, requires_grad=True)
+    y = layer(x)
+    kept = y.grad_fn.saved_tensors if hasattr(y.grad_fn, "saved_tensors") else ()
+    assert not kept and not list(layer.parameters())
+    y.square().sum().backward()
+    expected = x.detach().requires_grad_()
+    F.linear(expected, layer.dequantized()).square().sum().backward()
+    torch.testing.assert_close(x.grad, expected.grad)
+
+
+# ---- a whole model ----
+
+@pytest.fixture(scope="module")
+def batch():
+    torch.manual_seed(0)
+    model, _ = load_llava(device="cpu")
+    words = torch.randint(3, 900, (2, 30))
+    slots = torch.full((2, model.config.image_tokens), IMAGE_TOKEN)
+    size = model.config.vision_config.image_size
+    return model, torch.cat([words[:, :5], slots, words[:, 5:]], 1), torch.randn(2, 3, size, size)
+
+
+@pytest.mark.parametrize("kind, error", [("int8", 0.02), ("int4", 0.2)])
+def test_the_miniature_saved_and_mapped(kind, error, batch, tmp_path, run):
+    model, ids, pixels = batch
+    logits = model(ids, pixels)
+    from_plain, tokenizer = load_llava(device="cpu", quantize=kind)
+    difference = from_plain(ids, pixels) - logits
+    assert 0 < difference.norm() <= error * logits.norm()
+
+    layers = [module for module in from_plain.language_model.modules() if isinstance(module, QuantizedLinear)]
+    assert len(layers) == 4 * 7 + 1 and type(from_plain.language_model.lm_head) is Int8Linear
+    assert not any(isinstance(module, QuantizedLinear) for module in from_plain.vision_tower.modules())
+
+    source = Path(linear.__file__).parent / "toy" / "weights" / "llava"
+    assert run("quantize", "--model", source, "--to", kind, "--out", tmp_path).returncode is None
+    saved, saved_tokenizer = load_llava(tmp_path, device="cpu")
+    assert same(saved, from_plain) and saved.config == from_plain.config
+    assert saved_tokenizer.encode("what is it?") == tokenizer.encode("what is it?")
+    assert same(load_llava(tmp_path, device="cpu", quantize=kind)[0], saved)
+    other = "int4" if kind == "int8" else "int8"
+    assert "is quantised already" in message(load_llava, tmp_path, quantize=other)
+    assert "int" in message(load_llava, quantize="int2")
+
+    in_fp32, _ = load_llava(tmp_path, device="cpu", dtype="float32")
+    assert in_fp32(ids, pixels).dtype == torch.float32
+
+
+def test_a_tied_head_stays():
+    model, _ = load_language(FIXTURES / "llama_tied", device="cpu", quantize="int4")
+    assert model.lm_head.weight is model.embed_tokens.weight
+    assert type(model.layers[0].mlp.up_proj) is Int4Linear
+
+
+def test_the_loss_of_a_quantised_model(batch):
+    model, _ = load_llava(device="cpu", quantize="int8")
+    _, ids, pixels = batch
+    assert model(ids, pixels, labels=ids.clamp(min=0)).isfinite()
+
+
+def test_the_plain_files_are_not_written_from_integers(tmp_path):
+    model, tokenizer = load_llava(device="cpu", quantize="int8")
+    assert "quantised" in message(save_llava, model, tokenizer, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+# ---- files from strangers ----
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    from minillava.weights.quantize import save_quantized
+    folder = tmp_path_factory.mktemp("int4")
+    model, tokenizer = load_llava(FIXTURES / "llava_hf", device="cpu", quantize="int4")
+    save_quantized(model, tokenizer, folder, "int4")
+    return folder
+
+
+NAME = "language_model.model.layers.0.mlp.up_proj"
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda tensors: tensors.pop(f"{NAME}.scale"), "layers.0.mlp.up_proj.weight is torch.uint8"),
+    (lambda tensors: tensors.pop(f"{NAME}.weight"), "lacks language_model.layers.0.mlp.up_proj.weight"),
+    (lambda tensors: tensors.update({f"{NAME}.weight": torch.zeros(1, 64, 16, dtype=torch.uint8)}), "[1, 64, 16]"),
+    (lambda tensors: tensors.update({f"{NAME}.scale": torch.zeros(1, 64)}), "up_proj.scale is torch.float32 [1, 64]"),
+    (lambda tensors: tensors.update({f"{NAME}.scale": torch.zeros(1, 64, 2, dtype=torch.int8)}), "is torch.int8")])
+def test_strict(saved, tmp_path, change, said):
+    folder = Path(shutil.copytree(saved, tmp_path / "copy"))
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    assert said in message(load_llava, folder)
+
+
+def test_integers_of_another_program(saved, tmp_path):
+    folder = Path(shutil.copytree(saved, tmp_path / "copy"))
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "is quantised by gptq" in message(load_llava, folder)
+
+
+def test_an_adapter_wants_the_plain_base(saved):
+    assert "merge the adapter into the plain model" in message(load_llava, FIXTURES / "adapter", base=saved)
