@@ -50,8 +50,8 @@ def attention_by_formula(q, k, v, is_causal):
     return scores.softmax(-1) @ v
 
 
-def token_positions(length, past=0, start=None, device=None):
-    """Where each new token stands in its own text -> int64 [B,T], or [1,T] if all rows are alike.
+def token_positions(length, past=0, start=None):
+    """Where each new token stands in its own text -> int64 [B,T], or a slice if all rows are alike.
 
     Rows of unequal length are padded on the left, and a row's first real token stands at 0.
     Three rows, of which two begin with padding (start = 0, 1, 2), after past = 2 cached tokens:
@@ -60,11 +60,11 @@ def token_positions(length, past=0, start=None, device=None):
         start 1      .  a  | dog ran on     1 2 3
         start 2      .  .  | who is it      0 1 2
     """
-    positions = torch.arange(past, past + length, device=device)[None]  # [1,T]
-    if start is not None:
-        # Padding has no position of its own; 0 is as good as any.
-        positions = (positions - start[:, None]).clamp(min=0)           # [B,T]
-    return positions
+    if start is None:
+        return slice(past, past + length)
+    places = torch.arange(past, past + length, device=start.device)  # [T]
+    # Padding has no position of its own; 0 is as good as any.
+    return (places - start[:, None]).clamp(min=0)                    # [B,T]
 
 
 def attention_mask(length, past=0, start=None, device=None):

@@ -14,9 +14,6 @@ from minillava.images import preprocess
 from minillava.llama import KVCache
 from minillava.llava import IMAGE_TOKEN
 
-ROOM = 1024  # tokens of a cache, or of the answers in it, before it grows
-
-
 @torch.inference_mode()
 def generate_naively(model, input_ids, pixels, max_new_tokens):
     """All there is to it: run everything, append the likeliest token, run everything again.
@@ -57,10 +54,9 @@ def next_logits(model, input_ids, pixels, cache):
     return model.language_model.lm_head(hidden[:, -1])
 
 
-def new_cache(model, batch, max_length, start=None):
+def new_cache(model, batch=1, start=None):
     weight = model.language_model.embed_tokens.weight
-    config = model.language_model.config
-    return KVCache(config, batch, max_length, weight.device, weight.dtype, start)
+    return KVCache(model.language_model.config, batch, weight.device, weight.dtype, start)
 
 
 def sample_token(logits, written=None, temperature=0.0, top_p=1.0, top_k=0, repetition_penalty=1.0):
@@ -114,7 +110,7 @@ def generate(model, tokenizer, prompts, images, max_new_tokens=512, temperature=
     padded = [[0] * pad + row for pad, row in zip(padding, rows)]
     input_ids = torch.tensor(padded, device=model.device)                   # [B,T]
     start = torch.tensor(padding, device=model.device) if any(padding) else None
-    cache = new_cache(model, len(rows), longest + min(max(limits), ROOM), start)
+    cache = new_cache(model, len(rows), start)
     pixels = to_pixels(model, [image for image in images if image is not None])
 
     # Each step writes one token in every row, also where an answer has ended already.
@@ -179,7 +175,7 @@ class PrefixCache:
 
     def __init__(self, model):
         self.max_length = model.config.language_config.max_position_embeddings
-        self.keys_values = new_cache(model, 1, ROOM)
+        self.keys_values = new_cache(model)
         self.ids = []
 
     def reuse(self, ids):

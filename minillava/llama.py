@@ -18,6 +18,10 @@ from torch.utils.checkpoint import checkpoint
 from minillava.attention import attention, attention_mask, token_positions
 
 
+# Tokens by which a KV cache grows.
+BLOCK = 256
+
+
 @dataclass(frozen=True)
 class LanguageConfig:
     """config.json of a Llama; what a file leaves out is as in transformers."""
@@ -51,14 +55,12 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        # In fp32: the mean of squares overflows fp16 and loses digits in bf16.
-        h = x.float()
-        h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * h.to(x.dtype)
+        # In fp32 within: the mean of squares overflows fp16 and loses digits in bf16.
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
-def rotary_table(config, positions, dtype=torch.float32):
-    """Positions [B,T] or [1,T] -> cos and sin [B,1,T,C]. RoFormer (Su et al. 2021), equation 34.
+def rotary_table(config, length, device, dtype):
+    """-> [2,length,C]: cos and sin at the positions 0, 1, ... RoFormer (Su et al. 2021), equation 34.
 
     The channels of a head are read as C/2 points in the plane, channel i with channel i + C/2. At
     position p, point i is turned by p * theta^(-2i/C). For C = 4 and theta = 10000, at p = 3:
@@ -68,21 +70,24 @@ def rotary_table(config, positions, dtype=torch.float32):
     The product of a query and a key then depends on their distance, not on where they stand.
     """
     # One frequency a point, [C/2]: from 1 radian a token down to almost none.
-    even = torch.arange(0, config.head_dim, 2, device=positions.device)
+    even = torch.arange(0, config.head_dim, 2, device=device)
     frequencies = config.rope_theta ** (-even / config.head_dim)
     if config.rope_scaling is not None:
         frequencies = scale_frequencies(frequencies, config.rope_scaling)
 
-    # Both halves of the channels turn by the same angles.
-    angles = positions[:, None, :, None] * frequencies  # [B,1,T,C/2]
-    angles = torch.cat([angles, angles], dim=-1)        # [B,1,T,C]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    angles = torch.arange(length, device=device)[:, None] * frequencies  # [length,C/2]
+    cos = torch.cat([angles.cos(), angles.cos()], dim=-1)                # [length,C]
+    # The sign belongs to `rotate`, which adds the other half times this one.
+    sin = torch.cat([-angles.sin(), angles.sin()], dim=-1)
+    return torch.stack([cos, sin]).to(dtype)
 
 
-def rotate(x, cos, sin):
+def rotate(x, rope):
     """Turns the points (a, b) = (x_i, x_(i+C/2)) of x [B,H,T,C]: (a cos - b sin, b cos + a sin)."""
-    a, b = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-b, a], dim=-1) * sin
+    cos, sin = rope
+    # Half a roll exchanges the halves: [a, b] -> [b, a].
+    exchanged = x.roll(x.shape[-1] // 2, dims=-1)
+    return x * cos + exchanged * sin
 
 
 def scale_frequencies(frequencies, scaling):
@@ -106,33 +111,40 @@ def scale_frequencies(frequencies, scaling):
 class KVCache:
     """Keys and values of all layers: a token that was run once is never run again.
 
-    Rows of unequal length end together; `start` [B] says where the first real token of each lies
-    (None: all at 0).
+    It grows with the text, a block at a time. Rows of unequal length end together; `start` [B] says
+    where the first real token of each lies (None: all at 0).
     """
 
-    def __init__(self, config, batch, max_length, device, dtype, start=None):
-        layers, heads = config.num_hidden_layers, config.num_key_value_heads
-        shape = (layers, batch, heads, max_length, config.head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.length = 0
+    def __init__(self, config, batch, device, dtype, start=None):
+        empty = torch.empty(batch, config.num_key_value_heads, 0, config.head_dim,
+                            device=device, dtype=dtype)
+        self.config = config
+        self.keys = [empty] * config.num_hidden_layers    # [B,G,room,C] each
+        self.values = [empty] * config.num_hidden_layers
+        self.rope = None                                  # [2,room,C]
         self.start = start
+        self.length = 0
+
+    def make_room(self, length):
+        """For so many tokens in all: what does not depend on the tokens is made here, once a block."""
+        room = self.keys[0].shape[2]
+        if length <= room:
+            return
+        more = -(-length // BLOCK) * BLOCK - room
+        # Layer by layer, so that only one of them is there twice at a time.
+        for layer in range(len(self.keys)):
+            self.keys[layer] = F.pad(self.keys[layer], (0, 0, 0, more))
+            self.values[layer] = F.pad(self.values[layer], (0, 0, 0, more))
+        like = self.keys[0]
+        self.rope = rotary_table(self.config, room + more, like.device, like.dtype)
 
     def update(self, layer, k, v):
-        """Writes k, v [B,G,T,C] after what is there; all so far, [B,G,length+T,C], comes back."""
+        """Writes k, v [B,G,T,C] after what is there; all so far, [B,G,K,C], comes back."""
         # `length` itself moves once a step, when all layers have written.
         end = self.length + k.shape[2]
-        if end > self.keys.shape[3]:
-            self.grow(2 * end)
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
-
-    def grow(self, max_length):
-        """Doubled when it is full: a context of 128k tokens is not paid for before it is used."""
-        more = (0, 0, 0, max_length - self.keys.shape[3])
-        self.keys = F.pad(self.keys, more)
-        self.values = F.pad(self.values, more)
+        self.keys[layer][:, :, self.length : end] = k
+        self.values[layer][:, :, self.length : end] = v
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
 
 class Attention(nn.Module):
@@ -149,9 +161,9 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.num_attention_heads * C, D, bias=False)
 
     def forward(self, x, rope, mask, cache, layer):
-        q = rotate(self.split_heads(self.q_proj(x)), *rope)  # [B,H,T,C]
-        k = rotate(self.split_heads(self.k_proj(x)), *rope)  # [B,G,T,C]
-        v = self.split_heads(self.v_proj(x))                 # [B,G,T,C]
+        q = rotate(self.split_heads(self.q_proj(x)), rope)  # [B,H,T,C]
+        k = rotate(self.split_heads(self.k_proj(x)), rope)  # [B,G,T,C]
+        v = self.split_heads(self.v_proj(x))                # [B,G,T,C]
 
         # From here on k and v are those of the past as well: [B,G,K,C].
         if cache is not None:
@@ -217,12 +229,18 @@ class LanguageModel(nn.Module):
         Without a cache: whole texts, padded on the right. With one: the next T tokens of each row.
         """
         T = embeddings.shape[1]
-        past = cache.length if cache is not None else 0
-        start = cache.start if cache is not None else None
+        device = embeddings.device
+        if cache is None:
+            past, start = 0, None
+            table = rotary_table(self.config, T, device, embeddings.dtype)
+        else:
+            past, start = cache.length, cache.start
+            cache.make_room(past + T)
+            table = cache.rope
 
-        positions = token_positions(T, past, start, embeddings.device)  # [B,T]
-        mask = attention_mask(T, past, start, embeddings.device)        # None in training
-        rope = rotary_table(self.config, positions, embeddings.dtype)   # cos and sin, [B,1,T,C]
+        positions = token_positions(T, past, start)        # places in the table
+        mask = attention_mask(T, past, start, device)      # None in training
+        rope = table[:, positions].unsqueeze(-3)           # cos and sin, [2,(B,)1,T,C]
 
         # `hidden` is the stream that every block reads from and adds to.
         hidden = embeddings

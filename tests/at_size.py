@@ -70,7 +70,7 @@ def answer(folder, tokens):
     from minillava.generate import new_cache, next_logits
     ids = torch.tensor([[tokenizer.bos_id, *[-200] * N, *tokenizer.segment("what is it?")]])
     with torch.inference_mode():
-        cache = new_cache(model, 1, ids.shape[1] + tokens)
+        cache = new_cache(model)
         logits = next_logits(model, ids, torch.randn(1, 3, 336, 336), cache)
         print(f"first token after {time.time() - start:.1f} s")
         for _ in range(tokens - 1):

@@ -48,7 +48,7 @@ def test_cached_equals_uncached_at_every_position_in_a_batch_of_unequal_length(t
     pixels, longest = torch.randn(3, 3, 96, 96), max(map(len, rows))
     start = torch.tensor([longest - len(row) for row in rows])
     padded = torch.stack([torch.cat([torch.zeros(int(pad), dtype=torch.int64), row]) for pad, row in zip(start, rows)])
-    cache = new_cache(model, 3, longest, start)
+    cache = new_cache(model, 3, start)
     with torch.inference_mode():
         embeddings = model.embed(padded, pixels)
         hidden = torch.cat([model.language_model(embeddings[:, i : i + chunk], cache) for i in range(0, longest, chunk)], 1)
@@ -107,7 +107,7 @@ def test_a_cache_grows_and_changes_nothing(toy, monkeypatch):
     image, = pictures(1)
     turns = [("human", "<image>\nDescribe the image in detail.")]
     ample = [generate(*toy, ["Hello!"], [image], 20), list(stream(*toy, turns, image, 20))]
-    monkeypatch.setattr("minillava.generate.ROOM", 1)
+    monkeypatch.setattr("minillava.llama.BLOCK", 1)
     assert [generate(*toy, ["Hello!"], [image], 20), list(stream(*toy, turns, image, 20))] == ample
 
 
