@@ -8,7 +8,7 @@ from PIL import Image
 
 from minillava.checkpoint import load_llava
 from minillava.data import LlavaData, collate, words_of
-from minillava.files import index_of, samples_in
+from minillava.files import index_of, read_jsonl, samples_in, write
 from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN
 from minillava.training.sampler import grouped_order, micro_batches
 
@@ -90,6 +90,27 @@ def test_a_file_that_is_no_array_of_samples_is_refused(tmp_path, text, message):
     (tmp_path / "data.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         index_of(tmp_path / "data.json", tmp_path, words_of)
+
+
+def test_jsonl_lines_end_at_a_newline_alone_not_at_a_line_separator(tmp_path):
+    rows = [{"text": "one\u2028line\x85 of \u2029text"}, {"text": "two"}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert read_jsonl(path) == rows
+    path.write_text('{"a": 1}\r\n\n{"b": \n', encoding="utf-8")
+    with pytest.raises(ValueError, match="line 3 of .*a.jsonl is not JSON"):
+        read_jsonl(path)
+    path.write_bytes('{"text": "caf\xe9"}'.encode("latin-1"))
+    with pytest.raises(ValueError, match="a.jsonl is not UTF-8 text .* at byte 13"):
+        read_jsonl(path)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "folder" / "a.json"
+    write(path, "old, café")
+    with pytest.raises(UnicodeEncodeError):
+        write(path, "half a surrogate pair: \ud83d")
+    assert path.read_bytes() == "old, café".encode()
 
 
 HI = {"from": "human", "value": "Hi"}

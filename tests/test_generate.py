@@ -13,6 +13,7 @@ from minillava.conversation import render
 from minillava.generate import (
     Answer,
     PrefixCache,
+    answer_limits,
     generate,
     generate_naively,
     new_cache,
@@ -100,6 +101,19 @@ def test_an_answer_ends_where_the_context_does_batched_or_alone(toy):
     endless.eos_id = -1
     alone = [generate(model, endless, [prompt], [None], 80)[0] for prompt in (long, "Hello!")]
     assert generate(model, endless, [long, "Hello!"], [None, None], 80) == alone
+
+
+def test_an_answer_may_fill_the_context_to_its_last_token(toy):
+    model, _ = toy
+    context = model.config.language_config.max_position_embeddings
+    assert answer_limits(model, [[0] * 30, [0] * (context - 1)], 10**6) == [context - 30, 1]
+
+
+def test_the_same_question_twice_runs_one_token_again(toy):
+    cache = PrefixCache(toy[0])
+    assert cache.reuse([1, 5, 6]) == [1, 5, 6]
+    cache.keys_values.length = 3
+    assert cache.reuse([1, 5, 6]) == [6] and cache.keys_values.length == 2
 
 
 def test_a_cache_grows_and_changes_nothing(toy, monkeypatch):

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from minillava.attention import attention
-from minillava.llama import LanguageConfig
-from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN, Llava, LlavaConfig
+from minillava.llama import LanguageConfig, RMSNorm
+from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN, Llava, LlavaConfig, summed_cross_entropy
 from minillava.training.optimizer import forward_backward_in, make_optimizers, take_step
 from minillava.vit import VisionConfig
 
@@ -112,6 +112,17 @@ def test_each_image_goes_where_its_tokens_are(model):
         model.embed(input_ids)
     with pytest.raises(ValueError, match="1 image for 8"):
         model.embed(input_ids, pixels[:1])
+
+
+def test_what_overflows_or_loses_digits_is_computed_in_fp32():
+    norm = RMSNorm(4, 1e-6).to(torch.float16)
+    assert norm(torch.full((1, 4), 1000.0, dtype=torch.float16)).tolist() == [[1.0] * 4]  # its square is no fp16
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(6, 32), torch.randn(50, 32), torch.arange(6)
+    loss = summed_cross_entropy(hidden.bfloat16(), targets, weight.bfloat16())
+    assert loss.dtype == torch.float32
+    logits = (hidden.bfloat16() @ weight.bfloat16().T).float()
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
 
 
 @pytest.mark.parametrize("is_causal", [True, False])

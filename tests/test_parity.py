@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from minillava.checkpoint import load_language, load_llava, load_vision
-from minillava.images import preprocess, to_rgb
+from minillava.images import crop_middle, preprocess, to_rgb
 from minillava.llava import IMAGE_TOKEN, LlavaConfig
 from minillava.vit import VisionConfig
 
@@ -80,6 +80,11 @@ SIZES = sorted({name.split(".")[0] for name in EXPECTED})
 def test_preprocess(size, aspect):
     image = Image.fromarray(EXPECTED[f"{size}.image"].numpy())
     assert torch.equal(preprocess([image], config(aspect))[0], EXPECTED[f"{size}.{aspect}"])
+
+
+def test_an_odd_rest_is_cut_off_on_the_right():
+    ramp = Image.fromarray(np.tile(np.arange(27, dtype=np.uint8), (24, 1)))
+    assert np.asarray(crop_middle(ramp, 24))[0].tolist() == list(range(1, 25))  # (27 - 24) // 2 = 1, then 2
 
 
 @pytest.mark.parametrize("aspect", ["square", "pad"])
