@@ -31,11 +31,12 @@ from minillava.evaluation.scienceqa_asking import (
 from minillava.evaluation.scienceqa_ensemble import ask_judge, ensemble, write_verdicts
 from minillava.evaluation.scienceqa_table import alone, report
 from minillava.instruct.command import add_teacher_flags, open_from_flags
-from minillava.terminal import exit_with
+from minillava.terminal import exit_with, print_in_utf8
 from minillava.toy.scienceqa import make_scienceqa
 
 
 def main():
+    print_in_utf8()
     args = parse_arguments()
     with errors_in_one_line(), tempfile.TemporaryDirectory() as scratch:
         # the questions: ScienceQA's own, or those of a mini one that is drawn here

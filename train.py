@@ -19,7 +19,6 @@
     ... --resume                            # after a stop of any kind: go on, to the same bits
 """
 import json
-import os
 import sys
 import time
 from dataclasses import replace
@@ -31,7 +30,8 @@ from tqdm import tqdm
 from minillava.checkpoint import TOY, load_llava, save_llava
 from minillava.data import LlavaData, words_of
 from minillava.evaluation import scienceqa
-from minillava.files import index_of, write
+from minillava.files import index_of, replace_file, write
+from minillava.terminal import print_in_utf8
 from minillava.toy.miniature import draw_world, report
 from minillava.toy.recipes import TOY_RECIPES
 from minillava.training import checkpoints, distributed, options, plan
@@ -184,7 +184,7 @@ def save(model, tokenizer, stage, result):
     for name, p in model.mm_projector.state_dict().items():
         weights[f"model.mm_projector.{name}"] = p.cpu()
     torch.save(weights, result.with_suffix(".tmp"))
-    os.replace(result.with_suffix(".tmp"), result)
+    replace_file(result.with_suffix(".tmp"), result)
 
 
 # ----------------------------------------------------------------------------------- the miniature
@@ -228,6 +228,7 @@ def miniature(recipes, stage_2, sources, setup, scenes, heldout, per_type, devic
 # -------------------------------------------------------------------------------- the command line
 
 def main():
+    print_in_utf8()
     parser = options.make_parser(__doc__, RECIPES | TOY_RECIPES)
     parser.add_argument("--scenes", type=int, default=4200,
                         help="miniature: training scenes; more teach better")

@@ -15,7 +15,8 @@ On the right, so that the causal mask alone hides the padding: no word looks at 
 Of a file only an index is held in memory, three numbers a sample.
 """
 import json
-from pathlib import Path, PurePosixPath
+import sys
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -148,9 +149,14 @@ def check_image_turns(turns):
 
 def safe_name(name):
     """The path of an image within its folder; ValueError for one that leads out of it."""
-    name = PurePosixPath(str(name))
-    if name.is_absolute() or ".." in name.parts:
-        raise ValueError(f"its image {name} is not within the image folder")
+    name = str(name)
+    readings = [PurePosixPath(name)]
+    if sys.platform == "win32":
+        # there "..\\a.png" and "C:a.png" lead out as well
+        readings.append(PureWindowsPath(name))
+    for path in readings:
+        if path.anchor or path.drive or ".." in path.parts:
+            raise ValueError(f"its image {name} is not within the image folder")
     return name
 
 

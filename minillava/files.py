@@ -5,9 +5,13 @@ Everything is UTF-8, on every platform.
 import json
 import os
 import re
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
+
+WAITS = (0.05, 0.1, 0.2, 0.4, 0.8)  # seconds between tries to replace a file that is open
 
 
 def read_object(path):
@@ -64,7 +68,20 @@ def write(path, text):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = Path(f"{path}.tmp")
-    new.write_text(text, encoding="utf-8")
+    new.write_bytes(text.encode())
+    replace_file(new, path)
+
+
+def replace_file(new, path):
+    """os.replace, with patience: Windows refuses while anybody has `path` open, a virus scanner say."""
+    for seconds in WAITS:
+        try:
+            os.replace(new, path)
+            return
+        except PermissionError:
+            if sys.platform != "win32":
+                raise
+            time.sleep(seconds)
     os.replace(new, path)
 
 
@@ -87,7 +104,7 @@ def index_of(path, cache, measure):
         kept.parent.mkdir(parents=True, exist_ok=True)
         new = kept.with_suffix(f".{os.getpid()}.npy")  # several processes may write it at once
         np.save(new, np.array(rows, dtype=np.int64))
-        os.replace(new, kept)
+        replace_file(new, kept)
 
     return np.load(kept, mmap_mode="r")
 

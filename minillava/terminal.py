@@ -46,6 +46,13 @@ def exit_with(error, code=2):
     sys.exit(code)
 
 
+def print_in_utf8():
+    """What is printed is UTF-8 on every platform: in a pipe, Windows would fail at the first 猫."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8")
+
+
 def exit_closed_pipe():
     """Ends the program without a word when nobody reads its output any more, as after `| head`."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,6 +4,7 @@ import json
 import os
 import threading
 
+from minillava.files import replace_file
 from minillava.instruct.exchange import Answer, TeacherError
 
 
@@ -31,4 +32,4 @@ def write_answer(path, messages, answer):
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")  # other runs may write it too
     new.write_text(json.dumps(kept), encoding="utf-8")
-    os.replace(new, path)
+    replace_file(new, path)

@@ -10,7 +10,7 @@ from minillava.instruct.budget import Budget
 from minillava.instruct.endpoint import Endpoint
 from minillava.instruct.local import LocalVicuna
 from minillava.instruct.teacher import Teacher, free_teacher
-from minillava.terminal import exit_with, printable
+from minillava.terminal import exit_with, print_in_utf8, printable
 
 DAY = 86400.0  # seconds
 
@@ -157,6 +157,7 @@ def print_dry_run(teacher, requests):
 
 def run_command(parser):
     """Parses the command line and calls `args.run(args)`, whose result is the exit code."""
+    print_in_utf8()
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: answers are waited for
     try:

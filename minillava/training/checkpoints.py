@@ -1,5 +1,4 @@
 """Checkpoints of a run: written whole or not at all, read by any number of ranks."""
-import os
 import re
 import shutil
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+from minillava.files import replace_file
 from minillava.training.distributed import barrier, rank
 
 # a checkpoint holds what changes
@@ -42,7 +42,7 @@ def save(out, step, model, optimizers, keep):
 
     dcp.save(state_of(model, optimizers), checkpoint_id=new)
     if rank() == 0:
-        os.replace(new, new.with_suffix(""))
+        replace_file(new, new.with_suffix(""))
         for old in list(checkpoints(out).values())[:-keep]:
             shutil.rmtree(old.rename(old.with_name(old.name + ".tmp")))
     barrier()

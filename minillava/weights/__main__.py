@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from minillava.checkpoint import load_llava, save_llava
-from minillava.terminal import exit_with, printable
+from minillava.terminal import exit_with, print_in_utf8, printable
 from minillava.weights.adapters import is_adapter
 from minillava.weights.deltas import apply_delta
 from minillava.weights.quantize import KINDS, save_quantized
@@ -19,6 +19,7 @@ SAVE = {"llava": save_original_llava, "llava-hf": save_llava}
 
 
 def main():
+    print_in_utf8()
     args = make_parser().parse_args()
     try:
         if args.command == "apply-delta":

@@ -3,14 +3,13 @@
 It is written whole or not at all.
 """
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
 from safetensors.torch import save_file
 
-from minillava.files import read_json
+from minillava.files import read_json, replace_file
 from minillava.tokenizer import FILES as TOKENIZER_FILES
 
 MAX_SHARD = 5 * 10**9  # bytes
@@ -75,7 +74,7 @@ def write_folder(path, tensors, files, save_more=None, change=None, stem="model"
         # then each file takes its place
         written = sorted(file.name for file in new.iterdir())
         for file in written:
-            os.replace(new / file, path / file)
+            replace_file(new / file, path / file)
     finally:
         shutil.rmtree(new)
 
