@@ -118,10 +118,11 @@ def test_what_overflows_or_loses_digits_is_computed_in_fp32():
     norm = RMSNorm(4, 1e-6).to(torch.float16)
     assert norm(torch.full((1, 4), 1000.0, dtype=torch.float16)).tolist() == [[1.0] * 4]  # its square is no fp16
     torch.manual_seed(0)
-    hidden, weight, targets = torch.randn(6, 32), torch.randn(50, 32), torch.arange(6)
-    loss = summed_cross_entropy(hidden.bfloat16(), targets, weight.bfloat16())
+    hidden, targets = torch.randn(6, 32, dtype=torch.bfloat16), torch.arange(6)
+    lm_head = torch.nn.Linear(32, 50, bias=False).bfloat16()
+    loss = summed_cross_entropy(hidden, targets, lm_head)
     assert loss.dtype == torch.float32
-    logits = (hidden.bfloat16() @ weight.bfloat16().T).float()
+    logits = lm_head(hidden).float()
     torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
 
 
