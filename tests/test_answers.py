@@ -4,12 +4,14 @@ import csv
 import io
 import json
 import random
+import re
 
 import pytest
 from PIL import Image
 
 from minillava.evaluation.__main__ import main
-from minillava.evaluation.answers import FORMS, answer_file, read_questions
+from minillava.evaluation.answers import answer_file, fingerprint
+from minillava.evaluation.questions import FORMS, read_questions
 from minillava.toy import world
 
 
@@ -88,7 +90,7 @@ def test_mmbench_is_read_as_it_is_published(tmp_path, run):
                "--max-new-tokens", 8)
     assert done.returncode == 0, done.err
     rows = read(tmp_path / "a.jsonl")
-    assert [row["question_id"] for row in rows] == ["241", "242"] and rows[0]["prompt"].endswith("\n请直接回答选项字母。")
+    assert [row["question_id"] for row in rows] == [241, 242] and rows[0]["prompt"].endswith("\n请直接回答选项字母。")
 
 
 def test_the_miniature_answers_a_question_file(tmp_path, run):
@@ -103,8 +105,10 @@ def test_the_miniature_answers_a_question_file(tmp_path, run):
     assert done.returncode == 0 and done.out == f"3 answers are in {tmp_path / 'a.jsonl'}\n"
     assert [row["text"] for row in read(tmp_path / "a.jsonl")] == [
         "There are two shapes.", "A star is a shape with five points.", "The shape at the top-left is a circle."]
-    metadata = {"template": "vicuna_v1", "temperature": 0.0, "max_new_tokens": 1024}
-    assert read(tmp_path / "a.jsonl")[0]["metadata"] == metadata
+    metadata = read(tmp_path / "a.jsonl")[0]["metadata"]
+    assert re.fullmatch("[0-9a-f]{8}", metadata.pop("fingerprint"))
+    assert metadata == {"benchmark": None, "template": "vicuna_v1", "control": None, "temperature": 0.0, "top_p": 1.0,
+                        "seed": 0, "max_new_tokens": 1024, "batch": 8, "dtype": "bfloat16"}
     again = run("answer", "--questions", questions, "--images", tmp_path, "--out", tmp_path / "a.jsonl",
                 "--short-answer")
     assert again.returncode == 2 and "answers other questions" in again.err

@@ -422,7 +422,7 @@ def test_without_data_a_mini_scienceqa_is_drawn_and_scored_beside_its_controls(c
     rows, printed = evaluate(capsys, "--model", TOY / "llava", "--questions", 12, "--max-new-tokens", 8, "--device", "cpu")
     assert "12 of 12 questions of split test" in printed and rows["questions"][-1] == "12"
     assert set(rows) == {"questions", "answers", "another image", "guessing"}
-    assert "the checkpoint says nothing: as LLaVA-1.5" in printed and re.search(r"prompt_format +CQM-A", printed)
+    assert "the checkpoint says nothing: as LLaVA-1.5" in printed and re.search(r"prompt_format +zero-shot", printed)
 
 
 @pytest.mark.skipif(not (TOY / "scienceqa").exists(), reason="the miniature for ScienceQA is not here")

@@ -1,50 +1,182 @@
-"""LLaVA-Bench (section 5.1): answers to any question file, a judge who compares them, relative scores.
+"""The benchmarks (section 5 of LLaVA-1.5): from the question file to the number.
 
-    python -m minillava.evaluation answer --questions q.jsonl --images DIR --out answers.jsonl
-    python -m minillava.evaluation judge --questions q.jsonl --context caps_boxes.jsonl \\
+    python -m minillava.evaluation answer pope --questions llava_pope_test.jsonl --images val2014 \\
+        --model DIR --out answers/pope.jsonl
+    python -m minillava.evaluation score pope --questions llava_pope_test.jsonl --labels coco \\
+        --answers answers/pope.jsonl
+    python -m minillava.evaluation upload vizwiz --questions llava_test.jsonl \\
+        --answers answers/vizwiz.jsonl --out upload.json
+    python -m minillava.evaluation table answers                # every score there, beside the paper's
+
+and LLaVA-Bench (section 5.1), where a judge compares two answer files:
+
+    python -m minillava.evaluation judge --questions questions.jsonl --context context.jsonl \\
         --answers gpt4.jsonl answers.jsonl --teacher openai --out reviews.jsonl
     python -m minillava.evaluation report reviews.jsonl
 
-Files are the official ones, in and out. An answer is a line {"question_id", "prompt", "text", "answer_id", "model_id",
-"metadata"}, which the converters of VQAv2, GQA, VizWiz, TextVQA, POPE, MME, SEED, MM-Vet and MMBench take. The question
-file of MMBench is a .tsv with its pictures inside, those of the others are jsonl: {"question_id", "image", "text"}.
+Files are the official ones, in and out. Benchmarks: {names}.
 """
 import argparse
 from functools import partial
 from pathlib import Path
 
-from minillava.evaluation.answers import FORMS, answer
+from minillava.conversation import TEMPLATES
+from minillava.evaluation.asking import (
+    answer_questions,
+    open_model,
+    report_answers,
+    share_of_this_process,
+)
+from minillava.evaluation.benchmarks import BENCHMARKS
 from minillava.evaluation.judge import add_judge_flags, judge
+from minillava.evaluation.questions import FORMS, check_pictures, read_questions
 from minillava.evaluation.report import add_report_flags, report
+from minillava.evaluation.scoring import score, table, upload
 from minillava.instruct.command import run_command
+
+ANSWER = """
+    ... answer pope --questions llava_pope_test.jsonl --images val2014 --model DIR --out answers/pope.jsonl
+    ... answer mmbench --questions mmbench_dev_20230712.tsv --model DIR --out answers/mmbench.jsonl
+    ... answer --questions mine.jsonl --images DIR --short-answer --out answers.jsonl
+    torchrun --nproc-per-node 8 -m minillava.evaluation answer vqav2 ...     # one answer file at the end
+
+A question is a line {"question_id", "text", "image"}. What --out answers already is not asked again.
+"""
+SCORE = """
+    ... score pope --questions llava_pope_test.jsonl --labels coco --answers answers/pope.jsonl
+    ... score mme --labels MME_Benchmark_release_version --answers answers/mme.jsonl
+    ... score textvqa --labels TextVQA_0.5.1_val.json --answers answers/textvqa.jsonl
+    ... score mmbench --questions mmbench_dev_20230712.tsv --answers answers/mmbench.jsonl
+    ... score llava-bench --answers reviews.jsonl                            # what `judge` wrote
+
+What --labels is:
+"""
+UPLOAD = """
+    ... upload vizwiz --questions llava_test.jsonl --answers answers/vizwiz.jsonl --out vizwiz.json
+    ... upload mmbench --questions mmbench_test.tsv --answers answers/mmbench.jsonl --out mmbench.xlsx
+"""
+JUDGE = """
+    ... judge --questions questions.jsonl --context context.jsonl \\
+        --answers answers_gpt4.jsonl answers.jsonl --teacher openai --out reviews.jsonl
+"""
 
 
 def make_parser(teachers=None):
-    parser = argparse.ArgumentParser(prog="python -m minillava.evaluation", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    """teachers: further ones for the judge, {name: ask}."""
+    parser = argparse.ArgumentParser(
+        prog="python -m minillava.evaluation", description=__doc__.format(names=", ".join(BENCHMARKS)),
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = add_command(commands, "answer", "a question file and pictures -> answers", ANSWER)
+    add_answer_flags(command)
+    command.set_defaults(run=run_answer)
+
+    labels = [f"    {name:12} {benchmark.labels or 'needs none'}"
+              for name, benchmark in BENCHMARKS.items() if benchmark.score]
+    command = add_command(commands, "score", "answers -> the number", SCORE + "\n".join(labels))
+    command.add_argument("benchmark", choices=[n for n, b in BENCHMARKS.items() if b.score])
+    command.add_argument("--answers", type=Path, required=True)
+    command.add_argument("--questions", type=Path)
+    command.add_argument("--labels", type=Path)
+    command.add_argument("--out", type=Path, help="default: NAME.score.json beside the answers")
+    command.set_defaults(run=run_score)
+
+    command = add_command(commands, "upload", "answers -> the file that a server takes", UPLOAD)
+    command.add_argument("benchmark", choices=[n for n, b in BENCHMARKS.items() if b.upload])
+    command.add_argument("--answers", type=Path, required=True)
+    command.add_argument("--questions", type=Path)
+    command.add_argument("--out", type=Path, required=True, help="MMBench: .xlsx or .tsv")
+    command.set_defaults(run=run_upload)
+
+    command = add_command(commands, "judge", "two answer files -> reviews", JUDGE)
+    add_judge_flags(command)
+    command.set_defaults(run=partial(judge, teachers=teachers))
+
+    command = add_command(commands, "report", "reviews -> relative scores", "\n    ... report reviews.jsonl")
+    add_report_flags(command)
+    command.set_defaults(run=report)
+
+    command = add_command(commands, "table", "every score under a folder, beside the paper's",
+                          "\n    ... table answers")
+    command.add_argument("folder", type=Path)
+    command.set_defaults(run=run_table)
+    return parser
+
+
+def add_command(commands, name, help, examples):
+    return commands.add_parser(name, help=help, description=f"{help}\n{examples}",
+                               formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def add_answer_flags(parser):
     flag = argparse.BooleanOptionalAction
-    commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("answer", help="a question file and pictures -> answers")
-    command.set_defaults(run=answer)
-    command.add_argument("--questions", type=Path, required=True)
-    command.add_argument("--images", type=Path, help="the folder that the questions' images are in")
-    command.add_argument("--out", type=Path, required=True)
-    command.add_argument("--model", type=Path, help="folder of a LLaVA (default: the shipped miniature)")
-    command.add_argument("--vision", help="folder of its CLIP, where it has none of its own")
-    form = command.add_mutually_exclusive_group()
+    add = parser.add_argument
+    add("benchmark", nargs="?", choices=list(BENCHMARKS), help="says the form of the answers")
+    add("--questions", type=Path, required=True)
+    add("--images", type=Path, help="the folder that the questions' images are in")
+    add("--out", type=Path, required=True)
+    add("--model", type=Path, help="folder of a LLaVA (default: the shipped miniature)")
+    for part in ("vision", "language", "projector"):
+        add(f"--{part}", help=f"the {part} of a model in parts, see the README")
+    add("--template", choices=[name for name in TEMPLATES if name != "plain"],
+        help="default: the checkpoint's")
+    add("--control", choices=("none", "another"), help="ask without the picture, or with another's")
+    form = parser.add_mutually_exclusive_group()
     for name, wish in FORMS.items():
         form.add_argument(f"--{name.replace('_', '-')}", action=flag, default=False, help=f'asks: "{wish}"')
-    command.add_argument("--max-new-tokens", type=int, default=1024)
-    command.add_argument("--temperature", type=float, default=0.0)
-    command.add_argument("--batch", type=int, default=8)
-    command.add_argument("--device", default="auto")
-    command = commands.add_parser("judge", help="two answer files -> reviews")
-    command.set_defaults(run=partial(judge, teachers=teachers))
-    add_judge_flags(command)
-    command = commands.add_parser("report", help="reviews -> relative scores")
-    command.set_defaults(run=report)
-    add_report_flags(command)
-    return parser
+    add("--all-rounds", action=flag, default=False, help="MMBench: once for each order of the options")
+    add("--limit", type=int, help="the first so many questions alone")
+    add("--max-new-tokens", type=int, help="default: the benchmark's, 128 or 1024")
+    add("--temperature", type=float, default=0.0)
+    add("--top-p", type=float, default=1.0)
+    add("--seed", type=int, default=0, help="of the draws at a temperature above 0")
+    add("--batch", type=int, default=8, help="questions at a time")
+    add("--device", default="auto", help="cpu, cuda, ...")
+    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    add("--num-chunks", type=int, default=1, help="share the questions among so many processes")
+    add("--chunk-idx", type=int, default=0, help="which of them this is, from 0")
+
+
+def run_answer(args):
+    check_answer_flags(args.batch, args.limit, args.max_new_tokens, args.temperature, args.top_p)
+    share = share_of_this_process(args.num_chunks, args.chunk_idx)
+    benchmark = BENCHMARKS.get(args.benchmark)
+    form = next((name for name in FORMS if getattr(args, name)), benchmark and benchmark.wish)
+    questions = read_questions(args.questions, form, args.all_rounds)[: args.limit]
+    max_new_tokens = args.max_new_tokens or (benchmark.max_new_tokens if benchmark else 1024)
+    check_pictures(questions, args.images)  # before the model is read
+    model, tokenizer = open_model(args.model, args.vision, args.language, args.projector,
+                                  args.device, args.dtype)
+    rows = answer_questions(
+        questions, args.out, model, tokenizer, args.images, name=str(args.model or "miniature"),
+        benchmark=args.benchmark, template=args.template, control=args.control,
+        max_new_tokens=max_new_tokens, temperature=args.temperature, top_p=args.top_p,
+        seed=args.seed, batch=args.batch, share=share)
+    report_answers(rows, args.out)
+    return 0
+
+
+def check_answer_flags(batch, limit, max_new_tokens, temperature, top_p):
+    if min(batch, limit or 1, max_new_tokens or 1) < 1 or limit == 0 or max_new_tokens == 0:
+        raise ValueError("--batch, --limit and --max-new-tokens are at least 1")
+    if not 0 <= temperature < float("inf") or not 0 < top_p <= 1:
+        raise ValueError("--temperature is a number of at least 0, --top-p above 0 and at most 1")
+
+
+def run_score(args):
+    score(args.benchmark, args.answers, args.questions, args.labels, args.out)
+    return 0
+
+
+def run_upload(args):
+    upload(args.benchmark, args.answers, args.questions, args.out)
+    return 0
+
+
+def run_table(args):
+    table(args.folder)
+    return 0
 
 
 def main():

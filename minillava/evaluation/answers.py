@@ -1,136 +1,185 @@
-"""Answers to any question file."""
-import base64
-import csv
-import io
+"""Answer files: a line for each question, written as the answers come, whole and in order at the end.
+
+    {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}
+
+as the official converters read them. A run that was stopped goes on; a run may be shared among several
+processes, each of which writes a part beside the file, and whoever is the last joins the parts.
+"""
+import glob
 import json
-import sys
+import os
 import uuid
 import zlib
 from collections import Counter
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
-from minillava.checkpoint import load_llava
-from minillava.evaluation.scienceqa import OPTION_LETTER
-from minillava.files import read_jsonl, write
-from minillava.generate import generate
-from minillava.images import load_image
-
-FORMS = {  # LLaVA-1.5's wishes for the form of an answer (its table 7); official question files have theirs already
-    "short_answer": "Answer the question using a single word or phrase.",
-    "option_letter": OPTION_LETTER,
-    "option_letter_cn": "请直接回答选项字母。"}
+from minillava.files import read_jsonl, read_text, write
 
 
 def fingerprint(model):
-    """A checksum over some of each tensor's numbers: after a training step it is another one."""
+    """A checksum over all weights: whatever is trained on has another one."""
     total = 0
-    for p in model.parameters():
-        some = p.detach().flatten()[:: max(1, p.numel() // 64)]
-        total = zlib.crc32(some.float().cpu().numpy().tobytes(), total)
+    for _, tensor in sorted(model.state_dict().items()):
+        numbers = tensor.detach().flatten().contiguous().cpu().view(torch.uint8)
+        total = zlib.crc32(numbers.numpy(), total)
     return f"{total:08x}"
+
+
+def answer_file(questions, path, answer, model_id, metadata, batch=8, share=(0, 1), quiet=False):
+    """Answers into `path` every question that it does not answer yet; returns all rows, in order.
+
+    questions: [{"question_id", "prompt", ...}]; two may share an id, as in MME, but then not the prompt.
+    answer: list of questions -> list of texts, one batch. share: (index, count), the part of the work
+    that is done here; None is returned while other parts are under way.
+    """
+    check_unique(questions)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    index, count = share
+    own = path if count == 1 else part_of(path, index, count)
+    mend(own)
+    done = answers_so_far(questions, path, model_id, metadata)
+
+    # The same batches always, in every share and after every stop: in 16 bits, and where answers are
+    # drawn, an answer depends a little on its neighbours.
+    batches = batches_of(questions, batch)[index::count]
+    todo = [asked for asked in batches if any(is_open(question, done) for question in asked)]
+    total = sum(map(len, batches))
+    initial = total - sum(map(len, todo))
+    with open(own, "a", encoding="utf-8") as out, \
+            tqdm(total=total, initial=initial, desc="answers", disable=quiet) as bar:
+        for asked in todo:
+            for question, (text, error) in zip(asked, texts_of(asked, answer), strict=True):
+                row = answer_row(question, text, error, model_id, metadata)
+                out.write(json.dumps(row) + "\n")
+            out.flush()
+            bar.update(len(asked))
+    return finish(questions, path, model_id, metadata)
 
 
 def key_of(row):
     return row["question_id"], row["prompt"]
 
 
-def answers_so_far(questions, path, model_id, metadata):
-    """{(question_id, prompt): answer line} of an earlier run; ValueError if it answered something else or otherwise."""
-    path = Path(path)
-    if not path.exists():
-        return {}
-    text = path.read_text(encoding="utf-8")
-    if text and not text.endswith("\n"):  # the run was killed while it wrote a line: that one is asked again
-        path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
-    asked, done = set(map(key_of, questions)), {}
-    for row in read_jsonl(path):
-        if (row.get("question_id"), row.get("prompt")) not in asked:
-            raise ValueError(f"{path} answers other questions, such as {row.get('question_id')!r}; name another file")
-        if (row.get("model_id"), row.get("metadata")) != (model_id, metadata):
-            raise ValueError(f"{path} was answered by {row.get('model_id')} with {row.get('metadata')}, this run is "
-                             f"{model_id} with {metadata}; name another file")
-        done[key_of(row)] = row
-    return done
-
-
-def answer_file(questions, path, answer, model_id, metadata, batch=8):
-    """Appends an answer to `path` for every question that it does not answer yet; returns all, in the questions' order.
-
-    questions: [{"question_id", "prompt", ...}]; answer: list of questions -> list of texts, one batch. Two questions
-    may share an id, as in MME, but then not the prompt. Questions of like length run together, and the finished file is
-    put into their order, which official scripts rely on.
-    """
+def check_unique(questions):
     twice = [key for key, times in Counter(map(key_of, questions)).items() if times > 1]
     if twice:
         raise ValueError(f"question_id {twice[0][0]!r} occurs twice")
+
+
+def batches_of(questions, size):
+    """Questions of like length run together: a short one need not wait for a long one."""
+    ordered = sorted(questions, key=lambda question: len(question["prompt"]))
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def texts_of(asked, answer):
+    """-> [(text, None)], or ("", the reason) for a question that cannot be answered.
+
+    What stops a batch, a damaged picture or an over-long prompt, is sought among its questions one by
+    one, so that it costs no other its answer.
+    """
+    try:
+        return [(text, None) for text in answer(asked)]
+    except (OSError, ValueError) as error:
+        if len(asked) == 1:
+            return [("", str(error))]
+    return [pair for question in asked for pair in texts_of([question], answer)]
+
+
+def answer_row(question, text, error, model_id, metadata):
+    row = {"question_id": question["question_id"], "prompt": question["prompt"], "text": text}
+    row |= question.get("extra", {})  # MMBench's round and options
+    if error is not None:
+        row["error"] = error
+    row |= {"model_id": model_id, "metadata": metadata}
+    # the same answer has the same id, so that a run in parts ends in the same file as one in a piece
+    answer_id = uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(row)).hex
+    return row | {"answer_id": answer_id}
+
+
+# ------------------------------------------------------------------------------------ what is there already
+
+def is_open(question, done):
+    """Not answered yet, or not to be answered then: the picture may have been mended since."""
+    row = done.get(key_of(question))
+    return row is None or "error" in row
+
+
+def answers_so_far(questions, path, model_id, metadata):
+    """{(question_id, prompt): row} of the file and its parts.
+
+    ValueError if something else was answered there, or otherwise: by other weights, say.
+    """
+    asked, done = set(map(key_of, questions)), {}
+    for file in [path, *parts_of(path)]:
+        for row in read_whole_lines(file):
+            key = row.get("question_id"), row.get("prompt")
+            if key not in asked:
+                raise ValueError(f"{file} answers other questions, such as {key[0]!r}; name another file")
+            if (row.get("model_id"), row.get("metadata")) != (model_id, metadata):
+                there = difference(row, {"model_id": model_id, "metadata": metadata})
+                raise ValueError(f"{file} was answered by {row.get('model_id')} with {there}; "
+                                 "name another file")
+            if key not in done or "error" in done[key]:
+                done[key] = row
+    return done
+
+
+def difference(row, ours):
+    """What an earlier answer was made with that is otherwise now, in words."""
+    theirs = row.get("metadata") or {}
+    changed = [f"{name} {theirs.get(name)} (now {value})" for name, value in ours["metadata"].items()
+               if theirs.get(name) != value]
+    changed += [f"{name} {value} (now none)" for name, value in theirs.items()
+                if name not in ours["metadata"]]
+    return ", ".join(changed) or f"the same settings (now by {ours['model_id']})"
+
+
+def read_whole_lines(path):
+    """The rows of an answer file that somebody may be writing to: half a line at its end is not one."""
+    try:
+        text = read_text(path)
+    except FileNotFoundError:
+        return []
+    if text.endswith("\n") or not text:
+        return read_jsonl(path)
+    whole = text[: text.rfind("\n") + 1]
+    return [json.loads(line) for line in whole.split("\n") if line.strip()]
+
+
+def mend(path):
+    """Takes away half a line, which a killed run has left at the end: that question is asked again."""
+    if path.exists():
+        text = read_text(path)
+        if text and not text.endswith("\n"):
+            write(path, text[: text.rfind("\n") + 1])
+
+
+# ------------------------------------------------------------------------------------------ several at work
+
+def part_of(path, index, count):
+    return path.with_name(f"{path.name}.part-{index}-of-{count}")
+
+
+def parts_of(path):
+    return sorted(path.parent.glob(f"{glob.escape(path.name)}.part-*-of-*"))
+
+
+def finish(questions, path, model_id, metadata):
+    """Joins the parts once everything is answered, in the questions' order -> rows; else None."""
     done = answers_so_far(questions, path, model_id, metadata)
-    todo = sorted((q for q in questions if key_of(q) not in done), key=lambda q: len(q["prompt"]))
-    with open(path, "a", encoding="utf-8") as out, tqdm(total=len(questions), initial=len(done), desc="answers") as bar:
-        for start in range(0, len(todo), batch):
-            asked = todo[start : start + batch]
-            for question, text in zip(asked, answer(asked), strict=True):
-                row = {"question_id": question["question_id"], "prompt": question["prompt"], "text": text,
-                       "answer_id": uuid.uuid4().hex, "model_id": model_id, "metadata": metadata}
-                out.write(json.dumps(row) + "\n")
-                done[key_of(row)] = row
-            out.flush()
-            bar.update(len(asked))
-    if todo:
-        write(path, "".join(json.dumps(done[key_of(q)]) + "\n" for q in questions))
-    return [done[key_of(q)] for q in questions]
-
-
-def read_questions(path, form=None):
-    """A jsonl of {"question_id", "text", "image" (a file, or left out)}, or MMBench's .tsv -> the same with "prompt",
-    which is the text and, unless it ends with it already, the wished form of the answer; form: a key of FORMS."""
-    if Path(path).suffix == ".tsv":
-        csv.field_size_limit(sys.maxsize)  # a picture is one field
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = [from_mmbench(row) for row in csv.DictReader(file, delimiter="\t")]
-    else:
-        rows = read_jsonl(path)
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row.get("text"), str) or not isinstance(row.get("question_id"), (str, int)):
-            raise ValueError(f"question {number} of {path} has no question_id or no text")
-        row["prompt"] = row["text"]
-        if form and not row["text"].endswith(FORMS[form]):
-            row["prompt"] = f"{row['text']}\n{FORMS[form]}"
+    if any(key_of(question) not in done for question in questions):
+        return None
+    rows = [done[key_of(question)] for question in questions]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    if not path.exists() or read_text(path) != text:
+        new = path.with_name(f"{path.name}.{os.getpid()}")  # two may be the last at the same moment
+        write(new, text)
+        os.replace(new, path)
+    for part in parts_of(path):
+        part.unlink(missing_ok=True)
     return rows
-
-
-def from_mmbench(row):
-    """Hint, question and options in the official layout; options that a question has not are empty, or nan."""
-    given = lambda name: row.get(name) not in (None, "", "nan")
-    options = [f"{letter}. {row[letter]}" for letter in "ABCD" if given(letter)]
-    text = "\n".join([row["hint"]] * given("hint") + [row.get("question") or ""] + options)
-    return {"question_id": row.get("index"), "text": text, "base64": row.get("image")}
-
-
-def answer(args):
-    form = next((form for form in FORMS if getattr(args, form)), None)
-    if args.batch < 1 or args.max_new_tokens < 1 or args.temperature < 0:
-        raise ValueError("--batch and --max-new-tokens are at least 1, --temperature at least 0")
-    questions = read_questions(args.questions, form)
-    for question in questions:  # rather now than after hours
-        name = Path(question.get("image") or ".")
-        if name != Path() and (not args.images or ".." in name.parts or not (args.images / name).is_file()
-                               or name.is_absolute()):
-            raise ValueError(f"{name}, of question {question['question_id']}, is not in --images {args.images}")
-    model, tokenizer = load_llava(args.model, vision=args.vision, device=args.device)
-
-    def picture(question):
-        if question.get("base64"):
-            return load_image(io.BytesIO(base64.b64decode(question["base64"])))
-        return load_image(args.images / question["image"]) if question.get("image") else None
-
-    def texts(asked):
-        return generate(model, tokenizer, [question["prompt"] for question in asked], list(map(picture, asked)),
-                        args.max_new_tokens, args.temperature)
-
-    metadata = {"template": model.config.template, "temperature": args.temperature,
-                "max_new_tokens": args.max_new_tokens}
-    rows = answer_file(questions, args.out, texts, str(args.model or "miniature"), metadata, args.batch)
-    print(f"{len(rows)} answers are in {args.out}")
-    return 0

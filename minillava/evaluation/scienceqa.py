@@ -10,6 +10,7 @@ the dash, those of the answer after it:
 
 The paper reasons first (QCM-LEPA, later QCM-LEA) and compares with answering first (QCM-ALE). In LEPA
 the answer follows upon a prompt, "###\nANSWER:", with which the first LLaVA was asked in a second pass.
+The format "zero-shot" is that of LLaVA-1.5, which was not trained for it (llava_test_CQM-A.json).
 """
 import argparse
 import json
@@ -22,6 +23,7 @@ from minillava.terminal import exit_with
 LETTERS = "ABCDE"
 # what LLaVA-1.5 was taught to obey
 OPTION_LETTER = "Answer with the option's letter from the given choices directly."
+ZERO_SHOT = "zero-shot"
 # questions of the whole ScienceQA
 SPLIT_SIZES = {
     "train": 12726, "val": 4241, "test": 4241, "trainval": 16967,
@@ -137,10 +139,12 @@ def check_images(samples, images):
 
 def texts(problem, format, caption=""):
     """A problem -> (question, answer) as the official converter writes them, oddities included."""
+    if format == ZERO_SHOT:
+        return zero_shot_texts(problem, caption)
     asked, _, told = str(format).partition("-")
     if asked not in QUESTIONS or told not in ANSWERS:
         raise ValueError(f"there is no format {format!r}; one is made of {', '.join(QUESTIONS)}, "
-                         f"a dash, and {', '.join(ANSWERS)}")
+                         f"a dash, and {', '.join(ANSWERS)}; or it is {ZERO_SHOT}")
     fields = {
         "question": problem["question"],
         "context": f"{problem['hint']} {caption}".strip() or "N/A",
@@ -153,6 +157,17 @@ def texts(problem, format, caption=""):
     question = tidy(QUESTIONS[asked].format(**fields), "Question: ")
     answer = tidy(ANSWERS[told].format(**fields), "Answer: ")
     return question, answer
+
+
+def zero_shot_texts(problem, caption=""):
+    """What is there, a line each, and nothing that says what it is -> (question, the letter)."""
+    # some copies of problems.json write down here what the image shows; LLaVA-1.5's file does not
+    hint = problem["hint"].partition("This Punnett square is ")[0]
+    context = f"{hint} {caption}".strip()
+    lines = [f"Context: {context}"] if context else []
+    lines.append(problem["question"])
+    lines += [f"{letter}. {choice}" for letter, choice in zip(LETTERS, problem["choices"])]
+    return "\n".join(lines).replace("  ", " "), LETTERS[problem["answer"]]
 
 
 def options(problem):
@@ -191,7 +206,7 @@ def convert(folder, split, format="QCM-LEA", use_caption=False, text_only=False)
         question, answer = texts(problem, format, captions.get(i, ""))
         sample = {"id": i}
         if problem["image"] is not None:
-            question += "\n<image>"
+            question = f"<image>\n{question}" if format == ZERO_SHOT else f"{question}\n<image>"
             sample["image"] = f"{i}/{problem['image']}"
             if split == "trainval":  # two folders of images
                 sample["image"] = f"{problem['split']}/{sample['image']}"

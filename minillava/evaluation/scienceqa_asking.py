@@ -19,7 +19,7 @@ def settings_of(model, prompt_format, template, option_letter, use_caption, max_
     elif own.prompt_format:
         prompt_format = own.prompt_format
     else:
-        prompt_format, option_letter = "CQM-A", True
+        prompt_format, option_letter = scienceqa.ZERO_SHOT, True
         format_origin = ("the checkpoint says nothing: as LLaVA-1.5, which was not trained for "
                          "ScienceQA, is evaluated")
     if template:
@@ -36,7 +36,7 @@ def settings_of(model, prompt_format, template, option_letter, use_caption, max_
         "image_aspect_ratio": (own.image_aspect_ratio, "the checkpoint's"),
         "max_new_tokens": (max_new_tokens, "--max-new-tokens"),
         "dtype": (str(dtype).removeprefix("torch."), "the checkpoint's"),
-        "weights": (fingerprint(model), "the checkpoint's"),
+        "fingerprint": (fingerprint(model), "the checkpoint's"),
     }
     for name, (value, origin) in settings.items():
         print(f"  {name:20}{value!s:12}  {origin}")

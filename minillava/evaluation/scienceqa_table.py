@@ -1,6 +1,10 @@
 """ScienceQA's table: accuracy by subject, by what comes with the question, by grade (table 7)."""
-from minillava.evaluation.scienceqa import SPLIT_SIZES
+from pathlib import Path
+
+from minillava.evaluation.scienceqa import SPLIT_SIZES, load
 from minillava.evaluation.scienceqa_answers import choices_of
+from minillava.evaluation.scores import Score, join_labels, percent
+from minillava.files import read_object
 
 LOWER_GRADES = [f"grade{n}" for n in range(1, 7)]
 HIGHER_GRADES = [f"grade{n}" for n in range(7, 13)]
@@ -119,3 +123,22 @@ def aligned(rows):
         padded = [value.rjust(width) for value, width in zip(values, widths[1:])]
         lines.append("  ".join([name.ljust(widths[0]), *padded]))
     return "\n".join(lines)
+
+
+def score_scienceqa(answers, questions, folder):
+    """The figures of the table, read as the official script reads; LLaVA-1.5 states that of IMG."""
+    everything = read_object(Path(folder, "problems.json"))
+    known = everything.get(str(answers[0]["question_id"]), {})
+    problems = load(folder, known.get("split", "test"))
+    labelled, unlabelled = join_labels(answers, lambda row: problems.get(str(row["question_id"])))
+    texts = {str(row["question_id"]): row["text"] for row, _ in labelled}
+    chosen = choices_of(texts, problems, strict=True)
+    rights = {i: choice == problems[i]["answer"] for i, choice in chosen.items()}
+
+    figures = {}
+    for group, belongs in GROUPS.items():
+        members = [i for i in rights if belongs(problems[i])]
+        if members:
+            figures[group] = percent(rights[i] for i in members)
+    headline = figures.get("IMG", figures["Avg"])
+    return Score(headline, {"all": figures}, len(labelled), unlabelled)

@@ -1,0 +1,91 @@
+"""A model answers a question file: `python -m minillava.evaluation answer`."""
+import dataclasses
+import os
+import sys
+import zlib
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from minillava.checkpoint import load_llava
+from minillava.evaluation.answers import answer_file, fingerprint
+from minillava.evaluation.questions import check_pictures, picture_of, with_control
+from minillava.generate import generate
+from minillava.terminal import printable
+
+
+def answer_questions(questions, out, model, tokenizer, images=None, *, name="miniature", benchmark=None,
+                     template=None, control=None, max_new_tokens=1024, temperature=0.0, top_p=1.0,
+                     seed=0, batch=8, share=(0, 1), quiet=False):
+    """Asks every question that the file `out` does not answer yet; returns its rows, in order.
+
+    control: "none" or "another" picture. share: (index, count) where several processes do the work;
+    None is returned while another part is under way.
+    """
+    check_pictures(questions, images)
+    if control:
+        questions = with_control(questions, control)
+    if template:
+        model.config = dataclasses.replace(model.config, template=template)
+
+    weight = model.language_model.embed_tokens.weight
+    metadata = {
+        "benchmark": benchmark, "template": model.config.template, "control": control,
+        "temperature": temperature, "top_p": top_p, "seed": seed, "max_new_tokens": max_new_tokens,
+        "batch": batch, "dtype": str(weight.dtype).removeprefix("torch."),
+        "fingerprint": fingerprint(model),
+    }
+    answer = partial(answer_batch, model, tokenizer, images, max_new_tokens, temperature, top_p, seed)
+    return answer_file(questions, out, answer, name, metadata, batch, share, quiet)
+
+
+def answer_batch(model, tokenizer, images, max_new_tokens, temperature, top_p, seed, asked):
+    """A batch of questions -> texts."""
+    prompts = [question["prompt"] for question in asked]
+    pictures = [picture_of(question, images) for question in asked]
+    if temperature > 0:
+        # the same draws whichever process asks this batch, and after whatever stop
+        torch.manual_seed(seed + zlib.crc32("\0".join(prompts).encode("utf-8", "replace")))
+    return generate(model, tokenizer, prompts, pictures, max_new_tokens, temperature, top_p)
+
+
+def report_answers(rows, out):
+    """Prints where the answers are, and names those that are empty because something was wrong."""
+    if rows is None:
+        print(f"this share is answered; the last of the others to end joins them all in {out}")
+        return
+    print(f"{len(rows)} answers are in {out}")
+    failed = [row for row in rows if "error" in row]
+    for row in failed:
+        reason = printable(f"question {row['question_id']}: {row['error']}", keep="")
+        print(f"no answer to {reason}", file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} of {len(rows)} questions have an empty answer; the same command asks "
+              "them again", file=sys.stderr)
+    if len(failed) == len(rows):
+        raise ValueError(f"no question could be answered: {failed[0]['error']}")
+
+
+# ------------------------------------------------------------------------------------ several processes
+
+def share_of_this_process(num_chunks, chunk_idx):
+    """-> (index, count): that of the flags, else torchrun's rank and number of ranks, else (0, 1)."""
+    if num_chunks == 1 and chunk_idx == 0:
+        return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if not 0 <= chunk_idx < num_chunks:
+        raise ValueError(f"--chunk-idx counts from 0 to {num_chunks - 1}, one less than --num-chunks")
+    return chunk_idx, num_chunks
+
+
+def device_of_this_process(device):
+    """Each of torchrun's ranks on a machine takes a GPU of its own."""
+    rank = os.environ.get("LOCAL_RANK")
+    if device == "auto" and rank is not None and torch.cuda.is_available():
+        return f"cuda:{int(rank) % torch.cuda.device_count()}"
+    return device
+
+
+def open_model(model, vision, language, projector, device, dtype):
+    return load_llava(Path(model) if model else None, vision=vision, language=language,
+                      projector=projector, device=device_of_this_process(device), dtype=dtype)

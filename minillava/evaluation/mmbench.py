@@ -1,0 +1,96 @@
+"""MMBench (Liu et al. 2023): its table of questions is scored, or filled in for its server.
+
+The dev file states the answers. Each question stands in it several times, its options moved up by one
+each time, under indices that differ by a million: 241, 1000241, ... It counts only where all of them are
+answered right ("circular").
+"""
+import csv
+import io
+import os
+from pathlib import Path
+
+from minillava.evaluation.questions import has, options_of
+from minillava.evaluation.scienceqa_answers import choice_of
+from minillava.evaluation.scores import Score, grouped, join_labels, percent
+from minillava.evaluation.xlsx import xlsx
+
+CIRCLE = 1_000_000
+NOT_UPLOADED = ("hint", "category", "source", "image", "comment", "l2-category")
+
+
+def score_mmbench(answers, questions, labels):
+    """Accuracy over the questions as they are first asked, and over whole circles; letters alone count.
+
+    questions: {index: row of the dev .tsv}.
+    """
+    labelled, unlabelled = join_labels(answers, lambda row: label_of(questions[str(row["question_id"])]))
+    if not labelled:
+        raise ValueError("the questions state no answers: only the dev file can be scored here")
+
+    def group_of(pair):
+        return questions[str(pair[0]["question_id"])].get("l2-category") or "all"
+
+    groups = grouped(labelled, group_of)
+    rows = {name: accuracies(pairs) for name, pairs in sorted(groups.items()) if name != "all"}
+    rows["all"] = accuracies(labelled)
+    return Score(rows["all"]["circular"], rows, len(labelled), unlabelled)
+
+
+def label_of(question):
+    return question["answer"] if has(question, "answer") else None
+
+
+def accuracies(pairs):
+    circles = grouped(pairs, lambda pair: int(pair[0]["question_id"]) % CIRCLE)
+    first = [pair for pair in pairs if int(pair[0]["question_id"]) < CIRCLE and not round_of(pair)]
+    return {
+        "plain": percent(is_right(*pair) for pair in first),
+        "circular": percent(all(is_right(*pair) for pair in circle) for circle in circles.values()),
+        "questions": len(circles),
+    }
+
+
+def round_of(pair):
+    return pair[0].get("round_id", 0)
+
+
+def is_right(row, label):
+    """The letter that is said, among the options as they stood in this round."""
+    letters = row.get("option_char") or list("ABCD")
+    choice = choice_of(row["text"], len(letters))
+    return choice >= 0 and letters[choice] == label
+
+
+# ---------------------------------------------------------------------------------------------- upload
+
+def upload_mmbench(answers, questions, out):
+    """Writes the server's table: the .tsv without what it does not want, and a column "prediction"."""
+    texts = {str(row["question_id"]): row["text"] for row in answers if not row.get("round_id", 0)}
+    names = [name for name in next(iter(questions.values())) if name not in NOT_UPLOADED]
+    rows = [names[:6] + ["prediction"] + names[6:]]
+    for index, question in questions.items():
+        cells = [int(index) if name == "index" else cell_of(question, name) for name in names]
+        rows.append(cells[:6] + [texts.get(index)] + cells[6:])
+
+    out = Path(out)
+    if out.suffix == ".xlsx":
+        data = xlsx(rows)
+    elif out.suffix == ".tsv":
+        data = tsv(rows)
+    else:
+        raise ValueError(f"MMBench takes a .xlsx, or a .tsv to look into; {out} is neither")
+    new = out.with_name(f"{out.name}.tmp")
+    new.write_bytes(data)
+    os.replace(new, out)
+    missing = [index for index in questions if index not in texts]
+    return missing
+
+
+def cell_of(question, name):
+    return question[name] if has(question, name) else None
+
+
+def tsv(rows):
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter="\t", lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()

@@ -1,0 +1,162 @@
+"""Question files: the official jsonl, and MMBench's .tsv, which has its pictures inside.
+
+A question is {"question_id", "prompt", "image" (a file's name) or "base64" (the file itself), ...}; the
+prompt is the text of the file with the wish for the form of the answer.
+"""
+import base64
+import binascii
+import csv
+import io
+import sys
+from pathlib import Path
+
+from minillava.evaluation.scienceqa import OPTION_LETTER
+from minillava.files import read_jsonl
+from minillava.images import load_image
+
+# LLaVA-1.5's wishes for the form of an answer (its table 7); official question files have theirs already
+FORMS = {
+    "short_answer": "Answer the question using a single word or phrase.",
+    "option_letter": OPTION_LETTER,
+    "option_letter_cn": "请直接回答选项字母。",
+}
+# what pandas, and with it the official code, reads as an empty cell
+EMPTY = {"", "#n/a", "#n/a n/a", "#na", "-1.#ind", "-1.#qnan", "-nan", "1.#ind", "1.#qnan", "<na>", "n/a",
+         "na", "null", "nan", "none"}
+
+
+def read_questions(path, form=None, all_rounds=False):
+    """A question file -> questions, each with its prompt; form: a key of FORMS, or None.
+
+    all_rounds: MMBench's questions with several options are asked once for each order of them.
+    """
+    if Path(path).suffix == ".tsv":
+        rows = [question for row in read_tsv(path) for question in from_mmbench(row, all_rounds)]
+    else:
+        rows = read_jsonl(path)
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row.get("text"), str) or not isinstance(row.get("question_id"), (str, int)):
+            raise ValueError(f"question {number} of {path} has no question_id or no text")
+        row["prompt"] = row["text"]
+        if form and not row["text"].endswith(FORMS[form]):
+            row["prompt"] = f"{row['text']}\n{FORMS[form]}"
+    if not rows:
+        raise ValueError(f"{path} holds no questions")
+    return rows
+
+
+def without_wish(text):
+    """The question alone: "Is it red?\nAnswer the question using a single word or phrase." -> "Is it red?"."""
+    for wish in FORMS.values():
+        text = text.strip().removesuffix(wish)
+    return text.strip()
+
+
+# ---------------------------------------------------------------------------------------- MMBench's .tsv
+
+def read_tsv(path):
+    """A table with a line of names -> its rows, {name: cell}."""
+    csv.field_size_limit(sys.maxsize)  # a picture is one cell
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text; is it the benchmark's .tsv?") from None
+    for number, row in enumerate(rows, 2):
+        if not str(row.get("index") or "").isdigit():
+            raise ValueError(f"line {number} of {path} has no number as its index; download it again")
+    return rows
+
+
+def from_mmbench(row, all_rounds=False):
+    """A row of the .tsv -> its question in the official layout: hint, question, lettered options.
+
+    With all_rounds as many questions as it has options, which move up by one in each.
+    """
+    options = options_of(row)
+    letters = list("ABCD"[: len(options)])
+    rounds = []
+    for number in range(max(1, len(options)) if all_rounds else 1):
+        lines = [row["hint"]] if has(row, "hint") else []
+        lines.append(row.get("question") or "")
+        lines += [f"{letter}. {option}" for letter, option in zip("ABCD", options)]
+        rounds.append({
+            "question_id": int(row["index"]), "text": "\n".join(lines), "base64": row.get("image") or "",
+            "extra": {"round_id": number, "options": options, "option_char": letters},
+        })
+        options = options[1:] + options[:1]
+        letters = letters[1:] + letters[:1]
+    return rounds
+
+
+def options_of(row):
+    """The options up to the first that a question does not have."""
+    options = []
+    for letter in "ABCD":
+        if not has(row, letter):
+            break
+        options.append(row[letter])
+    return options
+
+
+def has(row, name):
+    return (row.get(name) or "").lower() not in EMPTY
+
+
+# ------------------------------------------------------------------------------------------- pictures
+
+def check_pictures(questions, folder):
+    """ValueError names the first picture that is not in the folder: rather now than after hours."""
+    missing = [question for question in questions if not is_there(question.get("image"), folder)]
+    if missing:
+        name, i = missing[0]["image"], missing[0]["question_id"]
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise ValueError(f"{name}, of question {i}, is not in --images {folder}{more}")
+
+
+def is_there(name, folder):
+    if not name:
+        return True
+    name = Path(name)
+    outside = name.is_absolute() or ".." in name.parts
+    return folder is not None and not outside and (Path(folder) / name).is_file()
+
+
+def picture_of(question, folder=None):
+    """A question -> its picture, or None; OSError or ValueError if it is damaged."""
+    if "base64" in question:
+        return load_image(decode_picture(question))
+    if question.get("image"):
+        return load_image(Path(folder or "", question["image"]))
+    return None
+
+
+def decode_picture(question):
+    try:
+        data = base64.b64decode(question["base64"], validate=True)
+    except (binascii.Error, ValueError):
+        data = b""
+    if not data:
+        raise ValueError("its picture in the .tsv is no base64 text")
+    return io.BytesIO(data)
+
+
+def with_control(questions, control):
+    """The same questions, to see what is guessed: control "none" without a picture, "another" with the
+    next question's that has another one."""
+    if control == "none":
+        return [without_picture(question) for question in questions]
+    pictures = [question.get("image") or question.get("base64") for question in questions]
+    distinct = list(dict.fromkeys(picture for picture in pictures if picture))
+    if len(distinct) < 2:
+        raise ValueError("--control another needs questions about two pictures at least")
+    following = dict(zip(distinct, distinct[1:] + distinct[:1]))
+    changed = []
+    for question, picture in zip(questions, pictures):
+        kind = "base64" if "base64" in question else "image"
+        changed.append(question | {kind: following[picture]} if picture else question)
+    return changed
+
+
+def without_picture(question):
+    return {name: value for name, value in question.items() if name not in ("image", "base64")}

@@ -1,0 +1,169 @@
+"""From answers to the number, or to the file that a server takes: `score`, `upload` and `table`."""
+import json
+from pathlib import Path
+
+from minillava.evaluation.benchmarks import BENCHMARKS
+from minillava.evaluation.questions import read_questions, read_tsv, without_wish
+from minillava.evaluation.scienceqa_table import aligned
+from minillava.files import read_jsonl, read_object, write
+
+SCORE = ".score.json"
+
+
+# ------------------------------------------------------------------------------------------- the commands
+
+def score(name, answers_file, questions_file=None, labels=None, out=None, title=None):
+    """Prints the score of an answer file and writes it beside the file, for `table`.
+
+    title: of a benchmark that is another's in miniature; the published figures are none of its own.
+    """
+    benchmark = benchmark_of(name)
+    if benchmark.score is None:
+        raise ValueError(f"{benchmark.title} is scored by its server or by a judge: see `upload {name}`")
+    if benchmark.labels and not labels and not Path(answers_file).is_dir():
+        raise ValueError(f"name the labels with --labels: {benchmark.labels}")
+    questions = questions_by_id(questions_file)
+    if name in ("pope", "mmbench", "mmbench-cn") and not questions:
+        raise ValueError(f"name the question file with --questions: {benchmark.questions}")
+    answers = read_answers(answers_file, name, questions)
+    found = benchmark.score(answers, questions, labels)
+
+    row = {
+        "benchmark": name, "title": title or benchmark.title, "unit": benchmark.unit,
+        "score": found.headline, "published": None if title else benchmark.published,
+        "answers": found.scored, "size": len(questions) or (None if title else benchmark.size),
+        "rows": found.rows, "unlabelled": found.unlabelled,
+        "model": answers[0].get("model_id"), "metadata": answers[0].get("metadata"),
+    }
+    print_score(row, benchmark, found)
+    write(out or f"{Path(answers_file).with_suffix('')}{SCORE}", json.dumps(row, indent=1))
+
+
+def upload(name, answers_file, questions_file, out):
+    """Writes the file that the benchmark's server takes."""
+    benchmark = benchmark_of(name)
+    if benchmark.upload is None:
+        raise ValueError(f"{benchmark.title} has no server: see `score {name}`")
+    questions = questions_by_id(questions_file)
+    if name not in ("gqa", "mm-vet") and not questions:
+        raise ValueError(f"name the question file with --questions: {benchmark.questions}")
+    answers = read_answers(answers_file, name, questions)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    missing = benchmark.upload(answers, questions, out)
+    print(f"{len(answers)} answers are in {out}")
+    if missing:
+        print(f"{len(missing)} of {len(questions)} questions have no answer: {some_of(missing)}")
+
+
+def table(folder):
+    """Prints every score that lies under the folder, beside the paper's."""
+    files = sorted(Path(folder).rglob(f"*{SCORE}"))
+    if not files:
+        raise ValueError(f"{folder} holds no scores (*{SCORE}): `score` writes them beside the answers")
+    order = list(BENCHMARKS)
+    scores = [read_score(path) for path in files]
+    scores.sort(key=lambda row: (row["published"] is None, order.index(row["benchmark"])))
+    rows = [["", "score", "LLaVA-1.5 7B", "13B", "answers", "is", "answered by"]]
+    for row in scores:
+        published = row["published"] or ["-", "-"]
+        size = f" of {row['size']}" if row["size"] else ""
+        rows.append([row["title"], f"{row['score']:.1f}", *map(str, published),
+                     f"{row['answers']}{size}", row["unit"], str(row["model"] or "-")])
+    print(aligned(rows))
+
+
+# --------------------------------------------------------------------------------------------- what is read
+
+def benchmark_of(name):
+    if name not in BENCHMARKS:
+        raise ValueError(f"there is no benchmark {name!r}, only {', '.join(BENCHMARKS)}")
+    return BENCHMARKS[name]
+
+
+def questions_by_id(path):
+    """{question_id as text: question}, with the "texts" of all that share the id, as in MME."""
+    if path is None:
+        return {}
+    if Path(path).suffix == ".tsv":
+        return {row["index"]: row for row in read_tsv(path)}
+    questions = {}
+    for row in read_questions(path):
+        first = questions.setdefault(str(row["question_id"]), row)
+        first.setdefault("texts", []).append(row["text"])
+    return questions
+
+
+def read_answers(path, name, questions):
+    """An answer file -> its rows; ValueError unless they are answers to this benchmark's questions."""
+    read = BENCHMARKS[name].answers or read_jsonl
+    rows = read(path)
+    if not rows:
+        raise ValueError(f"{path} holds no answers")
+    if name == "llava-bench":
+        return rows
+    seen = set()
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row.get("question_id"), (str, int)) or not isinstance(row.get("text"), str):
+            raise ValueError(f"line {number} of {path} is no answer: it has no question_id or no text")
+        key = str(row["question_id"]), row.setdefault("prompt", ""), row.get("round_id", 0)
+        if key in seen:
+            raise ValueError(f"{path} has question {row['question_id']!r} twice")
+        seen.add(key)
+        asked = (row.get("metadata") or {}).get("benchmark")
+        if asked not in (None, name):
+            raise ValueError(f"{path} holds answers of {asked}, not of {name}")
+        check_question(path, row, questions)
+    return rows
+
+
+def check_question(path, row, questions):
+    """A benchmark's ids are small numbers, as are another's: the question itself must be the same."""
+    if not questions:
+        return
+    question, prompt = questions.get(str(row["question_id"])), without_wish(row["prompt"])
+    if question is None:
+        same = False
+    elif "texts" in question:
+        same = not prompt or prompt in map(without_wish, question["texts"])
+    else:  # a row of MMBench's .tsv
+        same = (question.get("question") or "").strip() in prompt
+    if not same:
+        raise ValueError(f"{path} answers other questions, such as {row['question_id']!r}, "
+                         f"{row['prompt'].strip()[:60]!r}; is it another benchmark's, or split's?")
+
+
+def read_score(path):
+    row = read_object(path)
+    if row.get("benchmark") not in BENCHMARKS or not isinstance(row.get("score"), (int, float)):
+        raise ValueError(f"{path} is no score; delete it and score its answers again")
+    return row
+
+
+# ------------------------------------------------------------------------------------------- what is printed
+
+def print_score(row, benchmark, found):
+    columns = list(dict.fromkeys(name for figures in found.rows.values() for name in figures))
+    lines = [[row["title"], *columns]]
+    for name, figures in found.rows.items():
+        lines.append([name, *(shown(figures.get(column), found.digits) for column in columns)])
+    print(aligned(lines))
+    asked = f" of {row['size']}" if row["size"] else ""
+    print(f"{found.scored}{asked} answers are scored, read: {benchmark.reads}")
+    if found.unlabelled:
+        print(f"{len(found.unlabelled)} have no label and are not scored: {some_of(found.unlabelled)}")
+    line = f"{row['unit']}: {row['score']:.2f}"
+    if row["published"]:
+        small, large = row["published"]
+        line += f" (LLaVA-1.5 7B {small}, 13B {large}; {benchmark.source})"
+    print(line)
+
+
+def shown(value, digits):
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.{digits}f}"
+
+
+def some_of(ids, most=100):
+    more = f" and {len(ids) - most} more" if len(ids) > most else ""
+    return ", ".join(map(str, ids[:most])) + more
