@@ -84,9 +84,11 @@ def judge(args, teachers=None):
 def finish(path, reviews, wanted, teacher):
     """Writes the reviews and says what is missing. Returns the exit code."""
     if not any(row["scores"] for row in reviews):
-        why = f"the first one says: {reviews[0]['content'][:300]!r}" if reviews else teacher.why_stopped()
-        print(f"error: of {len(reviews)} reviews none names two scores, and no file is written; {why}",
-              file=sys.stderr)
+        why = teacher.why_stopped()
+        if reviews:
+            why = f"the first one says: {reviews[0]['content'][:300]!r}"
+        print(f"error: of {len(reviews)} reviews none names two scores, and no file is written; "
+              f"{why}", file=sys.stderr)
         return 1
     write(path, "".join(json.dumps(row) + "\n" for row in reviews))
     print(f"{len(reviews)} reviews are in {path}")
@@ -95,7 +97,7 @@ def finish(path, reviews, wanted, teacher):
     return 0 if len(reviews) == wanted else 1
 
 
-# ----------------------------------------------------------------------------------------- files in
+# ------------------------------------------------------------------------------------ files in
 
 def read_comparisons(questions, context, answers):
     """The paths of a question file, of contexts and of two answer files -> [Comparison]."""
@@ -133,7 +135,7 @@ def read_rules(path, comparisons):
     return rules
 
 
-# ------------------------------------------------------------------------------- what the judge is told
+# ------------------------------------------------------------------------ what the judge is told
 
 def review_messages(comparison, rules, system, swapped=False):
     """-> chat messages in the official layout; swapped: the candidate's answer stands first."""
@@ -162,14 +164,14 @@ def context_text(context):
     return "\n".join(context["captions"]) + "\n\n" + "\n".join(boxes)
 
 
-# ---------------------------------------------------------------------------------- what it replies
+# ----------------------------------------------------------------------------- what it replies
 
 def review_of(comparison, rules, system, teacher, orders):
     """Asks the judge -> a line of the official review file.
 
-    "tuple" holds the scores as the official script reads them, so that its summary of our file is its
-    own; "scores" holds them as `parse_scores` does, which understands more. Those of a review with the
-    answers changed over are put back in the order of the answers.
+    "tuple" holds the scores as the official script reads them, so that its summary of our file is
+    its own; "scores" holds them as `parse_scores` does, which understands more. Those of a review
+    with the answers changed over are put back in the order of the answers.
     """
     question_id = comparison.question["question_id"]
     review = {"id": comparison.number, "question_id": question_id}

@@ -19,7 +19,7 @@ def add_report_flags(parser):
     add("--ignore", nargs="+", default=[], metavar="ID", help="questions to leave out")
     add("--select", nargs="+", default=[], metavar="TEXT",
         help="only the files whose names hold each of these texts")
-    add("--average", action=flag, default=False, help="the mean over the files too: runs of one model")
+    add("--average", action=flag, default=False, help="the mean over the files, too")
 
 
 def report(args):
@@ -41,7 +41,7 @@ def report(args):
     return 0
 
 
-# ------------------------------------------------------------------------------------------ files in
+# ------------------------------------------------------------------------------------ files in
 
 def review_files(paths, select):
     """Files and folders -> files; those of a folder are known by their names."""
@@ -74,9 +74,12 @@ def is_review(review):
     if not isinstance(review.get("category", ""), str):
         return False
     if "content" in review:
-        return isinstance(review["content"], str) and isinstance(review.get("swapped_content", ""), str)
+        texts = review["content"], review.get("swapped_content", "")
+        return all(isinstance(text, str) for text in texts)
     scores = stated_scores(review)
-    return isinstance(scores, list) and len(scores) == 2 and all(type(s) in (int, float) for s in scores)
+    if not isinstance(scores, list) or len(scores) != 2:
+        return False
+    return all(type(score) in (int, float) for score in scores)
 
 
 def stated_scores(review):
@@ -84,11 +87,11 @@ def stated_scores(review):
     return review.get("tuple", review.get("score"))
 
 
-# ------------------------------------------------------------------------------------------- scores
+# -------------------------------------------------------------------------------------- scores
 
 def pairs_of(reviews):
-    """-> a pair of scores or None for each review, the mean of both orders where the judge saw both;
-    and in words what standing first was worth, or ""."""
+    """-> for each review a pair of scores or None, the mean of both orders if the judge saw both;
+    in words what standing first was worth, or ""."""
     straight = [scores_of(review) for review in reviews]
     if not any("swapped_content" in review for review in reviews):
         return straight, ""
@@ -124,7 +127,7 @@ def by_category(reviews, pairs):
 
 
 def relative(pairs):
-    """[...,N,2] -> the candidate's mean score in per cent of the reference's, [...]; nan if that is 0."""
+    """[...,N,2] -> the candidate's mean in per cent of the reference's, [...]; nan if that is 0."""
     reference, candidate = np.moveaxis(pairs.mean(-2), -1, 0)
     return 100 * candidate / np.where(reference > 0, reference, np.nan)
 
@@ -154,7 +157,7 @@ def official_scores(reviews):
     return shares
 
 
-# ----------------------------------------------------------------------------------------- printing
+# ------------------------------------------------------------------------------------ printing
 
 def print_officially(shares):
     for name, (share, reference, candidate) in shares.items():
@@ -191,7 +194,8 @@ def print_average(runs):
         rows = np.array([run[name] for run in runs if name in run])  # [runs,3]
         share, reference, candidate = rows.mean(0)
         between = f"{rows[:, 0].min():.1f} - {rows[:, 0].max():.1f}"
-        print(f"{printable(name, keep=''):20}{share:9.1f}{between:>18}{reference:11.1f}{candidate:11.1f}")
+        print(f"{printable(name, keep=''):20}{share:9.1f}{between:>18}"
+              f"{reference:11.1f}{candidate:11.1f}")
 
 
 def position_bias(judged):
@@ -199,7 +203,8 @@ def position_bias(judged):
     if not judged:
         return ""
     straight, swapped = np.moveaxis(np.asarray(judged), 1, 0)  # [N,2] each
-    gains = straight - swapped  # the reference stood first in `straight`, the candidate in `swapped`
+    # the reference stood first in `straight`, the candidate in `swapped`
+    gains = straight - swapped
     gain = np.mean((gains[:, 0] - gains[:, 1]) / 2)
     leads = (straight[:, 0] - straight[:, 1]) * (swapped[:, 0] - swapped[:, 1])
     return (f"position bias: an answer gets {gain:+.2f} points for standing first; "

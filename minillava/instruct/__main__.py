@@ -1,4 +1,4 @@
-"""Visual instruction data from captions and boxes (section 3): GPT-4 wrote LLaVA's, and saw no picture.
+"""Visual instruction data from captions and boxes (section 3), by a teacher that sees no picture.
 
     python -m minillava.instruct --captions captions_train2014.json \\
         --instances instances_train2014.json --kinds conversation,detail,reasoning --count 1000 \\
@@ -6,9 +6,10 @@
     python -m minillava.instruct --captions captions_train2014.json --kinds brief --out stage_1.json
 
 A picture is told to the teacher as five captions and, but for conversations, a line
-`category: [x1, y1, x2, y2]` for each object. Instructions and examples are the text files in prompts/.
-The result is the JSON that train.py takes, or JSON lines if --out ends with .jsonl. The second command
-needs no teacher: stage 1 learns from captions alone, thinned as the paper thinned CC3M to 595,000.
+`category: [x1, y1, x2, y2]` for each object. Instructions and examples are the files in prompts/.
+The result is the JSON that train.py takes, or JSON lines if --out ends with .jsonl. The second
+command needs no teacher: stage 1 learns from captions alone, thinned as the paper thinned CC3M
+to 595,000.
 """
 import argparse
 import json
@@ -32,7 +33,7 @@ from minillava.instruct.symbols import PAPER_MIX, read_symbols, samples_per_kind
 
 
 def make_data(args, teachers=None, detail_questions=None):
-    """Captions and boxes -> what the teacher is told -> its replies -> LLaVA-JSON: the exit code."""
+    """Captions and boxes -> what the teacher is told -> its replies -> LLaVA-JSON. -> exit code"""
     kinds = args.kinds.split(",")
     check_kinds(kinds, args.count)
     check_output(args.out)
@@ -90,7 +91,7 @@ def with_captions(symbols):
 
 
 def nothing_made(teacher, rejects):
-    """The exit code where there is no sample: 2 if nobody could be asked, 1 if no reply was of use."""
+    """Exit code where there is no sample: 2 if nobody could be asked, 1 if no reply was of use."""
     if not rejects and not isinstance(teacher.stopped_by, LimitReached):
         raise teacher.stopped_by
     why = rejects[-1]["reason"] if rejects else teacher.why_stopped()
@@ -123,7 +124,7 @@ def write_lines(path, rows):
     write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-# -------------------------------------------------------------------------------------- what was made
+# ------------------------------------------------------------------------------- what was made
 
 def print_concepts(counts):
     if counts:
@@ -158,7 +159,7 @@ def mean(numbers):
     return sum(numbers) / max(1, len(numbers))
 
 
-# --------------------------------------------------------------------------------------- command line
+# -------------------------------------------------------------------------------- command line
 
 def main(teachers=None, detail_questions=None):
     """teachers: {name: ask(messages) -> text}, further ones that --teacher may name;
@@ -178,7 +179,8 @@ def main(teachers=None, detail_questions=None):
     add("--dry-run", action=flag, default=False,
         help="ask nothing: show a request, how many there are, what they would cost")
     add_teacher_flags(parser, temperature=0.7)
-    parser.set_defaults(run=partial(make_data, teachers=teachers, detail_questions=detail_questions))
+    run = partial(make_data, teachers=teachers, detail_questions=detail_questions)
+    parser.set_defaults(run=run)
     run_command(parser)
 
 

@@ -32,7 +32,7 @@ class Budget:
         return (prompt * self.prices[0] + answer * self.prices[1]) / 1e6
 
     def in_words(self, tokens):
-        """(100, 10) -> "100 + 10 tokens of prompts and answers", with dollars where prices are known"""
+        """(100, 10) -> "100 + 10 tokens of prompts and answers", and dollars at known prices"""
         prompt, answer = tokens
         dollars = f", ${self.cost(tokens):.2f}" if any(self.prices) else ""
         return f"{prompt} + {answer} tokens of prompts and answers{dollars}"

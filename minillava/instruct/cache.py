@@ -1,4 +1,4 @@
-"""Answers on the disk, a file each, named after a hash of the request: nothing is paid for twice."""
+"""Answers on the disk, a file each, named after a hash of the request: none is paid for twice."""
 import hashlib
 import json
 import os

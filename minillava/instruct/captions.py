@@ -15,11 +15,12 @@ FUNCTION_WORDS = set("""
     near nearby neither nor not off once one onto only other others our out over own per several
     she should since some still such than that the their them then there these they this those
     though through together too toward towards two under until upon very was were what when
-    where whether which while who whom whose why will with within without would yet you your""".split())
+    where whether which while who whom whose why will with within without would yet you
+    your""".split())
 
 
 def thin_captions(captions, rng, rarest=3, most=100):
-    """The paper's filter of CC3M (appendix): {name: caption} -> the names to keep, counts of concepts.
+    """The paper's filter of CC3M (appendix): {name: caption} -> names to keep, counts of concepts.
 
     A caption is kept for each of its concepts: for all of one that 3 to 100 captions have, for 100
     drawn at random of a common one, never for a rare one. The paper's concepts are noun phrases by

@@ -19,8 +19,8 @@ def add_teacher_flags(parser, temperature, name="--teacher"):
     """The flags that `open_from_flags` reads; `name` is that of the one which says who is asked."""
     add = parser.add_argument_group("teacher").add_argument
     add(name, metavar="toy|openai|FOLDER",
-        help="the template teacher of the toy world; the endpoint that OPENAI_BASE_URL, OPENAI_MODEL "
-             "and OPENAI_API_KEY name; or the folder of a Vicuna")
+        help="the template teacher of the toy world; the endpoint that OPENAI_BASE_URL, "
+             "OPENAI_MODEL and OPENAI_API_KEY name; or the folder of a Vicuna")
     add("--cache", type=Path, default=Path("runs/teacher"), help="folder that keeps every answer")
     add("--temperature", type=float, default=temperature)
     add("--max-tokens", type=int, default=1024, help="longest answer")
@@ -81,10 +81,11 @@ def open_teacher(name, teachers=None, *, cache, temperature, max_tokens=1024, ma
         if send_temperature:
             settings["temperature"] = temperature
         endpoint, base_url = open_endpoint(settings, timeout)
-        settings = endpoint.settings | {"base_url": base_url}  # part of a cached answer's name
+        settings = endpoint.settings | {"base_url": base_url}  # in the name of a cached answer
         complete = endpoint.complete
     else:
-        newest = max(file.stat().st_mtime_ns for file in Path(name).iterdir())  # it may be trained on
+        # a folder that was trained on gives other answers
+        newest = max(file.stat().st_mtime_ns for file in Path(name).iterdir())
         settings = {"temperature": temperature, "max_tokens": max_tokens,
                     "folder": str(Path(name).resolve()), "newest": newest}
         complete = LocalVicuna(name, temperature, max_tokens).complete

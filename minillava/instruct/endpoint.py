@@ -46,7 +46,8 @@ class Endpoint:
     def complete(self, messages):
         """-> Answer. TryAgain, BadReply or TeacherError: what to do about it."""
         status, headers, body = self.post(json.dumps({**self.settings, "messages": messages}))
-        said = f"{self.url.hostname} says HTTP {status}: {one_line(body)}{self.advice(status, body)}"
+        said = f"{self.url.hostname} says HTTP {status}: {one_line(body)}"
+        said += self.advice(status, body)
         if status == 200:
             return read_answer(body, messages, said)
         wait = seconds_to_wait(headers.get("Retry-After"))

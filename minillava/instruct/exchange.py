@@ -12,7 +12,7 @@ class Answer:
 
 
 class TeacherError(OSError):
-    """The teacher cannot be reached or refuses: no use in going on. The cache has what was answered."""
+    """The teacher cannot be reached, or turns us away: no use in asking more."""
 
     tokens = (0, 0)
 
@@ -22,7 +22,7 @@ class LimitReached(TeacherError):
 
 
 class BadReply(ValueError):
-    """There is no usable answer to this one request; others may fare better. tokens: what it cost."""
+    """No usable answer to this one request; others may fare better. tokens: what it cost."""
 
     def __init__(self, message, tokens=(0, 0)):
         super().__init__(message)

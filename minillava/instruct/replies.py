@@ -9,8 +9,9 @@ HEADING = re.compile(r"[*_#\s]*(question|answer)[*_]*:[*_]*", re.I)
 BOX = re.compile(r"\[\s*[\d.]+(\s*,\s*[\d.]+){3}\s*\]")
 REFUSALS = ("i'm sorry", "i am sorry", "sorry, ", "i apologize", "my apologies", "as an ai",
             "i'm unable to", "i am unable to", "i'm not able to", "i am not able to",
-            *(f"i {cannot} {verb}" for cannot in ("can't", "cannot", "can not")
-              for verb in ("see", "view", "assist", "help", "fulfill", "comply", "provide", "access")))
+            "i can't see", "i cannot see", "i can't view", "i cannot view",
+            "i can't assist", "i cannot assist", "i can't help", "i cannot help",
+            "i can't provide", "i cannot provide")
 
 
 @lru_cache

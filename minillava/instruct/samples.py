@@ -24,7 +24,7 @@ def sample_id(name, kind):
 
 
 def jobs_for(symbols, counts, seed):
-    """counts: {"conversation", "detail" or "reasoning": number of samples} -> [(kind, image file)]"""
+    """counts: {"conversation", "detail", "reasoning": samples of each} -> [(kind, image file)]"""
     return [(kind, name) for kind, count in counts.items()
             for name in choose(symbols, count, f"{seed} {kind}")]
 
@@ -36,11 +36,11 @@ def request_for(kind, captions, boxes, complaint=""):
 
 
 def make_samples(symbols, jobs, teacher, seed, detail_questions=None):
-    """Asks the teacher -> LLaVA-JSON samples, and rejects, {"id", "image", "kind", "reason", "reply"}.
+    """Asks the teacher -> samples, LLaVA-JSON; rejects, {"id", "image", "kind", "reason", "reply"}.
 
-    symbols: as read_symbols gives them; jobs: as jobs_for does; detail_questions: in place of those in
-    prompts/. A job that could not be asked for is in neither list: teacher.stopped_by says why. All is
-    determined by the seed and the teacher's answers.
+    symbols: as read_symbols gives them; jobs: as jobs_for does; detail_questions: in place of those
+    in prompts/. A job that could not be asked for is in neither list: teacher.stopped_by says why.
+    All is determined by the seed and the teacher's answers.
     """
     detail_questions = detail_questions or question_list("detail")
 

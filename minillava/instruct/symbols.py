@@ -92,7 +92,7 @@ def one_line_errors(path):
 
 
 def choose(names, count, seed):
-    """`count` of the names at random; a larger count only adds to them, so that a cache still serves."""
+    """`count` names at random; a larger count only adds to them, so that a cache still serves."""
     names = sorted(names)
     if count > len(names):
         raise ValueError(f"{count} samples of a kind are asked for, "

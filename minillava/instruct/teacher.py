@@ -2,12 +2,11 @@
 
     teacher.ask([{"role": "system", "content": "..."}, {"role": "user", "content": "..."}]) -> text
 
-One exchange is in endpoint.py (a server) and local.py (a Vicuna on this machine). Here is what a run
-of a hundred thousand of them needs: several at a time, each answer kept on the disk the moment it
-comes, trouble waited out, a limit on what they cost. A run that was stopped goes on, a rerun is free.
+One exchange is in endpoint.py (a server) and local.py (a Vicuna on this machine). Here is what a
+run of a hundred thousand needs: several at a time, each answer kept on the disk the moment it
+comes, trouble waited out, a limit on what they cost. A run that was stopped goes on; a rerun is free.
 """
 import json
-import queue
 import random
 import re
 import sys
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from minillava.instruct.budget import Budget, add
 from minillava.instruct.cache import answer_path, read_answer, write_answer
 from minillava.instruct.exchange import Answer, BadReply, LimitReached, TeacherError, TryAgain
+from minillava.instruct.threads import Workers
 
 MAX_WAIT = 300     # seconds: a server that asks for more is not waited for
 MAX_FAILURES = 20  # requests in a row without an answer: the server is taken to be down
@@ -38,36 +38,41 @@ class Teacher:
         self.settings = settings
         self.cache = Path(cache) if cache else None
         self.max_tokens = max_tokens
-        self.workers = workers
+        self.workers = Workers(workers)
         self.retries = retries
         self.backoff = backoff
         self.budget = budget or Budget()
+
         self.requests = 0    # sent
         self.from_cache = 0
         self.failures = 0    # in a row
         self.used = set()    # files of the answers whose cost is counted
-        self.change = threading.Condition()  # held to read or change all of the above
         self.stopped_by = None  # a TeacherError: from then on the cache alone answers
-        self.interrupted = threading.Event()
+        self.change = threading.Condition()  # held to read or change the budget and all of these
 
     def ask(self, messages):
-        """-> the answer's text."""
+        """-> the answer's text"""
         return self.answer(messages).text
 
     def answer(self, messages):
         """-> Answer. TeacherError: no more can be asked; ValueError: go on without this one."""
         if self.cache is None:
             return self.complete(messages)
-        path = answer_path(self.cache, self.settings, messages)
-        if self.is_cached(path, most_tokens(messages, self.max_tokens)):
-            return readable(self.count_kept(path, read_answer(path)))
 
+        # from the cache, if it was ever asked
+        path = answer_path(self.cache, self.settings, messages)
+        if not self.reserve(path, most_tokens(messages, self.max_tokens)):
+            answer = read_answer(path)
+            self.count_kept(path, answer)
+            return readable(answer)
+
+        # else from the teacher, and into the cache
         try:
             answer = self.ask_until_answered(messages)
             write_answer(path, messages, answer)
             self.used.add(path)
         except TeacherError as error:
-            if not self.interrupted.is_set():
+            if not self.workers.interrupted.is_set():
                 self.stopped_by = error
             raise
         finally:
@@ -80,25 +85,24 @@ class Teacher:
         """Would the cache answer?"""
         return bool(self.cache) and answer_path(self.cache, self.settings, messages).exists()
 
-    def is_cached(self, path, most):
-        """True, or False as soon as the request may be sent; `most` is then reserved for it.
+    def reserve(self, path, most):
+        """Reserves the most that a request can cost once it may be sent; False if it is cached.
 
-        Another thread that is asking the very same is waited for, and so are those whose
-        reservations leave no room for this one: they may come cheaper.
+        Another thread that asks the very same is waited for, and so are those whose reservations
+        leave no room for this one: they may come cheaper.
         """
         reserved = self.budget.reserved
         with self.change:
             while True:
                 if path not in reserved and path.exists():
-                    self.from_cache += 1
-                    return True
-                if self.interrupted.is_set():
+                    return False
+                if self.workers.interrupted.is_set():
                     raise TeacherError("stopped")
                 if self.stopped_by:
                     raise self.stopped_by.with_traceback(None)
                 if path not in reserved and self.budget.fits(most):
                     reserved[path] = most
-                    return False
+                    return True
                 if not reserved:
                     self.stopped_by = self.limit_reached()
                 else:
@@ -120,7 +124,8 @@ class Teacher:
                 self.count_failure(error)
                 raise
 
-            if wait is None:  # at random, so that the threads do not come all at once
+            # how long to wait: what the server says, or at random, so that not all come at once
+            if wait is None:
                 wait = min(60, self.backoff * 2 ** (attempt - 1)) * random.uniform(0.5, 1)
             if attempt > self.retries or wait > MAX_WAIT:
                 asked_for = f", and it asks to wait {wait:.0f} s" if wait > MAX_WAIT else ""
@@ -129,10 +134,33 @@ class Teacher:
                 raise error
             tqdm.write(f"teacher: {error}; try {attempt + 1} of {self.retries + 1} in {wait:.1f} s",
                        sys.stderr)
-            if self.interrupted.wait(wait):
+            if self.workers.interrupted.wait(wait):
                 raise TeacherError("stopped")
             if not self.budget.fits():  # the failure was billed
                 raise self.limit_reached()
+
+    def map(self, function, jobs, description="teacher"):
+        """[function(job), ...], several at a time, under a bar that shows what they cost.
+
+        When one raises, or at Ctrl-C, no new one begins; those under way end, and their answers are
+        kept; then it is raised. A second Ctrl-C does not wait for them.
+        """
+        jobs = list(jobs)
+        results = [None] * len(jobs)
+        try:
+            with tqdm(total=len(jobs), desc=description) as bar:
+                for number, result in self.workers.results(function, jobs):
+                    results[number] = result
+                    if any(self.budget.prices):
+                        dollars = self.budget.cost(self.budget.spent)
+                        bar.set_postfix_str(f"${dollars:.2f}", refresh=False)
+                    bar.update()
+        except BaseException:
+            self.workers.stop()
+            self.say_what_is_waited_for()
+            self.workers.join()
+            raise
+        return results
 
     # ------------------------------------------------------------------------------- what was spent
 
@@ -142,12 +170,12 @@ class Teacher:
             self.budget.spent = add(self.budget.spent, tokens)
 
     def count_kept(self, path, answer):
-        """A cached answer was paid for by an earlier run; it counts once."""
+        """A cached answer; an earlier run paid for it, and each counts once."""
         with self.change:
+            self.from_cache += 1
             if path not in self.used:
                 self.used.add(path)
                 self.budget.earlier = add(self.budget.earlier, answer.tokens)
-        return answer
 
     def count_failure(self, error):
         with self.change:
@@ -156,15 +184,9 @@ class Teacher:
                 self.stopped_by = TeacherError(
                     f"{self.failures} requests in a row got no answer, the last one: {error}")
 
-    def limit_reached(self):
-        earlier = ""
-        if any(self.budget.earlier):
-            earlier = f", {self.budget.in_words(self.budget.earlier)} by earlier runs"
-        return LimitReached(f"the limit is near: {self.spending()}{earlier}; "
-                            "raise it and run again to go on")
+    # ------------------------------------------------------------------------------------- in words
 
     def spending(self):
-        """What was spent, in words."""
         if self.cache is None:
             return "nothing was spent"
         return (f"{self.requests} requests, {self.from_cache} more from the cache; "
@@ -176,66 +198,20 @@ class Teacher:
             return str(self.stopped_by)
         return f"{self.stopped_by}; {len(self.used)} answers are kept, the same command goes on"
 
-    # ------------------------------------------------------------------------------ several at a time
+    def limit_reached(self):
+        earlier = ""
+        if any(self.budget.earlier):
+            earlier = f", {self.budget.in_words(self.budget.earlier)} by earlier runs"
+        return LimitReached(f"the limit is near: {self.spending()}{earlier}; "
+                            "raise it and run again to go on")
 
-    def map(self, function, jobs, description="teacher"):
-        """[function(job), ...], several at a time.
-
-        When one raises, or at Ctrl-C, no new one begins; those under way end, and their answers are
-        kept; then it is raised. A second Ctrl-C does not wait for them.
-        """
-        jobs = list(jobs)
-        results = [None] * len(jobs)
-        waiting = queue.SimpleQueue()
-        finished = queue.SimpleQueue()  # for each job None, or the exception that it raised
-        for number in range(len(jobs)):
-            waiting.put(number)
-
-        def work():
-            while not self.interrupted.is_set():
-                try:
-                    number = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                try:
-                    results[number] = function(jobs[number])
-                    finished.put(None)
-                except BaseException as error:
-                    finished.put(error)
-
-        self.interrupted.clear()
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(self.workers)]
-        try:
-            for thread in threads:
-                thread.start()
-            self.watch(finished, len(jobs), description)
-        except BaseException:
-            self.interrupted.set()
-            self.wait_for(threads)
-            raise
-        return results
-
-    def watch(self, finished, count, description):
-        """The bar, with what was spent so far, until `count` jobs are finished or one raises."""
-        with tqdm(total=count, desc=description) as bar:
-            for _ in range(count):
-                error = finished.get()
-                if error:
-                    raise error
-                if any(self.budget.prices):
-                    bar.set_postfix_str(f"${self.budget.cost(self.budget.spent):.2f}", refresh=False)
-                bar.update()
-
-    def wait_for(self, threads):
+    def say_what_is_waited_for(self):
         with self.change:
-            self.change.notify_all()  # those that wait for room
+            self.change.notify_all()  # those that wait for room wait no more
             under_way = len(self.budget.reserved)
         if under_way:
-            print(f"stopping: {under_way} requests are under way; their answers are waited for, since "
-                  "they are paid for. Ctrl-C leaves them.", file=sys.stderr)
-        for thread in threads:
-            if thread.is_alive():
-                thread.join()
+            print(f"stopping: {under_way} requests are under way; their answers are waited for, "
+                  "since they are paid for. Ctrl-C leaves them.", file=sys.stderr)
 
 
 def free_teacher(ask):
