@@ -4,7 +4,7 @@
 
 One exchange is in endpoint.py (a server) and local.py (a Vicuna on this machine). Here is what a
 run of a hundred thousand needs: several at a time, each answer kept on the disk the moment it
-comes, trouble waited out, a limit on what they cost. A run that was stopped goes on; a rerun is free.
+comes, trouble waited out, a limit on what they cost. What was stopped goes on; a rerun is free.
 """
 import json
 import random

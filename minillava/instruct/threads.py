@@ -15,7 +15,7 @@ class Workers:
         self.threads = []
 
     def results(self, function, jobs):
-        """Yields (number of a job, function(job)) as they finish; raises what one of them raised."""
+        """Yields (number of a job, function(job)) as they finish; raises what one raised."""
         waiting = queue.SimpleQueue()
         finished = queue.SimpleQueue()  # (number, result, exception or None)
         for number, job in enumerate(jobs):
