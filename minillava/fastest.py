@@ -1,0 +1,145 @@
+"""The fastest product of a linear layer on this machine, found by timing a few of them once.
+
+Decoding sends one row (or one for each question of a batch) through every weight. The time goes
+into reading weights, and which of PyTorch's kernels reads fastest differs from processor to
+processor by a factor of three. Nothing is hard-wired, therefore: before the first answer, a few
+candidates are timed on real layers of the model, in tens of milliseconds.
+
+    choose_products(model.language_model, rows=1, verbose=True)
+
+On a CPU alone, and for answering alone: what is trained stays as it is.
+"""
+import time
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minillava.linear import Int8Linear
+
+# So many layers are timed in turn, so that none is still in the processor's cache; so many times.
+LAYERS = 3
+ROUNDS = 5
+# Weights of a layer up to which fp32 may be tried: twice the memory, in a small model only.
+SMALL = 2**20
+# A candidate replaces what is there if it takes at most this part of its time.
+GAIN = 0.9
+
+
+class KeptLinear(nn.Module):
+    """A linear layer without bias whose weight is kept in another dtype than that of x.
+
+    Few rows are multiplied in the dtype of the weight, as it is read. For many rows, as in a
+    prefill, the weight is written out in the dtype of x first: their time goes into the product.
+
+    fp16 holds a bf16 weight exactly where it is above 0.00006, else to within 0.00000003.
+    """
+
+    def __init__(self, layer, dtype, few):
+        super().__init__()
+        self.in_features = layer.in_features
+        self.weight = nn.Parameter(copied(layer.weight, dtype), requires_grad=False)
+        self.few = few
+
+    def forward(self, x):
+        """[..,I] -> [..,O], in the dtype of x"""
+        rows = x.numel() // self.in_features
+        dtype = self.weight.dtype if rows <= self.few else x.dtype
+        return F.linear(x.to(dtype), copied(self.weight, dtype)).to(x.dtype)
+
+
+class RoundingInt8Linear(Int8Linear):
+    """Int8Linear that rounds few rows of x too: to 8 bits, with one scale for each row."""
+
+    def __init__(self, layer):
+        nn.Module.__init__(self)
+        self.in_features = layer.in_features
+        self.out_features = layer.out_features
+        self.register_buffer("weight", layer.weight)
+        self.register_buffer("scale", layer.scale)
+
+    def few_rows(self, x):
+        scale = x.abs().amax(1, keepdim=True).float().clamp(min=1e-12) / 127  # [rows,1]
+        rounded = (x / scale).round().to(torch.int8)                          # [rows,I]
+        y = torch._int_mm(rounded, self.weight.t())                           # int32 [rows,O]
+        return (y * scale * self.scale).to(x.dtype)
+
+
+@torch.no_grad()
+def copied(weight, dtype):
+    """The weight in another dtype; the same tensor if it is in that already."""
+    if weight.dtype == dtype:
+        return weight
+    new = torch.empty_like(weight, dtype=dtype)
+    # By way of fp32, some rows at a time: three times faster than at once from fp16 to bf16.
+    for rows, source in zip(new.split(256), weight.split(256)):
+        rows.copy_(source.float())
+    return new
+
+
+def choose_products(language_model, rows=1, verbose=False):
+    """Gives the linear layers the product that is the fastest for so many rows, by a trial.
+
+    The layers that are like those of the first blocks are replaced, the head among them unless it
+    is tied to the embedding. `verbose` prints what was found.
+    """
+    if language_model.embed_tokens.weight.device.type != "cpu":
+        return
+    layers = [block.mlp.up_proj for block in language_model.layers[:LAYERS]]
+    dtype = language_model.embed_tokens.weight.dtype
+    candidates = candidates_for(layers[0], dtype, rows)
+
+    seconds = trial({name: [make(layer) for layer in layers] for name, make in candidates.items()},
+                    torch.randn(rows, language_model.config.hidden_size).to(dtype))
+    best = min(seconds, key=seconds.get)
+    if seconds[best] > GAIN * seconds["as it is"]:
+        best = "as it is"
+    if verbose:
+        print(trial_lines(layers[0], rows, seconds, best))
+    if best != "as it is":
+        replace_layers(language_model, type(layers[0]), candidates[best])
+
+
+def candidates_for(layer, dtype, rows):
+    """{name: a function that makes of a layer one that computes the same}"""
+    candidates = {"as it is": nn.Identity()}
+    if type(layer) is Int8Linear:
+        candidates["x rounded to 8 bits"] = RoundingInt8Linear
+    if type(layer) is nn.Linear and dtype != torch.float16:
+        candidates["in fp16"] = partial(KeptLinear, dtype=torch.float16, few=rows)
+    if type(layer) is nn.Linear and dtype != torch.float32 and layer.weight.numel() <= SMALL:
+        candidates["in fp32"] = partial(KeptLinear, dtype=torch.float32, few=rows)
+    return candidates
+
+
+@torch.inference_mode()
+def trial(candidates, x):
+    """{name: layers} -> {name: seconds for one layer}, the shortest of a few rounds in turn."""
+    seconds = dict.fromkeys(candidates, float("inf"))
+    for _ in range(ROUNDS):
+        for name, layers in candidates.items():
+            for layer in layers:
+                start = time.perf_counter()
+                layer(x)
+                seconds[name] = min(seconds[name], time.perf_counter() - start)
+    return seconds
+
+
+def replace_layers(language_model, kind, make):
+    """One by one, so that only one layer is there twice."""
+    tied = language_model.lm_head.weight is language_model.embed_tokens.weight
+    names = [name for name, layer in language_model.named_modules() if type(layer) is kind]
+    for name in names:
+        if name != "lm_head" or not tied:
+            language_model.set_submodule(name, make(language_model.get_submodule(name)))
+
+
+def trial_lines(layer, rows, seconds, best):
+    """What was tried and how fast it was, as text."""
+    shape = f"{layer.out_features} x {layer.in_features}"
+    lines = [f"linear layers of {shape}, x of {rows} rows: milliseconds"]
+    for name, value in seconds.items():
+        chosen = "   <- taken" if name == best else ""
+        lines.append(f"    {name:20} {1000 * value:8.3f}{chosen}")
+    return "\n".join(lines)

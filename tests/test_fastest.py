@@ -1,0 +1,86 @@
+"""Whatever product is taken for speed computes the same, and only layers that can be replaced are."""
+import pytest
+import torch
+from torch import nn
+
+from minillava import fastest
+from minillava.checkpoint import load_llava
+from minillava.fastest import KeptLinear, RoundingInt8Linear, choose_products, trial
+from minillava.generate import generate
+from minillava.linear import Int8Linear, to_int8
+from minillava.llama import LanguageConfig, LanguageModel
+
+
+def take(monkeypatch, name):
+    """Lets the candidate of this name win, whatever the clock says."""
+    monkeypatch.setattr(fastest, "trial", lambda layers, x: {c: 0.0 if c == name else 1.0 for c in layers})
+
+
+@pytest.mark.parametrize("kept", [torch.float16, torch.float32])
+@pytest.mark.parametrize("rows", [1, 3, 300])
+def test_a_kept_weight_gives_the_same_product(kept, rows):
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 300, bias=False).bfloat16()
+    x = torch.randn(1, rows, 64).bfloat16()
+    new = KeptLinear(layer, kept, few=2)
+    exact = x.double() @ layer.weight.double().t()
+    assert new.weight.dtype == kept and new(x).dtype == torch.bfloat16
+    assert (new(x) - exact).norm() <= 1.1 * (layer(x) - exact).norm()
+
+
+def test_fp16_holds_bf16_weights():
+    weight = torch.randn(10000).bfloat16()
+    small = weight * 1e-7
+    assert torch.equal(weight[weight.abs() > 1e-4].half().bfloat16(), weight[weight.abs() > 1e-4])
+    assert (small.half() - small.float()).abs().max() <= 3e-8
+
+
+def test_rounding_x_costs_little():
+    torch.manual_seed(0)
+    layer = Int8Linear(128, 96)
+    layer.weight, layer.scale = to_int8(torch.randn(96, 128).bfloat16())
+    x = (torch.randn(2, 128) * torch.tensor([[1.0], [1000.0]])).bfloat16()  # a scale for each row
+    error = RoundingInt8Linear(layer)(x) - layer(x)
+    assert (error.norm(dim=1) <= 0.02 * layer(x).norm(dim=1)).all()
+
+
+@pytest.mark.parametrize("name", ["as it is", "in fp16", "in fp32"])
+def test_the_miniature_answers_the_same_whatever_is_taken(monkeypatch, name, capsys):
+    model, tokenizer = load_llava(device="cpu")
+    questions = ["How many shapes are there?", "Hello!", "What do you see?"], [None] * 3
+    before = generate(model, tokenizer, *questions, max_new_tokens=24)
+    take(monkeypatch, name)
+    choose_products(model.language_model, rows=3, verbose=True)
+    assert generate(model, tokenizer, *questions, max_new_tokens=24) == before
+    assert f"{name:20}    0.000   <- taken" in capsys.readouterr().out
+    kinds = {type(layer) for name, layer in model.language_model.named_modules() if name.endswith(("proj", "head"))}
+    assert kinds == {nn.Linear if name == "as it is" else KeptLinear}
+
+
+def test_a_head_that_is_the_embedding_too_stays(monkeypatch):
+    model = LanguageModel(LanguageConfig(50, 32, 48, 2, 4, tie_word_embeddings=True)).bfloat16()
+    take(monkeypatch, "in fp16")
+    choose_products(model)
+    assert model.lm_head.weight is model.embed_tokens.weight
+    assert type(model.layers[1].mlp.down_proj) is KeptLinear
+
+
+def test_quantised_layers_keep_their_numbers(monkeypatch):
+    model, _ = load_llava(device="cpu", quantize="int8")
+    before = model.language_model.layers[2].mlp.up_proj.weight
+    take(monkeypatch, "x rounded to 8 bits")
+    choose_products(model.language_model)
+    after = model.language_model.layers[2].mlp.up_proj
+    assert type(after) is RoundingInt8Linear and after.weight is before
+
+
+def test_a_little_gain_changes_nothing(monkeypatch):
+    model, _ = load_llava(device="cpu")
+    monkeypatch.setattr(fastest, "trial", lambda layers, x: {c: 1.0 if c == "as it is" else 0.95 for c in layers})
+    choose_products(model.language_model)
+    assert type(model.language_model.layers[0].mlp.up_proj) is nn.Linear
+
+
+def test_a_trial_times_every_candidate():
+    seconds = trial({"one": [nn.Identity()] * 2, "another": [nn.Linear(4, 4)]}, torch.zeros(1, 4))
+    assert seconds.keys() == {"one", "another"} and all(0 < value < 1 for value in seconds.values())
