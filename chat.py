@@ -2,114 +2,234 @@
 
     python chat.py                                  # the shipped miniature, on a freshly drawn scene
     python chat.py --image photo.jpg --model DIR
-    python chat.py --image photo.jpg --prompt "How many shapes are there?"      # prints the answer alone
+    python chat.py --image photo.jpg --prompt "How many shapes are there?"   # prints the answer alone
+    echo "Is there a star?" | python chat.py --image photo.jpg --prompt - --json
 """
 import argparse
-import random
-from pathlib import Path
+import json
+import sys
+import tempfile
+import time
 
-from PIL import Image
+import torch
 
+from minillava import terminal
 from minillava.checkpoint import load_llava
-from minillava.conversation import human_turn
-from minillava.generate import PrefixCache, stream
+from minillava.conversation import IMAGE, human_turn, render
+from minillava.explain.commands import COMMANDS, SETTINGS, introduce
+from minillava.generate import PrefixCache, check_sampling, generate, stream
 from minillava.images import load_image
-from minillava.toy import world
-
-HELP = """/image FILE   look at another picture, and start anew
-/new          draw another toy scene, and start anew
-/clear        start anew with this picture
-/help         this list
-/quit         or Ctrl-D: leave"""
+from minillava.terminal import note, printable
+from minillava.toy.scene import Scene
 
 
-def show(image, columns=36):
-    """The picture in the terminal, two pixels to a character: a half block in the upper's colour on the lower's."""
-    rows = max(2, round(columns * image.height / image.width)) // 2 * 2
-    pixels = image.convert("RGB").resize((columns, rows), Image.Resampling.BOX).load()
-    for y in range(0, rows, 2):
-        cells = ["\033[38;2;{};{};{};48;2;{};{};{}m▀".format(*pixels[x, y], *pixels[x, y + 1]) for x in range(columns)]
-        print("".join(cells) + "\033[0m")
+class Chat:
+    """One conversation about one picture: its turns, and the cache in which they were run."""
 
+    def __init__(self, model, tokenizer, settings, preview):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.settings = settings    # keyword arguments of `stream`
+        self.preview = preview      # whether pictures are drawn in the terminal
 
-def answer(model, tokenizer, turns, image, args, memory):
-    """Prints the answer as it comes and returns it."""
-    pieces = []
-    for piece in stream(model, tokenizer, turns, image, args.max_new_tokens, args.temperature, args.top_p,
-                        cache=memory):
-        piece = piece if pieces else piece.lstrip()
-        pieces.append(piece)
-        print(piece, end="", flush=True)
-    print()
-    return "".join(pieces)
+    def start(self, image, scene=None):
+        """Anew, with a picture; scene: what it shows, where it was drawn here."""
+        self.image = image
+        self.scene = scene
+        self.turns = []
+        self.cache = PrefixCache(self.model)
+        self.show(image)
 
+    def show(self, picture):
+        if self.preview:
+            terminal.show_picture(picture)
 
-def draw_scene():
-    rng = random.Random()
-    return world.draw(world.make_scene(rng, "val"), rng)
+    def run(self):
+        """Reads and answers until the user leaves. What goes wrong is one line, and the chat goes on."""
+        terminal.edit_lines([*COMMANDS, "/quit"])
+        while True:
+            try:
+                message = terminal.read_message("you> ")
+                if message in ("/quit", "/exit"):
+                    return
+                self.take(message)
+            except EOFError:
+                return print()
+            except KeyboardInterrupt:  # the line is given up, not the chat
+                print()
+            except BrokenPipeError:
+                raise
+            except (OSError, ValueError) as error:
+                note(error, "plain")
 
+    def take(self, message):
+        """A question is answered and a command obeyed; an empty line is neither."""
+        name, _, words = message.partition(" ")
+        if name in COMMANDS:
+            COMMANDS[name](self, words.strip())
+        elif message.startswith("/") and terminal.typed_path(message).is_file():
+            COMMANDS["/image"](self, message)  # it was dragged into the window
+        elif message.startswith("/"):
+            raise ValueError(f"there is no command {name}; /help lists them")
+        elif message:
+            self.ask(message)
 
-def chat(model, tokenizer, image, args):
-    print("Ask about the picture. /help lists the commands.")
-    turns, memory = [], PrefixCache(model)
-    while True:
-        if not turns:
-            show(image)
+    def ask(self, question):
+        self.turns.append(human_turn(question, image=not self.turns))
+        self.make_room()
         try:
-            line = input("you> ").strip()
-        except (EOFError, KeyboardInterrupt):
-            return print()
-        if not line:
-            continue
-        command, _, rest = line.partition(" ")
-        if command in ("/quit", "/exit"):
-            return
+            answer = self.write_answer()
+        except ValueError:
+            self.turns.pop()
+            raise
+        self.turns.append(("gpt", answer))
+
+    def write_answer(self):
+        """The answer to the last turn, written as it comes, and its figures. Ctrl-C ends it."""
+        prompt = len(self.prompt_ids())
+        print("llava> ", end="", flush=True)
+        text = terminal.WrappedText(terminal.width(), start=len("llava> "))
+        answer = ""
+        start = first = time.perf_counter()
         try:
-            if command in ("/image", "/new", "/clear"):
-                if command != "/clear":
-                    image = load_image(rest.strip()) if command == "/image" else draw_scene()
-                turns, memory = [], PrefixCache(model)
-            elif command == "/help":
-                print(HELP)
-            elif command.startswith("/"):
-                print(f"there is no command {command}\n{HELP}")
-            else:
-                turns.append(human_turn(line, image=not turns))
-                print("llava> ", end="", flush=True)
-                turns.append(("gpt", answer(model, tokenizer, turns, image, args, memory)))
-        except KeyboardInterrupt:  # Ctrl-C ends the answer, not the chat
-            print()
-            turns.pop()
-        except (OSError, ValueError) as error:
-            print(error)
-            if len(turns) % 2:
-                turns.pop()
+            for piece in stream(self.model, self.tokenizer, self.turns, self.image,
+                                cache=self.cache, **self.settings):
+                if not answer:
+                    first = time.perf_counter()
+                    piece = piece.lstrip()
+                answer += piece
+                text.put(piece)
+        except KeyboardInterrupt:  # what was said so far stays
+            text.put(" ...")
+        finally:
+            text.end()
+        self.write_figures(len(self.cache.ids) - prompt, time.perf_counter() - start, first - start)
+        return answer.strip()
+
+    def write_figures(self, tokens, seconds, first):
+        used = len(self.cache.ids)
+        limit = self.cache.max_length
+        if terminal.width():
+            note(f"{tokens} tokens, {tokens / seconds:.0f} tokens/s, the first after {first:.2f} s, "
+                 f"context {used:,} of {limit:,}")
+        if tokens == self.settings["max_new_tokens"]:
+            note(f"cut after {tokens} tokens; /set max-new-tokens {2 * tokens} allows more")
+        if used > limit * 7 // 8:
+            note("the context is nearly full: /clear starts anew with this picture, "
+                 "or else the oldest turns will leave")
+
+    def make_room(self):
+        """Old turns leave whole when question and answer would no longer fit; the picture stays."""
+        room = min(self.settings["max_new_tokens"], self.cache.max_length // 8)
+        while len(self.turns) > 2 and len(self.prompt_ids()) + room > self.cache.max_length:
+            note(f"the context is full: {typed(self.turns[0])!r:.60} and its answer leave it")
+            self.turns = [human_turn(self.turns[2][1], image=True), *self.turns[3:]]
+
+    def take_back(self):
+        """The last question, which is taken out of the conversation with its answer."""
+        if not self.turns:
+            raise ValueError("nothing has been asked yet")
+        question, _ = self.turns[-2:]
+        del self.turns[-2:]
+        return typed(question)
+
+    def prompt_ids(self):
+        ids, _ = render([*self.turns, ("gpt", None)], self.tokenizer, self.model.config.template,
+                        self.model.config.image_tokens)
+        return ids
+
+
+def typed(turn):
+    """A human turn as it was typed, without the mark of the image."""
+    return turn[1].removeprefix(f"{IMAGE}\n")
+
+
+def read_prompts(prompts):
+    """The questions, where - is what standard input says."""
+    prompts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
+    if not all(prompt.strip() for prompt in prompts):
+        raise ValueError("the question is empty; ask something, or - and write it to standard input")
+    return prompts
+
+
+def read_images(paths, count):
+    """One picture for each of so many questions: one may serve all, and without any a scene is drawn."""
+    if not paths:
+        with tempfile.NamedTemporaryFile(prefix="scene-", suffix=".png", delete=False) as file:
+            Scene.new().picture().save(file)
+        paths = [file.name]
+        print(f"no --image: this is about a scene drawn just now, {file.name}", file=sys.stderr)
+    if len(paths) not in (1, count):
+        raise ValueError(f"{len(paths)} images for {count} questions: one for each, or one for all")
+    images = [load_image(path) for path in paths]
+    return images if len(images) == count else images * count
+
+
+def answer_prompts(model, tokenizer, prompts, images, settings, as_json):
+    """All questions as one batch; standard output gets the answers alone, or a line of JSON each."""
+    start = time.perf_counter()
+    answers = generate(model, tokenizer, prompts, images, **settings)
+    seconds = time.perf_counter() - start
+    for prompt, answer in zip(prompts, answers):
+        if as_json:
+            tokens = len(tokenizer.segment(answer))
+            print(json.dumps({"prompt": prompt, "answer": answer, "tokens": tokens,
+                              "seconds": round(seconds, 3), "batch": len(prompts)}))
+        else:
+            print(printable(answer))
+
+
+def make_parser():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    flag = parser.add_argument
+    flag("--model", help="folder of a LLaVA (default: the shipped miniature)")
+    for part in ("vision", "language", "projector", "base"):
+        flag(f"--{part}", help=f"the {part} where the model comes in parts, see the README")
+    flag("--image", action="append", help="the picture (default: a freshly drawn toy scene)")
+    flag("--prompt", action="append", help="a question, - for standard input: prints its answer "
+         "alone; several, each with its --image, are one batch")
+    flag("--json", action=argparse.BooleanOptionalAction, default=False,
+         help="answers of --prompt as JSON lines, with tokens and seconds")
+    flag("--preview", action=argparse.BooleanOptionalAction, default=True,
+         help="draw the pictures in the terminal")
+    for name, (kind, default, meaning) in SETTINGS.items():
+        flag(f"--{name}", type=kind, default=default, help=meaning)
+    flag("--stop", action="append", default=[], help="a text before which an answer ends")
+    flag("--seed", type=int, help="draws the same words again, where words are drawn")
+    flag("--device", default="auto", help="cuda, mps or cpu; auto: the first of these that is here")
+    flag("--dtype", default="auto", help="float32, bfloat16 or float16; auto: what suits the device")
+    return parser
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="folder of a LLaVA (default: the shipped miniature)")
-    for part in ("vision", "language", "projector"):
-        parser.add_argument(f"--{part}", help=f"the {part} where the model comes in parts, see the README")
-    parser.add_argument("--image", type=Path, help="the picture (default: a freshly drawn toy scene)")
-    parser.add_argument("--prompt", help="one question: print the answer alone and leave")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: always the most likely word")
-    parser.add_argument("--top-p", type=float, default=1.0, help="sample among the likeliest words of this probability")
-    parser.add_argument("--max-new-tokens", type=int, default=512)
-    parser.add_argument("--device", default="auto", help="cpu, cuda, ...")
-    args = parser.parse_args()
+    args = make_parser().parse_args()
+    names = [name.replace("-", "_") for name in [*SETTINGS, "stop"]]
+    settings = {name: getattr(args, name) for name in names}
     try:
-        if args.temperature < 0 or not 0 < args.top_p <= 1 or args.max_new_tokens < 1:
-            raise ValueError("--temperature is 0 or more, --top-p above 0 and at most 1, --max-new-tokens at least 1")
-        image = load_image(args.image) if args.image else draw_scene()
-        model, tokenizer = load_llava(args.model, vision=args.vision, language=args.language, projector=args.projector,
-                                      device=args.device)
-        if args.prompt is not None:
-            answer(model, tokenizer, [human_turn(args.prompt, image=True)], image, args, PrefixCache(model))
+        check_sampling(**settings)
+        torch.seed() if args.seed is None else torch.manual_seed(args.seed)
+        prompts = read_prompts(args.prompt or [])
+        images = read_images(args.image, max(1, len(prompts))) if prompts or args.image else []
+        model, tokenizer = load_llava(args.model, vision=args.vision, language=args.language,
+                                      projector=args.projector, base=args.base,
+                                      device=args.device, dtype=args.dtype)
+        if prompts:
+            answer_prompts(model, tokenizer, prompts, images, settings, args.json)
         else:
-            chat(model, tokenizer, image, args)
+            introduce(model, args.model or args.language)
+            chat = Chat(model, tokenizer, settings, args.preview)
+            if images:
+                chat.start(images[0])
+            else:
+                COMMANDS["/new"](chat, "")
+            chat.run()
+    except BrokenPipeError:
+        terminal.exit_closed_pipe()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (OSError, ValueError) as error:
-        parser.exit(2, f"error: {error}\n")
+        terminal.exit_with(error)
 
 
 if __name__ == "__main__":

@@ -269,3 +269,15 @@ def colored_by_loss(ids, labels, tokenizer):
             text = printable(tokenizer.spell(run_ids).replace("\n", "↵\n"))
         colored.append(f"{color}{text}{PLAIN}")
     return "".join(colored)
+
+
+def token_texts(ids, tokenizer):
+    """Token by token what the model sees, an image as one: ["<s>", "A", " chat", "[image x576]"]."""
+    texts = []
+    for is_image, run in groupby(ids, key=lambda i: i == IMAGE_TOKEN):
+        run = list(run)
+        if is_image:
+            texts.append(f"[image x{len(run)}]")
+        else:
+            texts += [tokenizer.spell([i]) for i in run]
+    return texts

@@ -22,7 +22,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from minillava.conversation import IMAGE, render
-from minillava.files import index_of
+from minillava.files import index_of, write
 from minillava.images import load_image, preprocess
 from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN
 
@@ -180,3 +180,19 @@ def collate_noted(items):
              "bad": [line for item in items for line in item["bad"]],
              "cut": sum(item["cut"] for item in items)}
     return *collate(items), notes
+
+
+def write_sample(path, turns, image):
+    """One conversation as a LLaVA-JSON file, its PIL image beside it as a PNG of the same name.
+
+    ValueError if one of the two files is there already.
+    """
+    path = Path(path)
+    picture = path.with_suffix(".png")
+    if path.exists() or picture.exists():
+        raise ValueError(f"{path} or its picture is there already; name another file")
+    conversations = [{"from": role, "value": text} for role, text in turns]
+    sample = {"id": path.stem, "image": picture.name, "conversations": conversations}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(picture)
+    write(path, json.dumps([sample], ensure_ascii=False, indent=1) + "\n")

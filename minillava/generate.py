@@ -96,7 +96,7 @@ def generate(model, tokenizer, prompts, images, max_new_tokens=512, temperature=
     there. stop: texts before which an answer ends. It also ends where the model's context does.
     ValueError if a prompt leaves no room.
     """
-    check_sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty)
+    check_sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop)
     draw = partial(sample_token, temperature=temperature, top_p=top_p, top_k=top_k,
                    repetition_penalty=repetition_penalty)
     prefixes = answer_prefix or [""] * len(prompts)
@@ -137,7 +137,7 @@ def stream(model, tokenizer, turns, image=None, max_new_tokens=512, temperature=
     turn, it makes that turn cost only its new tokens. It belongs to one image. ValueError if the
     conversation no longer fits into the context.
     """
-    check_sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty)
+    check_sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop)
     draw = partial(sample_token, temperature=temperature, top_p=top_p, top_k=top_k,
                    repetition_penalty=repetition_penalty)
     cache = cache or PrefixCache(model)
@@ -257,7 +257,7 @@ def longest_overlap(text, stop):
 # ---- what generate and stream are made of ----
 
 
-def check_sampling(max_new_tokens, temperature, top_p, top_k=0, repetition_penalty=1.0):
+def check_sampling(max_new_tokens, temperature, top_p, top_k=0, repetition_penalty=1.0, stop=()):
     """ValueError for numbers that no answer can be drawn with, NaN and infinity among them."""
     if not 0 <= temperature < math.inf:
         raise ValueError(f"the temperature is 0 or more, not {temperature}")
@@ -267,6 +267,8 @@ def check_sampling(max_new_tokens, temperature, top_p, top_k=0, repetition_penal
         raise ValueError(f"top-k is 0, for all words, or more, not {top_k}")
     if not 0 < repetition_penalty < math.inf:
         raise ValueError(f"the repetition penalty is above 0, 1 for none, not {repetition_penalty}")
+    if "" in stop:
+        raise ValueError("a stop text is empty; it would end each answer before its first word")
     if max_new_tokens < 1:
         raise ValueError(f"an answer may have 1 token or more (max-new-tokens), not {max_new_tokens}")
 

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+import textwrap
 import unicodedata
 from functools import lru_cache
 from glob import escape, glob
@@ -17,7 +18,7 @@ from PIL import Image
 OBEYED = {"Cc", "Cs", "Zl", "Zp"}  # controls, halves of surrogate pairs, separators of lines and paragraphs
 TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # they turn the order of what follows
 TRUE_COLOR = 2**24
-STYLES = {"dim": 2, "bold": 1, "cyan": 36, "yellow": 33}
+STYLES = {"plain": 0, "bold": 1, "dim": 2, "yellow": 33, "cyan": 36}
 CUBE = (0, 95, 135, 175, 215, 255)  # levels of red, green and blue in the palette of 256
 QUOTES = '"""'
 
@@ -72,10 +73,12 @@ class WrappedText:
     A word is held back until it is whole. Chinese and Japanese have no spaces: a line may break at each character.
     """
 
-    def __init__(self, write, columns, start=0):
-        """write: takes strings; columns: of the terminal, None for no breaks; start: where the cursor stands."""
-        self.write, self.columns, self.column = write, columns, start
-        self.space, self.word = "", ""
+    def __init__(self, columns, start=0):
+        """columns: of the terminal, 0 for no breaks; start: where the cursor stands."""
+        self.columns = columns
+        self.column = start
+        self.space = ""   # seen, but not written: a line does not end with it
+        self.word = ""    # held back
 
     def put(self, text):
         for character in printable(text).expandtabs(4):
@@ -95,17 +98,39 @@ class WrappedText:
             return
         if "\n" in self.space:
             self.column = 0
-        width = sum(map(cell_width, self.word))
+        cells = sum(map(cell_width, self.word))
         spaces = len(self.space.rpartition("\n")[2])
-        if self.columns and self.column and self.column + spaces + width > self.columns:
+        if self.columns and self.column and self.column + spaces + cells > self.columns:
             self.space, self.column, spaces = "\n", 0, 0
-        self.write(self.space + self.word)
-        self.column += spaces + width
-        self.space, self.word = "", ""
+        print(self.space + self.word, end="", flush=True)
+        self.column += spaces + cells
+        self.space = ""
+        self.word = ""
 
     def end(self):
         self.put_word()
-        self.space = ""
+        print()
+
+
+def note(text, style="dim", indent=""):
+    """A line that is not part of the conversation, wrapped at words; `indent` begins its later lines."""
+    columns = width() or sys.maxsize // 2
+    for line in textwrap.wrap(printable(text, keep=""), columns, subsequent_indent=indent):
+        print(styled(line, style))
+
+
+def show_pieces(texts):
+    """Texts that join to one, in turns of two colours; with | between them where there are none."""
+    texts = [printable(text).replace("\n", "↵\n") for text in texts]
+    if not color_depth():
+        return print("|".join(texts))
+    colors = ["cyan", "yellow"] * len(texts)
+    print("".join(map(styled, texts, colors)))
+
+
+def width():
+    """Columns, 0 where standard output is no terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
 
 
 # ----------------------------------------------------------------------------- colours, pictures

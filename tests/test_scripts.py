@@ -23,41 +23,6 @@ def scene(tmp_path):
     return path
 
 
-def test_chat_prints_the_answer_alone(scene):
-    done = run("chat.py", "--image", scene, "--prompt", "How many shapes are there?")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "There are two shapes.\n", "")
-
-
-def test_chat_goes_on_over_turns_and_survives_wrong_commands(scene, tmp_path):
-    typed = ("What shape is at the top-left?\n/image nowhere.png\n/what\nWhere is the blue star?\n/clear\n"
-             "How many circles are there?\n")
-    done = run("chat.py", "--image", scene, typed=typed)
-    assert done.returncode == 0 and not done.stderr
-    for text in ("a circle.", "there is no image nowhere.png", "no command /what", "The blue star is at the middle-right.",
-                 "There is one circle."):
-        assert text in done.stdout
-
-
-@pytest.mark.parametrize("arguments, message", [
-    (["--image", "nowhere.png"], "there is no image nowhere.png"),
-    (["--image", "README.md"], "README.md is not an image"),
-    (["--image", "{broken}"], "is damaged"),
-    (["--model", "nowhere"], "there is no folder nowhere"),
-    (["--model", "tests"], "tests has no config.json"),
-    (["--temperature", "-1"], "--temperature"),
-    (["--top-p", "0"], "--top-p"),
-    (["--max-new-tokens", "0"], "--max-new-tokens"),
-])
-def test_chat_says_in_one_line_what_is_wrong(scene, tmp_path, arguments, message):
-    broken = tmp_path / "broken.png"
-    broken.write_bytes(scene.read_bytes()[:60])
-    done = run("chat.py", "--prompt", "Hi!", *(argument.format(broken=broken) for argument in arguments))
-    assert done.returncode == 2 and not done.stdout
-    last = done.stderr.splitlines()[-1]
-    assert message in last and last.startswith(("error: ", "chat.py: error: "))
-    assert "Traceback" not in done.stderr
-
-
 def test_the_miniature_of_scienceqa_is_one_command_and_is_scored_by_another(tmp_path):
     done = run("train.py", "--recipe", "toy-scienceqa", "--out", tmp_path / "run", "--scenes", 40, "--heldout", 1,
                "--epochs", 1)

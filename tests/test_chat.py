@@ -1,0 +1,369 @@
+"""The chat as a person uses it: in a terminal, in a pipe, from a script."""
+import io
+import json
+import math
+import random
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+import chat
+from chat import main  # noqa: F401: what `run` calls
+from minillava.checkpoint import load_llava, save_llava
+from minillava.data import LlavaData
+from minillava.explain.commands import COMMANDS
+from minillava.generate import stream
+from minillava.toy import world
+from minillava.toy.scene import Scene
+from tests.pseudo_terminal import ESCAPES, ROOT, PseudoTerminal
+
+SHAPES = [("red circle", [3, 3, 29, 29]), ("blue star", [67, 35, 93, 61])]
+HOW_MANY = "How many shapes are there?"
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    path = tmp_path_factory.mktemp("chat") / "my scene's.png"
+    world.draw(SHAPES, random.Random(0)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory):
+    """A folder with a miniature that never ends an answer, and has a context of 320 tokens."""
+    model, tokenizer = load_llava(device="cpu")
+    language = replace(model.config.language_config, max_position_embeddings=320)
+    model.config = replace(model.config, language_config=language)
+    model.language_model.lm_head.weight.data[tokenizer.eos_id] *= -1
+    folder = tmp_path_factory.mktemp("endless") / "llava"
+    save_llava(model, tokenizer, folder)
+    return folder
+
+
+# ---- in a terminal ----
+
+@pytest.fixture(scope="module", params=[80, 40])
+def terminal(request, scene):
+    """One chat for the tests of this section, at two widths."""
+    terminal = PseudoTerminal("chat.py", "--image", scene, columns=request.param, rows=20)
+    terminal.columns = request.param
+    terminal.first_screen = terminal.read_until("you> ")
+    yield terminal
+    assert terminal.end() == 0
+
+
+def lines_of(text):
+    return text.replace("you> ", "").split("\n")
+
+
+def test_the_introduction_stays_on_the_first_screen(terminal):
+    lines = terminal.first_screen.split("\n")
+    introduction = [line for line in lines[:-1] if "▀" not in line]
+    assert "".join(introduction).startswith("The shipped miniature: ")
+    assert len(lines) <= 20 and len(introduction) <= (3 if terminal.columns == 80 else 6)
+    assert 2 <= sum("▀" in line for line in lines) <= 10
+    assert max(map(len, lines)) <= terminal.columns
+
+
+def test_an_answer_is_wrapped_between_words_and_has_its_figures(terminal):
+    shown = terminal.ask("Describe the image in detail.")
+    assert "There is a large red circle at the top-left." in " ".join(shown.split())
+    assert max(map(len, lines_of(shown))) <= terminal.columns
+    figures = r"\d+ tokens, \d+ tokens/s, the first after [\d.]+ s, context \d+ of 1,024"
+    assert re.search(figures, " ".join(shown.split()))
+
+
+def test_arrow_keys_edit_the_line_and_bring_back_the_last_one(terminal):
+    typed = "How many shapes are here?" + "\x1b[D" * 5 + "t" + "\x1b[C"
+    assert "There are two shapes." in " ".join(terminal.ask(typed).split())
+    assert "There are two shapes." in " ".join(terminal.ask("\x1b[A").split())
+    assert "[A" not in ESCAPES.sub("", terminal.seen)
+
+
+def test_a_paste_of_several_lines_is_one_message(terminal):
+    shown = terminal.ask(f"\x1b[200~Look at it.\nTake your time.\n{HOW_MANY}\x1b[201~")
+    assert shown.count("llava> ") == 1
+    assert "Look at it.\nTake your time.\n" in terminal_text(terminal.ask("/tokens")).replace("↵", "")
+
+
+def terminal_text(shown):
+    return re.sub(r" *\n", "\n", shown)
+
+
+def test_three_quotes_open_a_message_of_several_lines(terminal):
+    terminal.type('"""What is\r')
+    terminal.read_until("... ")
+    shown = terminal.ask('in the image?"""')
+    assert shown.count("llava> ") == 1
+
+
+def test_an_empty_line_does_nothing_and_ctrl_c_gives_up_the_line(terminal):
+    assert "llava>" not in terminal.ask("")
+    terminal.type("Is there a\x03")
+    terminal.read_until("\nyou> ")
+    assert "There are two shapes." in " ".join(terminal.ask(HOW_MANY).split())
+
+
+def test_tab_completes_commands_and_paths(terminal, scene):
+    terminal.type("/ima\t")
+    terminal.read_until("/image ")
+    terminal.type(f"{scene.parent}/my sc\t")
+    terminal.read_until("scene's.png", seconds=5)
+    assert "▀" in terminal.ask("")
+
+
+@pytest.mark.parametrize("form", ["{}", '"{}"', "{escaped}", "file://{}"])
+def test_a_picture_is_found_however_its_path_was_dragged_here(terminal, scene, form):
+    escaped = str(scene).replace(" ", "\\ ").replace("'", "\\'")
+    assert "▀" in terminal.ask("/image " + form.format(scene, escaped=escaped))
+
+
+def test_a_path_dragged_in_alone_is_opened(terminal, scene):
+    assert "▀" in terminal.ask(f'{scene}')
+
+
+@pytest.mark.parametrize("line, said", [
+    ("/image", "name the picture"),
+    ("/image https://example.org/cat.png", "not fetched from the web"),
+    ("/image README.md", "not an image"),
+    ("/image nowhere.png", "there is no image nowhere.png"),
+    ("/what", "there is no command /what"),
+    ("/set temperature nan", "the temperature is 0 or more"),
+    ("/set top-k many", "top-k is a number"),
+    ("/set colour red", "there is no setting 'colour'"),
+    ("/scene red circle to blue", "no scene of the toy world"),
+])
+def test_what_cannot_be_is_one_line_and_the_chat_goes_on(terminal, line, said):
+    shown = terminal.ask(line)
+    assert said in " ".join(shown.split()) and "Traceback" not in shown
+
+
+def test_each_command_does_what_help_says(terminal, tmp_path, monkeypatch):
+    shown = terminal.ask("/help")
+    assert all(f"\n{name} " in shown for name in COMMANDS)
+    assert "nothing has been asked yet" in terminal.ask("/clear") + terminal.ask("/undo")
+    terminal.ask("What color is the circle?")
+    assert "▀" in terminal.ask("/show")
+    assert "[image x36]" in terminal.ask("/tokens")
+    assert "red" in terminal.ask("/retry")
+    assert "taken back: What color is the circle?" in terminal.ask("/undo")
+    terminal.ask("What color is the circle?")
+    assert "temperature 0.5" in " ".join(terminal.ask("/set temperature 0.5").split())
+    terminal.ask("/set temperature 0")
+    file = tmp_path / "saved.json"
+    assert "saved in" in terminal.ask(f"/save {file}")
+    saved = json.loads(file.read_text())
+    assert saved[0]["conversations"] == [{"from": "human", "value": "<image>\nWhat color is the circle?"},
+                                         {"from": "gpt", "value": "The circle is red."}]
+    assert "there already" in " ".join(terminal.ask(f"/save {file}").split())
+    model, tokenizer = load_llava(device="cpu")
+    assert LlavaData(file, tmp_path, tokenizer, model.config)[0]["bad"] == []
+
+
+def test_ctrl_c_stops_the_answer_and_a_full_context_loses_the_oldest_turns(scene, endless):
+    terminal = PseudoTerminal("chat.py", "--model", endless, "--image", scene, "--max-new-tokens", 90)
+    terminal.read_until("you> ")
+    terminal.type("Describe the image in detail.\r")
+    terminal.read_until("There is")
+    terminal.type("\x03")
+    shown = terminal.read_until("you> ")
+    assert "..." in shown and "Traceback" not in shown and "cut after" not in shown
+    assert "cut after 90 tokens" in terminal.ask("Go on.")
+    assert "nearly full" in terminal.ask("Go on.") + terminal.ask("Go on.")
+    shown = " ".join(terminal.ask("And now?").split())
+    assert "'Describe the image in detail.' and its answer leave it" in shown
+    assert terminal.end() == 0
+
+
+@pytest.mark.parametrize("environment, drawn, escapes", [
+    ({}, "38;2;", True),
+    ({"COLORTERM": ""}, "38;5;", True),
+    ({"COLORTERM": "", "TERM": "xterm"}, "a picture of 96 x 96", False),
+    ({"NO_COLOR": "1"}, "a picture of 96 x 96", False),
+    ({"TERM": "dumb"}, "a picture of 96 x 96", False),
+])
+def test_colours_are_those_that_the_terminal_has(scene, environment, drawn, escapes):
+    terminal = PseudoTerminal("chat.py", "--image", scene, **environment)
+    terminal.read_until("you> ")
+    assert drawn in terminal.seen and ("\x1b[38" in terminal.seen) == escapes
+    assert terminal.end() == 0
+
+
+# ---- in a pipe ----
+
+def command(*arguments, typed=None):
+    return subprocess.run([sys.executable, "chat.py", *map(str, arguments)], cwd=ROOT, input=typed,
+                          capture_output=True, text=True)
+
+
+def test_a_pipe_gets_the_conversation_without_escapes(scene):
+    typed = ("What shape is at the top-left?\n/image nowhere.png\n/what\nWhere is the blue star?\n/clear\n"
+             "How many circles are there?\n")
+    done = command("--image", scene, typed=typed)
+    assert done.returncode == 0 and not done.stderr and "\x1b" not in done.stdout
+    for text in ("a circle.", "there is no image nowhere.png", "no command /what",
+                 "The blue star is at the middle-right.", "There is one circle."):
+        assert text in done.stdout
+
+
+def test_a_closed_pipe_ends_it_quietly(scene):
+    program = subprocess.Popen([sys.executable, "chat.py", "--image", scene], cwd=ROOT, stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    program.stdout.close()
+    _, errors = program.communicate(f"{HOW_MANY}\n".encode() * 3)
+    assert (program.returncode, errors) == (0, b"")
+
+
+# ---- one question ----
+
+def test_the_answer_alone_is_printed(run, scene):
+    done = run("--image", scene, "--prompt", HOW_MANY)
+    assert (done.returncode, done.out, done.err) == (None, "There are two shapes.\n", "")
+
+
+def test_without_a_picture_it_says_what_the_answer_is_about(run):
+    done = run("--prompt", HOW_MANY)
+    path = done.err.split(", ")[-1].strip()
+    assert run("--image", path, "--prompt", HOW_MANY).out == done.out
+
+
+def test_several_questions_are_one_batch_and_its_lines_are_json(run, scene, tmp_path, monkeypatch):
+    other = tmp_path / "one.png"
+    world.draw(SHAPES[:1], random.Random(0)).save(other)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What color is the circle?\n"))
+    done = run("--image", other, "--prompt", HOW_MANY, "--prompt", "-", "--image", scene, "--json")
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    assert [line["answer"] for line in lines] == ["There is one shape.", "The circle is red."]
+    assert all(line["tokens"] > 3 and line["seconds"] > 0 and line["batch"] == 2 for line in lines)
+    assert run("--image", scene, "--prompt", HOW_MANY, "--prompt", HOW_MANY).out == "There are two shapes.\n" * 2
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--image", "nowhere.png"], "there is no image nowhere.png"),
+    (["--image", "README.md"], "README.md is not an image"),
+    (["--image", "{broken}"], "is damaged"),
+    (["--image", "no\x1b[2J.png"], "there is no image no\\x1b[2J.png"),
+    (["--model", "nowhere"], "there is no folder nowhere"),
+    (["--model", "tests"], "tests has no config.json"),
+    (["--temperature", "-1"], "temperature"),
+    (["--temperature", "nan"], "temperature"),
+    (["--temperature", "hot"], "--temperature"),
+    (["--top-p", "0"], "top-p"),
+    (["--max-new-tokens", "0"], "max-new-tokens"),
+    (["--stop", ""], "stop text is empty"),
+    (["--device", "tpu9"], "there is no device 'tpu9' here"),
+    (["--dtype", "int8"], "dtype 'int8'"),
+    (["--prompt", " "], "the question is empty"),
+    (["--image", "{scene}", "--image", "{scene}", "--prompt", "a", "--prompt", "b"], "2 images for 3 questions"),
+])
+def test_what_is_wrong_is_said_in_one_line(run, scene, tmp_path, arguments, message):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(scene.read_bytes()[:60])
+    done = run("--prompt", "Hi!", *(argument.format(broken=broken, scene=scene) for argument in arguments))
+    assert done.returncode == 2 and not done.out and "\x1b" not in done.err
+    last = done.err.splitlines()[-1]
+    assert message in last and last.startswith(("error: ", "main: error: "))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_said_in_one_line(run):
+    assert "there is no device 'cuda' here" in run("--prompt", "Hi!", "--device", "cuda").err
+
+
+def test_weights_that_compute_nan_are_an_error(run, tmp_path):
+    model, tokenizer = load_llava(device="cpu")
+    model.language_model.layers[1].mlp.up_proj.weight.data[0, 0] = math.nan
+    save_llava(model, tokenizer, tmp_path / "llava")
+    done = run("--model", tmp_path / "llava", "--prompt", HOW_MANY)
+    assert done.returncode == 2 and not done.out and "NaN" in done.err
+
+
+def test_a_seed_draws_the_same_words_again(run, scene):
+    draw = ["--image", scene, "--prompt", "Describe the image in detail.", "--temperature", "3"]
+    assert run(*draw, "--seed", 1).out == run(*draw, "--seed", 1).out
+    assert len({run(*draw).out for _ in range(3)}) > 1
+
+
+# ---- the conversation ----
+
+def test_ten_turns_answer_as_a_fresh_prompt_would_and_cost_only_their_own_tokens(capsys, monkeypatch):
+    """With turns that are taken back, asked again and left out in between."""
+    model, tokenizer = load_llava(device="cpu", dtype=torch.float32)
+    talk = chat.Chat(model, tokenizer, {"max_new_tokens": 40}, preview=False)
+    talk.start(world.draw(SHAPES, random.Random(0)))
+    run = count_tokens(model, monkeypatch)
+    questions = [HOW_MANY, "What color is the circle?", "Where is the blue star?", "Is there a green star?",
+                 "Hello!", "What shape is blue?", "Describe the image in detail.", "Is the circle large?",
+                 "Count the stars.", "Which shape is nearest to the star?"]
+    for number, question in enumerate(questions):
+        run.clear()
+        talk.take(question)
+        assert run[0] < (150 if number == 0 else 90) and set(run[1:]) <= {1}
+        assert talk.turns[-1][1] == fresh_answer(model, tokenizer, talk)
+        if number in (3, 6):
+            talk.take("/undo")
+            talk.take("/retry")
+            assert talk.turns[-1][1] == fresh_answer(model, tokenizer, talk)
+    assert len(talk.turns) == 16
+
+
+def count_tokens(model, monkeypatch):
+    """How many tokens each later call of the language model runs, in a list."""
+    run, forward = [], model.language_model.forward
+
+    def counted(embeddings, cache=None):
+        run.append(embeddings.shape[1])
+        return forward(embeddings, cache)
+    monkeypatch.setattr(model.language_model, "forward", counted)
+    return run
+
+
+def fresh_answer(model, tokenizer, talk):
+    return "".join(stream(model, tokenizer, talk.turns[:-1], talk.image, 40)).strip()
+
+
+def test_a_scene_is_changed_and_the_last_question_asked_again_of_model_and_teacher(capsys):
+    model, tokenizer = load_llava(device="cpu")
+    talk = chat.Chat(model, tokenizer, {"max_new_tokens": 40}, preview=False)
+    scene = Scene(SHAPES, seed=0)
+    talk.start(scene.picture(), scene)
+    talk.take("What color is the star?")
+    for change, answer in [("star to red", "The star is red."), ("star to center", "The star is red."),
+                           ("drop star", "There is no star in the image."),
+                           ("add small green star bottom-left", "The star is green."), ("green star to large",
+                                                                                       "The star is green.")]:
+        capsys.readouterr()
+        talk.take(f"/scene {change}")
+        shown = capsys.readouterr().out.splitlines()
+        assert shown[:2] == ["you> What color is the star?", f"llava> {answer}"]
+        assert shown[-1] == f"teacher> {answer}"
+    assert len(talk.turns) == 2
+    assert talk.scene.shapes[0] == SHAPES[0] and talk.scene.answer("How big is the green star?") == "The green star is large."
+
+
+@pytest.mark.parametrize("change, said", [
+    ("", "a scene is changed as in"), ("make it nice", "a scene is changed as in"),
+    ("blue circle to red", "0 shapes are meant by 'blue circle'"), ("to red", "a scene is changed as in"),
+    ("star to top-left", "a shape at the top-left already"), ("star to heaven", "'heaven' is no color"),
+    ("add purple", "a new shape wants one of circle"), ("add red star at the top-left", "a shape at the top-left already"),
+    ("drop", "no shapes are meant")])
+def test_a_change_that_cannot_be_leaves_the_scene(change, said):
+    with pytest.raises(ValueError, match=said):
+        Scene(SHAPES, seed=0).changed(change)
+
+
+def test_the_picture_stays_when_old_turns_leave(capsys):
+    model, tokenizer = load_llava(device="cpu", dtype=torch.float32)
+    talk = chat.Chat(model, tokenizer, {"max_new_tokens": 40}, preview=False)
+    talk.start(world.draw(SHAPES, random.Random(0)))
+    talk.cache.max_length = 160
+    for question in (HOW_MANY, "Hello!", "What color is the circle?", "Where is the blue star?") * 2:
+        talk.take(question)
+    assert "the context is full" in capsys.readouterr().out
+    assert talk.turns[0][1].startswith("<image>\n") and len(talk.turns) < 16
+    assert talk.turns[-1] == ("gpt", "The blue star is at the middle-right.")
