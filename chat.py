@@ -198,11 +198,13 @@ def make_parser():
     flag("--stop", action="append", default=[], help="a text before which an answer ends")
     flag("--seed", type=int, help="draws the same words again, where words are drawn")
     flag("--device", default="auto", help="cuda, mps or cpu; auto: the first of these that is here")
+    flag("--quantize", choices=("int8", "int4"), help="a smaller language model, nearly as good")
     flag("--dtype", default="auto", help="float32, bfloat16 or float16; auto: what suits the device")
     return parser
 
 
 def main():
+    terminal.print_in_utf8()
     args = make_parser().parse_args()
     names = [name.replace("-", "_") for name in [*SETTINGS, "stop"]]
     settings = {name: getattr(args, name) for name in names}
@@ -213,7 +215,7 @@ def main():
         images = read_images(args.image, max(1, len(prompts))) if prompts or args.image else []
         model, tokenizer = load_llava(args.model, vision=args.vision, language=args.language,
                                       projector=args.projector, base=args.base,
-                                      device=args.device, dtype=args.dtype)
+                                      device=args.device, dtype=args.dtype, quantize=args.quantize)
         if prompts:
             answer_prompts(model, tokenizer, prompts, images, settings, args.json)
         else:

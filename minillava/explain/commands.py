@@ -22,10 +22,11 @@ SETTINGS = {  # of `stream`: type, value at the start, meaning
 
 def introduce(model, name):
     """Which model this is, what it knows, and a question to try."""
-    weight = model.language_model.embed_tokens.weight
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    note(f"{name or 'The shipped miniature'}: {millions:,.1f} M parameters, {weight.device}, "
-         f"{str(weight.dtype).removeprefix('torch.')}, template {model.config.template}")
+    tensors = [*model.parameters(), *model.buffers()]
+    megabytes = sum(tensor.nbytes for tensor in tensors) / 1e6
+    dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
+    note(f"{name or 'The shipped miniature'}: {megabytes:,.1f} MB, {model.device}, {' and '.join(dtypes)}, "
+         f"template {model.config.template}")
     if name is None:
         note("It knows pictures of coloured shapes: what is where, how many, how large.")
     note("Try: What do you see in the image? /help lists the commands.")

@@ -91,7 +91,7 @@ def look(model, tokenizer, turns, image, word=None, cache=None):
 
     def keep_queries(attention, arguments):
         x, rope, _, _, layer = arguments
-        queries[layer] = rotate(attention.split_heads(attention.q_proj(x)), *rope)  # [1,H,T,C]
+        queries[layer] = rotate(attention.split_heads(attention.q_proj(x)), rope)  # [1,H,T,C]
 
     with before_attention(model, keep_queries):
         model.language_model(embed_rest(model, dialogue, end), keys_values)
@@ -134,9 +134,8 @@ def why(model, tokenizer, turns, image, word=None, cache=None):
     blocks = block_of_each_token(model.config.image_tokens)                 # [N]
     hidden = torch.arange(-1, int(blocks.max()) + 1)[:, None] == blocks     # [rows,N]
 
-    row_bytes = 2 * len(dialogue.ids) * new_cache(model, 1, 1).keys.nbytes
     scores = []
-    for rows in hidden.split(max(1, CACHE_BYTES // row_bytes)):
+    for rows in hidden.split(rows_at_once(model, len(dialogue.ids))):
         keys_values = after_image(model, dialogue, image, cache, len(rows))
         visible = torch.ones(len(rows), len(dialogue.ids), dtype=torch.bool)
         visible[:, dialogue.image : end] = ~rows
@@ -189,11 +188,20 @@ def after_image(model, dialogue, image, cache, rows):
     pixels = to_pixels(model, [image] if IMAGE_TOKEN in new_ids else [])
     next_logits(model, torch.tensor([new_ids], device=model.device), pixels, cache.keys_values)
 
-    copy = new_cache(model, rows, len(dialogue.ids))
-    copy.keys[:, :, :, :end] = cache.keys_values.keys[:, :, :, :end]
-    copy.values[:, :, :, :end] = cache.keys_values.values[:, :, :, :end]
+    copy = new_cache(model, rows)
+    copy.make_room(len(dialogue.ids))
+    for layer, keys in enumerate(cache.keys_values.keys):
+        copy.keys[layer][:, :, :end] = keys[:, :, :end]
+        copy.values[layer][:, :, :end] = cache.keys_values.values[layer][:, :, :end]
     copy.length = end
     return copy
+
+
+def rows_at_once(model, length):
+    """So many texts of this length have their keys and values within CACHE_BYTES."""
+    config = model.config.language_config
+    numbers = 2 * length * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return max(1, CACHE_BYTES // (2 * numbers))  # two bytes each
 
 
 def embed_rest(model, dialogue, end):
