@@ -94,7 +94,7 @@ MUTANTS = {  # file: [(text, what it becomes, a test that must fail)]
         ("        self.__dict__.update(state)\n        self._keep_control_tokens_text()",
          "        self.__dict__.update(state)",
          "test_tokenizer.py::test_typed_control_tokens_are_text"),
-        ("self.pad_id = self.unk_id", "self.pad_id = self.eos_id", "test_tokenizer.py::test_llama"),
+        ("self.pad_id = self.unk_id", "self.pad_id = self.eos_id", "test_tokenizer.py::test_legacy_is_read_from_the_config"),
         ("(folder / file).unlink(missing_ok=True)", "pass",
          "test_tokenizer.py::test_saving_over_another_tokenizer_leaves_none_of_its_files"),
     ],

@@ -17,6 +17,7 @@ import eval_scienceqa
 from minillava.checkpoint import TOY, load_llava
 from minillava.evaluation import scienceqa, scienceqa_asking, scienceqa_table
 from minillava.evaluation.scienceqa_answers import choice_of, official_choice_of
+from minillava.evaluation.scienceqa_ensemble import disagree
 from minillava.toy.scienceqa import make_problem, make_scienceqa
 from minillava.weights.saving import save_llava
 
@@ -234,6 +235,11 @@ def judge():
     yield server
     server.shutdown()
     server.server_close()
+
+
+def test_the_judge_is_also_asked_where_neither_gave_an_answer():
+    ours, teacher = {"1": -1, "2": 0, "3": 1, "4": -1}, {"1": -1, "2": 0, "3": 2, "4": 0}
+    assert disagree(ours, teacher) == ["1", "3", "4"]
 
 
 def test_the_judge_is_asked_where_the_two_differ_and_a_rerun_asks_nobody(capsys, folder, tmp_path, judge, monkeypatch):

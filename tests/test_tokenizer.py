@@ -70,6 +70,7 @@ def test_typed_control_tokens_are_text(tiny):
 def test_legacy_is_read_from_the_config(tmp_path, tiny, legacy):
     tokenizer = Tokenizer.load(folder(tmp_path, tokenizer_config={"legacy": legacy}))
     assert tokenizer.legacy == (legacy is not False)
+    assert tokenizer.pad_id == tokenizer.unk_id  # it has no <pad>
     assert tokenizer.encode("USER") == tiny.encode("USER")  # the first segment has the prefix either way
 
 

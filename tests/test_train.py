@@ -47,6 +47,9 @@ def test_a_run_is_a_folder(peace):
     assert (peace / "loss.png").exists() and len(list(peace.glob("checkpoint-*"))) == 2
     model, _ = load_llava(peace / "llava", device="cpu")
     assert (model.config.template, model.config.image_aspect_ratio) == ("vicuna_v1", "pad")
+    clip = json.loads((TOY / "clip" / "config.json").read_text())["vision_config"]
+    blocks = model.vision_tower.encoder.layers  # CLIP's last one never runs, and is not saved
+    assert len(blocks) == model.config.vision_config.num_hidden_layers == clip["num_hidden_layers"] - 1
 
 
 def test_a_killed_run_resumes_to_the_same_bits(world, peace, tmp_path):

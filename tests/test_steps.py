@@ -1,0 +1,117 @@
+"""What one step of training is made of: the rate, the decay, the order of the samples, what is saved, what travels."""
+import math
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from minillava.toy.recipes import TOY_RECIPES
+from minillava.training import checkpoints, distributed
+from minillava.training.optimizer import make_optimizers, set_lr, take_step
+from minillava.training.recipes import RECIPES, changed
+from minillava.training.sampler import micro_batches
+
+
+def small(muon_lr=None):
+    """A model with a matrix that Muon takes, and its optimizers."""
+    torch.manual_seed(0)
+    blocks = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(4, 4)])})
+    model = nn.ModuleDict({"language_model": blocks, "head": nn.Linear(4, 2)})
+    return model, make_optimizers(model, 1e-2, muon_lr)
+
+
+def test_the_rate_rises_for_3_percent_of_the_steps_and_falls_by_a_cosine():
+    _, optimizers = small(muon_lr=0.5)
+    rates = [set_lr(optimizers, step, 1000) / 1e-2 for step in range(1000)]
+    assert rates.index(1.0) == 29 and rates[:30] == pytest.approx([(step + 1) / 30 for step in range(30)])
+    for step in (30, 272, 515, 757, 999):
+        assert rates[step] == pytest.approx(0.5 * (1 + math.cos(math.pi * (step - 30) / 970)))
+    set_lr(optimizers, 515, 1000)
+    assert optimizers[1].param_groups[0]["lr"] == pytest.approx(0.25)  # Muon's own peak, the same share of it
+
+
+@pytest.mark.parametrize("muon_lr", [None, 1e-2])
+def test_no_weight_decays(muon_lr):
+    model, optimizers = small(muon_lr)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    take_step(optimizers)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert all(p.grad is None for p in model.parameters())  # nothing is left over for the next step
+
+
+def test_every_epoch_has_an_order_of_its_own_and_the_seed_decides_it():
+    lengths = [(1 if i % 3 else -1) * (1 + i * 7 % 40) for i in range(64)]
+    for grouped in (True, False):
+        order = micro_batches(lengths, 8, 1, 0, 1, grouped, 3, seed=5)
+        epochs = [order[:8], order[8:16], order[16:]]
+        assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+        assert all(sorted(i for batch in epoch for i in batch) == list(range(64)) for epoch in epochs)
+        assert micro_batches(lengths, 8, 1, 0, 1, grouped, 3, seed=5) == order
+        assert micro_batches(lengths, 8, 1, 0, 1, grouped, 3, seed=6) != order
+
+
+def test_a_checkpoint_brings_back_weights_moments_and_the_random_state(tmp_path):
+    model, optimizers = small(muon_lr=1e-2)
+    inputs = torch.randn(8, 4)
+    train_once(model, optimizers, inputs)
+    checkpoints.save(tmp_path, 1, model, optimizers, keep=2)
+    drawn = torch.rand(3)
+    train_once(model, optimizers, inputs)
+    expected = {name: p.clone() for name, p in model.named_parameters()}
+
+    other, others = small(muon_lr=1e-2)
+    torch.manual_seed(99)
+    assert checkpoints.resume(tmp_path, other, others) == 1
+    assert torch.equal(torch.rand(3), drawn)
+    train_once(other, others, inputs)
+    assert all(torch.equal(p, expected[name]) for name, p in other.named_parameters())
+
+
+def train_once(model, optimizers, inputs):
+    block = model["language_model"]["layers"][0]
+    model["head"](block(inputs)).square().mean().backward()
+    take_step(optimizers)
+
+
+def test_checkpoints_that_are_too_many_or_half_written_go(tmp_path):
+    model, optimizers = small()
+    (tmp_path / "checkpoint-7.tmp").mkdir()
+    for step in (9, 10, 11):
+        checkpoints.save(tmp_path, step, model, optimizers, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-11"]
+    assert list(checkpoints.checkpoints(tmp_path)) == [10, 11]
+
+
+def test_gradients_travel_once_a_step_not_once_a_micro_batch():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = DistributedDataParallel(nn.Linear(4, 2))
+        sent = []
+
+        def count(state, bucket):
+            sent.append(bucket.buffer().clone())
+            future = torch.futures.Future()
+            future.set_result(bucket.buffer())
+            return future
+
+        model.register_comm_hook(None, count)
+        for step in range(2):
+            for n in range(1, 5):
+                with distributed.synced(model, last=n == 4):
+                    model(torch.randn(3, 4)).sum().backward()
+        assert len(sent) == 2
+    finally:
+        dist.destroy_process_group()
+
+
+def test_recipes_divide_their_batch_and_no_flag_leaves_them_as_they_are():
+    for recipe in (RECIPES | TOY_RECIPES).values():
+        assert recipe.accumulation(1) * recipe.per_gpu == recipe.batch
+        assert changed(recipe, lr=None, batch=None) == recipe
+        assert recipe.result == ("mm_projector.bin" if recipe.stage == 1 else "llava")
+    with pytest.raises(ValueError, match="3 ranks x 16 do not divide"):
+        changed(RECIPES["v1.5-pretrain"], batch=32, per_gpu=16).accumulation(3)
