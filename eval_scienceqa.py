@@ -21,15 +21,13 @@ from minillava.checkpoint import TOY, load_llava
 from minillava.conversation import TEMPLATES
 from minillava.evaluation import scienceqa
 from minillava.evaluation.answers import answer_file
+from minillava.evaluation.asking import name_failures
+from minillava.evaluation.questions import with_control
 from minillava.evaluation.scienceqa_answers import read_results, write_results
-from minillava.evaluation.scienceqa_asking import (
-    answering,
-    make_questions,
-    settings_of,
-    with_other_images,
-)
+from minillava.evaluation.scienceqa_asking import answering, make_questions, settings_of
 from minillava.evaluation.scienceqa_ensemble import ask_judge, ensemble, write_verdicts
 from minillava.evaluation.scienceqa_table import alone, report
+from minillava.evaluation.scoring import keep_score
 from minillava.instruct.command import add_teacher_flags, open_from_flags
 from minillava.terminal import exit_with, print_in_utf8
 from minillava.toy.scienceqa import make_scienceqa
@@ -53,12 +51,14 @@ def main():
             model, tokenizer = open_model(args.model, args.vision, args.language, args.projector,
                                           args.device, args.dtype)
             settings = settings_of(model, args.prompt_format, args.template, args.option_letter,
-                                   args.use_caption, args.max_new_tokens)
+                                   args.use_caption, args.max_new_tokens, args.batch)
             questions = make_questions(data, args.split, settings, args.text_only)
-            texts, control = ask(model, tokenizer, questions, settings, args.batch,
+            texts, control = ask(model, tokenizer, questions, settings,
                                  out=args.out or Path(scratch, "answers.jsonl"),
                                  name=(args.model or TOY / "scienceqa").name,
                                  control=drawn or args.control)
+            if args.out:
+                keep_score("scienceqa", args.out, data, "ScienceQA of the toy world" if drawn else None)
 
         # what they are worth: alone, or together with a teacher's
         if args.teacher:
@@ -102,20 +102,23 @@ def open_model(folder, vision, language, projector, device, dtype):
                       device=device, dtype=dtype)
 
 
-def ask(model, tokenizer, questions, settings, batch, out, name, control=False):
+def ask(model, tokenizer, questions, settings, out, name, control=False):
     """-> {id: text}, and with `control` {id: text given another question's image}, else {}.
 
     The answers are lines of the file `out`; what is answered there already is not asked again.
     """
     answer = answering(model, tokenizer, settings)
-    rows = answer_file(questions, out, answer, name, settings, batch)
+    rows = answer_file(questions, out, answer, name, settings, settings["batch"])
+    name_failures(rows)
     texts = {row["question_id"]: row["text"] for row in rows}
     if not control:
         return texts, {}
 
-    swapped = with_other_images(questions)
+    shown = [question for question in questions if question["image"]]
+    swapped = with_control(shown, "another")
     settings = settings | {"control": "another question's image"}
-    rows = answer_file(swapped, out.with_suffix(".control.jsonl"), answer, name, settings, batch)
+    out = out.with_suffix(".control.jsonl")
+    rows = answer_file(swapped, out, answer, name, settings, settings["batch"])
     return texts, texts | {row["question_id"]: row["text"] for row in rows}
 
 

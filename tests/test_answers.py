@@ -9,9 +9,11 @@ import re
 import pytest
 from PIL import Image
 
+from minillava.checkpoint import load_llava
 from minillava.evaluation.__main__ import main
 from minillava.evaluation.answers import answer_file, fingerprint
-from minillava.evaluation.questions import FORMS, read_questions
+from minillava.evaluation.asking import share_of_this_process
+from minillava.evaluation.questions import FORMS, picture_of, read_questions, with_control
 from minillava.toy import world
 
 
@@ -61,6 +63,88 @@ def test_two_questions_may_share_an_id_as_in_mme_but_not_their_text_too(tmp_path
         answer_file(questions + questions[:1], tmp_path / "b.jsonl", None, "m", {})
 
 
+def ten_questions():
+    return [{"question_id": i, "prompt": "x" * (i % 4)} for i in range(10)]
+
+
+def say(asked):
+    """An answer that tells with whom it was asked, as one in 16 bits does a little."""
+    return [f"{question['question_id']} among {len(asked)}" for question in asked]
+
+
+def test_a_run_in_shares_ends_in_the_file_of_a_run_in_one_piece(tmp_path):
+    whole, shared = tmp_path / "whole.jsonl", tmp_path / "shared.jsonl"
+    rows = answer_file(ten_questions(), whole, say, "m", {}, batch=3)
+    assert answer_file(ten_questions(), shared, say, "m", {}, batch=3, share=(2, 3)) is None
+    assert answer_file(ten_questions(), shared, say, "m", {}, batch=3, share=(0, 3)) is None and not shared.exists()
+    assert answer_file(ten_questions(), shared, say, "m", {}, batch=3, share=(1, 3)) == rows
+    assert shared.read_bytes() == whole.read_bytes() and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_run_in_shares_goes_on_in_another_number_of_them(tmp_path):
+    path, asked = tmp_path / "a.jsonl", []
+
+    def remember(batch):
+        asked.extend(question["question_id"] for question in batch)
+        return say(batch)
+
+    assert answer_file(ten_questions(), path, remember, "m", {}, batch=3, share=(0, 2)) is None
+    with open(tmp_path / "a.jsonl.part-1-of-2", "w") as file:
+        file.write('{"question_id": 1, "te')  # another share, killed while it wrote or still at work
+    answer_file(ten_questions(), path, remember, "m", {}, batch=3)
+    assert sorted(asked) == list(range(10))
+    assert [row["question_id"] for row in read(path)] == list(range(10)) and len(list(tmp_path.iterdir())) == 1
+
+
+def test_torchrun_says_which_share_is_whose(monkeypatch):
+    assert share_of_this_process(1, 0) == (0, 1) and share_of_this_process(4, 3) == (3, 4)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert share_of_this_process(1, 0) == (1, 2)
+    with pytest.raises(ValueError, match="--chunk-idx counts from 0 to 3"):
+        share_of_this_process(4, 4)
+
+
+def test_what_cannot_be_answered_costs_no_other_its_answer_and_is_asked_again(tmp_path):
+    mended = []
+
+    def answer(batch):
+        if any(question["question_id"] == 4 for question in batch) and not mended:
+            raise ValueError("the image is damaged")
+        return say(batch)
+
+    rows = answer_file(ten_questions(), tmp_path / "a.jsonl", answer, "m", {}, batch=5)
+    assert [row["question_id"] for row in rows if row["text"] == ""] == [4]
+    assert rows[4]["error"] == "the image is damaged"
+    assert answer_file(ten_questions(), tmp_path / "a.jsonl", answer, "m", {}, batch=5) == rows
+    mended.append(True)
+    rows = answer_file(ten_questions(), tmp_path / "a.jsonl", answer, "m", {}, batch=5)
+    assert rows[4]["text"] == "4 among 5" and not any("error" in row for row in rows)
+    assert read(tmp_path / "a.jsonl") == rows
+
+
+def test_answers_of_other_weights_are_not_mixed_with_new_ones(tmp_path):
+    model, _ = load_llava(device="cpu")
+    before = fingerprint(model)
+    assert fingerprint(load_llava(device="cpu")[0]) == before
+    weight = model.language_model.layers[0].mlp.up_proj.weight
+    weight.data[3, 5] += 1  # one number of millions
+    after = fingerprint(model)
+    assert after != before
+    answer_file(ten_questions(), tmp_path / "a.jsonl", say, "m", {"fingerprint": before})
+    with pytest.raises(ValueError, match=f"was answered by m with fingerprint {before} \\(now {after}\\)"):
+        answer_file(ten_questions(), tmp_path / "a.jsonl", say, "m", {"fingerprint": after})
+
+
+def test_controls_show_no_picture_or_another(tmp_path):
+    questions = [{"question_id": i, "prompt": "?", "image": name} for i, name in enumerate("aab")]
+    questions.append({"question_id": 3, "prompt": "?"})
+    assert [q.get("image") for q in with_control(questions, "another")] == ["b", "b", "a", None]
+    assert not any("image" in q or "base64" in q for q in with_control(questions, "none"))
+    with pytest.raises(ValueError, match="two pictures"):
+        with_control(questions[:2], "another")
+
+
 def test_a_wish_for_the_form_is_added_once(tmp_path):
     wish = FORMS["short_answer"]
     path = write(tmp_path / "q.jsonl", [{"question_id": 1, "text": "What?", "image": "a.png"},
@@ -91,6 +175,69 @@ def test_mmbench_is_read_as_it_is_published(tmp_path, run):
     assert done.returncode == 0, done.err
     rows = read(tmp_path / "a.jsonl")
     assert [row["question_id"] for row in rows] == [241, 242] and rows[0]["prompt"].endswith("\n请直接回答选项字母。")
+
+
+def test_mmbench_is_asked_in_every_order_of_its_options_and_without_a_hint(tmp_path):
+    with open(tmp_path / "mm.tsv", "w", newline="") as file:
+        table = csv.DictWriter(file, ["index", "question", "A", "B", "C", "image"], delimiter="\t")
+        table.writeheader()
+        table.writerow({"index": 5, "question": "Which?", "A": "one", "B": "two", "C": "three", "image": png("red")})
+        table.writerow({"index": 1000005, "question": "Which?", "A": "two", "B": "NaN", "C": "lost", "image": "5"})
+    *rounds, last = read_questions(tmp_path / "mm.tsv", all_rounds=True)
+    assert [row["prompt"] for row in rounds] == ["Which?\nA. one\nB. two\nC. three", "Which?\nA. two\nB. three\nC. one",
+                                                 "Which?\nA. three\nB. one\nC. two"]
+    assert rounds[1]["extra"] == {"round_id": 1, "options": ["two", "three", "one"], "option_char": ["B", "C", "A"]}
+    assert last["prompt"] == "Which?\nA. two"  # officially, the options end at the first that is empty
+    assert picture_of(last).getpixel((0, 0)) == (255, 0, 0)  # the row that it names has it
+
+
+def test_a_separator_of_lines_may_stand_in_a_question(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"question_id": 1, "text": "What\u2028now?"}\n', encoding="utf-8")
+    assert read_questions(path)[0]["prompt"] == "What\u2028now?"
+
+
+def test_the_question_file_of_scienceqa_is_llava_json(tmp_path):
+    path = tmp_path / "q.json"
+    path.write_text(json.dumps([{"id": "4", "image": "4/image.png", "conversations": [
+        {"from": "human", "value": "<image>\nWhich?\nA. x\nB. y"}, {"from": "gpt", "value": "B"}]}]))
+    assert read_questions(path, "option_letter") == [{
+        "question_id": "4", "text": "Which?\nA. x\nB. y", "image": "4/image.png",
+        "prompt": f"Which?\nA. x\nB. y\n{FORMS['option_letter']}"}]
+    path.write_text('[{"id": 1}]')
+    with pytest.raises(ValueError, match="no array of samples"):
+        read_questions(path)
+
+
+def test_one_damaged_picture_or_endless_prompt_is_named_and_counted(tmp_path, run):
+    with open(tmp_path / "mm.tsv", "w", newline="") as file:
+        table = csv.DictWriter(file, ["index", "question", "hint", "A", "B", "image"], delimiter="\t")
+        table.writeheader()
+        for index, picture, hint in ((1, png("red"), ""), (2, "&&&&", ""), (3, "", ""), (4, png("red"), "word " * 3000),
+                                     (5, base64.b64encode(b"no image").decode(), "")):
+            table.writerow({"index": index, "question": "Which?", "hint": hint, "A": "a", "B": "b", "image": picture})
+    typed = ["answer", "mmbench", "--questions", tmp_path / "mm.tsv", "--max-new-tokens", 2, "--dtype", "float32",
+             "--template", "llava_v1", "--out", tmp_path / "made/a.jsonl"]
+    done = run(*typed)
+    assert done.returncode == 0 and "4 of 5 questions have an empty answer" in done.err
+    assert "no answer to question 4: a prompt of" in done.err and "object at" not in done.err
+    assert done.err.count("its picture in the .tsv is missing or damaged") == 3
+    rows = read(tmp_path / "made/a.jsonl")
+    assert [bool(row["text"]) for row in rows] == [True, False, False, False, False]
+    assert rows[0]["round_id"] == 0 and rows[0]["option_char"] == ["A", "B"]
+    assert rows[0]["metadata"] | {"fingerprint": ""} == {
+        "benchmark": "mmbench", "template": "llava_v1", "control": None, "temperature": 0.0, "top_p": 1.0, "seed": 0,
+        "max_new_tokens": 2, "batch": 8, "dtype": "float32", "fingerprint": ""}
+    again = run(*typed[:-1], tmp_path / "b.jsonl", "--limit", 1, "--control", "none", "--temperature", 2, "--seed", 3)
+    assert again.returncode == 0 and len(read(tmp_path / "b.jsonl")) == 1, again.err
+    other = run(*typed[:-1], tmp_path / "b.jsonl", "--limit", 1, "--control", "none", "--temperature", 2, "--seed", 4)
+    assert other.returncode == 2 and "seed 3 (now 4)" in other.err
+
+
+@pytest.mark.parametrize("command", ["answer", "score", "upload", "judge", "report", "table"])
+def test_help_shows_examples(run, command):
+    done = run(command, "--help")
+    assert done.returncode == 0 and f"... {command} " in done.out
 
 
 def test_the_miniature_answers_a_question_file(tmp_path, run):

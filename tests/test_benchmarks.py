@@ -1,13 +1,16 @@
 """The benchmarks: from answers to the number, or to the file that a server takes; real files where they are."""
 import csv
 import json
+import random
 import re
+import sys
 import zipfile
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+from minillava.evaluation import __main__ as evaluation
 from minillava.evaluation.__main__ import main
 from minillava.evaluation.benchmarks import BENCHMARKS
 from minillava.evaluation.mmbench import is_right
@@ -15,6 +18,8 @@ from minillava.evaluation.questions import FORMS
 from minillava.evaluation.scores import mme_says, pope_says_yes, soft_accuracy
 from minillava.evaluation.vqa_text import MISSPELLINGS, normalize
 from minillava.evaluation.xlsx import column_name
+from minillava.toy import pope as toy_pope
+from minillava.toy.pope import pope_rows
 
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared/data/eval"
@@ -336,3 +341,31 @@ def test_what_does_not_belong_together_is_one_line(tmp_path, run, pope, spoil, m
     assert done.returncode == 2 and done.err.startswith("error: ") and done.err.count("\n") == 1
     assert re.search(message, done.err), done.err
     assert not (tmp_path / "a.score.json").exists()
+
+
+# -------------------------------------------------------------------------------------------- POPE of the toy world
+
+def test_the_toy_worlds_pope_asks_for_what_is_there_and_for_what_is_likeliest_not():
+    scenes = {"1": ["red circle", "red star", "red circle"], "2": ["red circle", "blue square"],
+              "3": ["blue square", "green star"], "4": ["red star"]}
+    rows = pope_rows(scenes, random.Random(0))
+    for category in ("adversarial", "popular", "random"):
+        members = [row for row in rows if row["category"] == category]
+        for image, things in scenes.items():
+            asked = [(row["text"], row["label"]) for row in members if row["image"] == image]
+            assert {text for text, label in asked if label == "yes"} == {f"Is there a {thing}?" for thing in set(things)}
+            assert sum(label == "no" for _, label in asked) == len(set(things))
+            assert not {f"Is there a {thing}?" for thing in things} & {text for text, label in asked if label == "no"}
+    absent = {(row["category"], row["image"]): row["text"] for row in rows if row["label"] == "no"}
+    assert absent["popular", "4"] in ("Is there a red circle?", "Is there a blue square?")
+    assert absent["adversarial", "4"] == "Is there a red circle?"  # the star has been seen beside it
+    assert len({row["question_id"] for row in rows}) == len(rows)
+
+
+def test_the_toy_worlds_pope_is_scored_by_the_same_code_and_has_no_published_figures(tmp_path, run, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "main", toy_pope.main)
+    done = run("--out", tmp_path, "--scenes", 2)
+    assert done.returncode == 0 and "POPE of the toy world" in done.out, done.err
+    monkeypatch.setattr(sys.modules[__name__], "main", evaluation.main)
+    lines = run("table", tmp_path).out.splitlines()
+    assert lines[1].startswith("POPE of the toy world") and lines[1].split()[6:8] == ["-", "-"]

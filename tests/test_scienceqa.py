@@ -109,6 +109,19 @@ def test_texts_equal_the_official_converters():
             assert (ours[0] + "\n<image>" * (problem["image"] is not None), ours[1]) == (question, answer)
 
 
+@pytest.mark.skipif(not REAL.exists(), reason="the real questions are not here")
+def test_the_zero_shot_questions_are_those_of_llavas_own_file():
+    official = json.loads((REAL / "llava_test_CQM-A.json").read_text())
+    assert len(official) == 185 and scienceqa.convert(REAL, "test", "zero-shot") == official
+
+
+def test_zero_shot_questions_say_nothing_of_what_is_not_there(folder):
+    seven, eight, _ = scienceqa.convert(folder, "test", "zero-shot")
+    assert [turn["value"] for turn in seven["conversations"]] == [
+        "<image>\nContext: Look at\nthe picture.\nWhich is bigger?\nA. an ant\nB. a cat", "B"]
+    assert [turn["value"] for turn in eight["conversations"]] == ["Q8?\nA. x\nB. y\nC. z", "C"]
+
+
 def test_the_command_writes_llava_json(folder):
     done = run("-m", "minillava.evaluation.scienceqa", "--data", folder, "--split", "test", "--format", "QCM-ALE")
     assert done.returncode == 0, done.stderr

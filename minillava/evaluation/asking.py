@@ -56,6 +56,11 @@ def report_answers(rows, out):
         print(f"this share is answered; the last of the others to end joins them all in {out}")
         return
     print(f"{len(rows)} answers are in {out}")
+    name_failures(rows)
+
+
+def name_failures(rows):
+    """Says on standard error which answers are empty, and why; ValueError if all are."""
     failed = [row for row in rows if "error" in row]
     for row in failed:
         reason = printable(f"question {row['question_id']}: {row['error']}", keep="")
@@ -63,7 +68,7 @@ def report_answers(rows, out):
     if failed:
         print(f"{len(failed)} of {len(rows)} questions have an empty answer; the same command asks "
               "them again", file=sys.stderr)
-    if len(failed) == len(rows):
+    if failed and len(failed) == len(rows):
         raise ValueError(f"no question could be answered: {failed[0]['error']}")
 
 

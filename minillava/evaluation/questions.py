@@ -4,14 +4,14 @@ A question is {"question_id", "prompt", "image" (a file's name) or "base64" (the
 prompt is the text of the file with the wish for the form of the answer.
 """
 import base64
-import binascii
 import csv
 import io
+import json
 import sys
 from pathlib import Path
 
 from minillava.evaluation.scienceqa import OPTION_LETTER
-from minillava.files import read_jsonl
+from minillava.files import read_jsonl, read_text
 from minillava.images import load_image
 
 # LLaVA-1.5's wishes for the form of an answer (its table 7); official question files have theirs already
@@ -32,6 +32,8 @@ def read_questions(path, form=None, all_rounds=False):
     """
     if Path(path).suffix == ".tsv":
         rows = [question for row in read_tsv(path) for question in from_mmbench(row, all_rounds)]
+    elif Path(path).suffix == ".json" and is_array(path):
+        rows = [from_llava_json(path, sample) for sample in json.loads(read_text(path))]
     else:
         rows = read_jsonl(path)
     for number, row in enumerate(rows, 1):
@@ -43,6 +45,22 @@ def read_questions(path, form=None, all_rounds=False):
     if not rows:
         raise ValueError(f"{path} holds no questions")
     return rows
+
+
+def is_array(path):
+    return read_text(path).lstrip().startswith("[")
+
+
+def from_llava_json(path, sample):
+    """LLaVA-JSON, as ScienceQA's llava_test_CQM-A.json is -> a question; its first turn is asked."""
+    try:
+        text = sample["conversations"][0]["value"].replace("<image>", "").strip()
+        question = {"question_id": sample["id"], "text": text}
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise ValueError(f"{path} is no array of samples with an id and conversations") from None
+    if "image" in sample:
+        question["image"] = sample["image"]
+    return question
 
 
 def without_wish(text):
@@ -65,6 +83,9 @@ def read_tsv(path):
     for number, row in enumerate(rows, 2):
         if not str(row.get("index") or "").isdigit():
             raise ValueError(f"line {number} of {path} has no number as its index; download it again")
+    pictures = {row["index"]: row.get("image") for row in rows}
+    for row in rows:  # in some files the later rounds name the row that has the picture
+        row["image"] = pictures.get(row.get("image"), row.get("image"))
     return rows
 
 
@@ -125,20 +146,19 @@ def is_there(name, folder):
 def picture_of(question, folder=None):
     """A question -> its picture, or None; OSError or ValueError if it is damaged."""
     if "base64" in question:
-        return load_image(decode_picture(question))
+        return decoded_picture(question["base64"])
     if question.get("image"):
         return load_image(Path(folder or "", question["image"]))
     return None
 
 
-def decode_picture(question):
+def decoded_picture(text):
+    """base64 -> picture."""
     try:
-        data = base64.b64decode(question["base64"], validate=True)
-    except (binascii.Error, ValueError):
-        data = b""
-    if not data:
-        raise ValueError("its picture in the .tsv is no base64 text")
-    return io.BytesIO(data)
+        data = base64.b64decode("".join(text.split()), validate=True)
+        return load_image(io.BytesIO(data))
+    except (OSError, ValueError):  # of base64 (binascii.Error) or of the image
+        raise ValueError("its picture in the .tsv is missing or damaged") from None
 
 
 def with_control(questions, control):

@@ -7,7 +7,8 @@ from minillava.generate import generate
 from minillava.images import load_image
 
 
-def settings_of(model, prompt_format, template, option_letter, use_caption, max_new_tokens):
+def settings_of(model, prompt_format, template, option_letter, use_caption, max_new_tokens,
+                batch):
     """{name: value} of all that decides the answers; prints each with where it comes from.
 
     A template that is asked for takes the place of the checkpoint's own in model.config.
@@ -35,6 +36,7 @@ def settings_of(model, prompt_format, template, option_letter, use_caption, max_
         "image_size": (own.vision_config.image_size, "the checkpoint's"),
         "image_aspect_ratio": (own.image_aspect_ratio, "the checkpoint's"),
         "max_new_tokens": (max_new_tokens, "--max-new-tokens"),
+        "batch": (batch, "--batch"),
         "dtype": (str(dtype).removeprefix("torch."), "the checkpoint's"),
         "fingerprint": (fingerprint(model), "the checkpoint's"),
     }
@@ -49,13 +51,6 @@ def make_questions(data, split, settings, text_only):
     images = scienceqa.image_folder(data, split)
     scienceqa.check_images(samples, images)
     return scienceqa.questions(samples, images, settings["option_letter"])
-
-
-def with_other_images(questions):
-    """Those with an image, each with the next one's."""
-    shown = [question for question in questions if question["image"]]
-    return [question | {"image": other["image"]}
-            for question, other in zip(shown, shown[1:] + shown[:1])]
 
 
 def answering(model, tokenizer, settings):

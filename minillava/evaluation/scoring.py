@@ -6,6 +6,7 @@ from minillava.evaluation.benchmarks import BENCHMARKS
 from minillava.evaluation.questions import read_questions, read_tsv, without_wish
 from minillava.evaluation.scienceqa_table import aligned
 from minillava.files import read_jsonl, read_object, write
+from minillava.terminal import printable
 
 SCORE = ".score.json"
 
@@ -17,6 +18,13 @@ def score(name, answers_file, questions_file=None, labels=None, out=None, title=
 
     title: of a benchmark that is another's in miniature; the published figures are none of its own.
     """
+    row, found = count(name, answers_file, questions_file, labels, title)
+    print_score(row, BENCHMARKS[name], found)
+    write_score(answers_file, row, out)
+
+
+def count(name, answers_file, questions_file=None, labels=None, title=None):
+    """-> (what the score file says, Score)."""
     benchmark = benchmark_of(name)
     if benchmark.score is None:
         raise ValueError(f"{benchmark.title} is scored by its server or by a judge: see `upload {name}`")
@@ -27,15 +35,23 @@ def score(name, answers_file, questions_file=None, labels=None, out=None, title=
         raise ValueError(f"name the question file with --questions: {benchmark.questions}")
     answers = read_answers(answers_file, name, questions)
     found = benchmark.score(answers, questions, labels)
-
+    size = len(questions) or (None if title else benchmark.size)
     row = {
         "benchmark": name, "title": title or benchmark.title, "unit": benchmark.unit,
         "score": found.headline, "published": None if title else benchmark.published,
-        "answers": found.scored, "size": len(questions) or (None if title else benchmark.size),
-        "rows": found.rows, "unlabelled": found.unlabelled,
+        "answers": found.scored, "size": size, "rows": found.rows, "unlabelled": found.unlabelled,
         "model": answers[0].get("model_id"), "metadata": answers[0].get("metadata"),
     }
-    print_score(row, benchmark, found)
+    return row, found
+
+
+def keep_score(name, answers_file, labels=None, title=None):
+    """Writes the score of an answer file beside it, for `table`, and prints nothing."""
+    row, _ = count(name, answers_file, labels=labels, title=title)
+    write_score(answers_file, row)
+
+
+def write_score(answers_file, row, out=None):
     write(out or f"{Path(answers_file).with_suffix('')}{SCORE}", json.dumps(row, indent=1))
 
 
@@ -69,7 +85,7 @@ def table(folder):
         size = f" of {row['size']}" if row["size"] else ""
         rows.append([row["title"], f"{row['score']:.1f}", *map(str, published),
                      f"{row['answers']}{size}", row["unit"], str(row["model"] or "-")])
-    print(aligned(rows))
+    print(printable(aligned(rows)))
 
 
 # --------------------------------------------------------------------------------------------- what is read
@@ -146,7 +162,7 @@ def print_score(row, benchmark, found):
     lines = [[row["title"], *columns]]
     for name, figures in found.rows.items():
         lines.append([name, *(shown(figures.get(column), found.digits) for column in columns)])
-    print(aligned(lines))
+    print(printable(aligned(lines)))
     asked = f" of {row['size']}" if row["size"] else ""
     print(f"{found.scored}{asked} answers are scored, read: {benchmark.reads}")
     if found.unlabelled:
@@ -166,4 +182,4 @@ def shown(value, digits):
 
 def some_of(ids, most=100):
     more = f" and {len(ids) - most} more" if len(ids) > most else ""
-    return ", ".join(map(str, ids[:most])) + more
+    return printable(", ".join(map(str, ids[:most])), keep="") + more

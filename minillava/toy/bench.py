@@ -10,6 +10,7 @@ import shlex
 from pathlib import Path
 
 from minillava.evaluation.__main__ import make_parser
+from minillava.evaluation.scoring import keep_score
 from minillava.files import write
 from minillava.instruct.command import run_command
 from minillava.instruct.symbols import read_symbols
@@ -37,6 +38,7 @@ def bench(args):
              "--answers", files["reference"], files["answers"], "--teacher", "toy",
              "--out", files["reviews"])
     evaluate("report", files["reviews"])
+    keep_score("llava-bench", files["reviews"], title="LLaVA-Bench of the toy world")
     return 0
 
 

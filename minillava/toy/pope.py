@@ -1,0 +1,111 @@
+"""POPE of the toy world: does the miniature see things that are not there? (Li et al. 2023.)
+
+    python -m minillava.toy.pope --out runs/pope                       # the shipped miniature
+    python -m minillava.toy.pope --model runs/toy/llava --out runs/pope
+
+About each held-out scene as many things are asked for that are there as things that are not. The latter
+are drawn at random, or are the most frequent of all (popular), or those that are seen most often beside
+the things of this scene (adversarial). Both are counted in the annotated boxes, as POPE counts in COCO's.
+"""
+import argparse
+import json
+import random
+import shlex
+from collections import Counter
+from pathlib import Path
+
+from minillava.evaluation.__main__ import make_parser
+from minillava.evaluation.scoring import score
+from minillava.files import write
+from minillava.instruct.command import run_command
+from minillava.instruct.symbols import read_symbols
+from minillava.toy.annotations import ID_OF, make_world
+from minillava.toy.objects import with_article
+
+PER_SCENE = 3  # things that are there, and as many that are not
+TITLE = "POPE of the toy world"
+
+
+def pope(args):
+    """Writes questions and labels to args.out, has them answered, and scores the answers."""
+    make_world(args.out, "val", args.scenes, args.seed)
+    symbols = read_symbols(args.out / "captions_val.json", args.out / "instances_val.json")
+    scenes = {name: [category for category, _ in boxes] for name, (_, boxes) in symbols.items()}
+    questions, answers = args.out / "questions.jsonl", args.out / "answers.jsonl"
+    labels = args.out / "labels"
+    rows = pope_rows(scenes, random.Random(args.seed))
+    write_lines(questions, [without_label(row) for row in rows])
+    for category in KINDS:
+        write_lines(labels / f"toy_pope_{category}.json",
+                    [row for row in rows if row["category"] == category])
+    answers.unlink(missing_ok=True)
+
+    model = ["--model", args.model] if args.model else []
+    words = ["answer", "--questions", questions, "--images", args.out / "val", "--out", answers,
+             "--batch", "60", "--max-new-tokens", "32", *model]
+    words = [str(word) for word in words]
+    print("\n$ python -m minillava.evaluation", shlex.join(words), flush=True)
+    command = make_parser().parse_args(words)
+    command.run(command)
+    print()
+    score("pope", answers, questions, labels, title=TITLE)
+    return 0
+
+
+def pope_rows(scenes, rng):
+    """{image: things in it} -> questions with their labels, half of them "yes", of each kind."""
+    frequent = Counter(thing for things in scenes.values() for thing in set(things))
+    beside = {thing: Counter() for thing in ID_OF}  # thing -> how often each other is seen beside it
+    for things in scenes.values():
+        for thing in set(things):
+            beside[thing].update(set(things) - {thing})
+
+    rows = []
+    for category, absent_things in KINDS.items():
+        for image, things in scenes.items():
+            there = rng.sample(sorted(set(things)), min(PER_SCENE, len(set(things))))
+            absent = [thing for thing in ID_OF if thing not in things]
+            rng.shuffle(absent)  # among equals
+            absent = absent_things(absent, things, frequent, beside)[: len(there)]
+            for thing, label in [(t, "yes") for t in there] + [(t, "no") for t in absent]:
+                rows.append({"question_id": len(rows) + 1, "image": image, "category": category,
+                             "text": f"Is there {with_article(thing)}?", "label": label})
+    return rows
+
+
+def at_random(absent, things, frequent, beside):
+    return absent
+
+
+def popular(absent, things, frequent, beside):
+    return sorted(absent, key=lambda thing: -frequent[thing])
+
+
+def adversarial(absent, things, frequent, beside):
+    return sorted(absent, key=lambda thing: -sum(beside[there][thing] for there in set(things)))
+
+
+KINDS = {"adversarial": adversarial, "popular": popular, "random": at_random}
+
+
+def without_label(row):
+    return {name: value for name, value in row.items() if name != "label"}
+
+
+def write_lines(path, rows):
+    write(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m minillava.toy.pope", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="folder of a LLaVA (default: the miniature)")
+    parser.add_argument("--scenes", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.set_defaults(run=pope)
+    run_command(parser)
+
+
+if __name__ == "__main__":
+    main()
