@@ -340,6 +340,14 @@ def test_the_toy_world_through_the_command_trains(tmp_path, toy_main, run):
         assert len(data) == expected and all((data[i]["labels"] >= 0).any() for i in range(0, expected, 7))
 
 
+def test_a_teacher_that_knows_nothing_of_the_pictures_is_no_success(coco, tmp_path, toy_main, run):
+    captions, instances = coco
+    done = run("--captions", captions, "--instances", instances, "--kinds", "detail",
+               "--teacher", "toy", "--out", tmp_path / "out.json")
+    assert done.returncode == 1 and not (tmp_path / "out.json").exists()
+    assert "the toy teacher knows the toy world alone" in done.err
+
+
 @pytest.mark.parametrize("typed, message", [
     (["--captions", "nowhere.json"], "No such file"),
     (["--captions", str(ROOT / "README.md")], "README.md is not written as COCO's files are"),

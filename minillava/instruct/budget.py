@@ -38,6 +38,12 @@ class Budget:
         return f"{prompt} + {answer} tokens of prompts and answers{dollars}"
 
 
+def estimate(letters):
+    """Tokens of so many letters, rather too many: captions and boxes have 3.2 letters a token of
+    LLaMA's, other texts more."""
+    return letters // 3 + 1
+
+
 def add(*pairs):
     """(1, 2), (3, 4) -> (4, 6)"""
     prompts, answers = zip(*pairs)

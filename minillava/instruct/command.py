@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-from minillava.instruct.budget import Budget
+from minillava.instruct.budget import Budget, estimate
 from minillava.instruct.endpoint import Endpoint
 from minillava.instruct.local import LocalVicuna
 from minillava.instruct.teacher import Teacher, free_teacher
@@ -150,10 +150,10 @@ def print_dry_run(teacher, requests):
     print("---")
     fresh = [messages for messages in requests if not teacher.has(messages)]
     letters = sum(len(message["content"]) for messages in fresh for message in messages)
-    tokens = letters // 4, len(fresh) * teacher.max_tokens
+    tokens = estimate(letters) if fresh else 0, len(fresh) * teacher.max_tokens
     print(f"{len(requests)} requests, {len(requests) - len(fresh)} of them answered by the cache; "
-          f"the others take about {teacher.budget.in_words(tokens)} (four letters a token; "
-          f"answers as long as --max-tokens allows)")
+          f"the others take about {teacher.budget.in_words(tokens)} (three letters a token; "
+          "answers as long as --max-tokens allows)")
 
 
 def run_command(parser):

@@ -12,6 +12,7 @@ import time
 from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
+from minillava.instruct.budget import estimate
 from minillava.instruct.exchange import Answer, BadReply, TeacherError, TryAgain
 from minillava.instruct.proxy import connect, proxy_for
 from minillava.terminal import printable
@@ -143,10 +144,10 @@ def read_completion(body):
 
 
 def token_count(stated, letters):
-    """What the server counted, if that can be true; else four letters are a token."""
+    """What the server counted, if that can be true; else an estimate."""
     if type(stated) is int and 0 < stated < MAX_TOKENS:
         return stated
-    return letters // 4 + 1
+    return estimate(letters)
 
 
 def seconds_to_wait(retry_after):

@@ -33,7 +33,7 @@ class Workers:
                     finished.put((number, None, error))
 
         self.interrupted.clear()
-        self.threads = [threading.Thread(target=work, daemon=True) for _ in range(self.count)]
+        self.threads = [threading.Thread(target=work, daemon=True) for _ in range(min(self.count, len(jobs)))]
         for thread in self.threads:
             thread.start()
         for _ in jobs:
