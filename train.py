@@ -40,13 +40,14 @@ from minillava.training.data_check import check_data
 from minillava.training.loss_picture import draw_loss
 from minillava.training.optimizer import gradient_norm, loss_and_gradients, make_optimizers
 from minillava.training.optimizer import set_lr, take_step
-from minillava.training.recipes import RECIPES
+from minillava.training.recipes import RECIPES, warn_of_repeats
 from minillava.training.records import Records
-from minillava.training.run_folder import already_there, asked_for, losses, measured
-from minillava.training.run_folder import refuse_mixing, rewind, write_config
+from minillava.training.run_folder import already_there, asked_for, closing_words, losses
+from minillava.training.run_folder import measured, refuse_mixing, rewind, write_config
 from minillava.training.sampler import micro_batches
 from minillava.training.signals import Stop, end_by_signal
 from minillava.weights.layouts import load_config
+from minillava.weights.saving import refuse_projector
 
 
 # ------------------------------------------------------------------------------------ one whole run
@@ -62,15 +63,20 @@ def run(recipe, sources, setup, device):
 
     torch.manual_seed(setup.seed)
     model, tokenizer = make_model(recipe, sources)
+    if recipe.stage == 2:
+        refuse_projector(model.config.projector)  # it could not be saved at the end
     data = make_data(recipe, sources, setup.out, tokenizer, model.config)
-    if distributed.rank() == 0 and not measured(setup.out):
-        write_config(setup.out, asked)
+    if distributed.rank() == 0:
+        warn_of_repeats(recipe.batch, len(data))
+        if not measured(setup.out):
+            write_config(setup.out, asked)
     distributed.barrier()
 
     model = train(model, data, recipe, setup, device)
     if distributed.rank() == 0:
         draw_loss([(f"stage {recipe.stage}", losses(setup.out))], setup.out / "loss.png")
         save(model, tokenizer, recipe.stage, result)
+        print(closing_words(recipe, len(data), setup.out))
     distributed.barrier()
 
 
@@ -90,7 +96,7 @@ def make_model(recipe, sources):
     # what the weights are trained with travels with them
     prompt_format = ""
     if sources.data.is_dir():
-        prompt_format = "QCM-ALE" if sources.answer_first else "QCM-LEA"
+        prompt_format = "QCM-ALE" if sources.answer_first else recipe.prompt_format
     template = recipe.template if recipe.stage == 2 else model.config.template
     model.config = replace(model.config, template=template, image_aspect_ratio=recipe.aspect,
                            prompt_format=prompt_format)
@@ -148,8 +154,8 @@ def train(model, data, recipe, setup, device):
                 end_by_signal(setup.out, step, stop.signal)
 
             lr = set_lr(optimizers, step, steps)
-            loss = forward_backward(wrapped, batch, dtype, device)
-            norm = gradient_norm(wrapped)
+            loss = forward_backward(wrapped, batch, recipe, dtype, device)
+            norm = gradient_norm(wrapped, recipe.max_grad_norm)
             take_step(optimizers)
 
             records.add(step, lr, batch, loss, norm)
@@ -164,14 +170,15 @@ def train(model, data, recipe, setup, device):
     return distributed.gathered(wrapped, model)
 
 
-def forward_backward(model, batch, dtype, device):
+def forward_backward(model, batch, recipe, dtype, device):
     """One step's micro-batches, whose gradients add up -> this rank's part of the loss."""
-    share = max(batch.supervised, 1) / distributed.ranks()  # DDP and FSDP2 take the mean over ranks
+    ranks, accumulate = distributed.ranks(), len(batch.micro)
     total = 0
     for n, tensors in enumerate(batch.micro, 1):
-        ids, labels, pixels = (x.to(device, non_blocking=True) for x in tensors)
-        with distributed.synced(model, last=n == len(batch.micro)):
-            total += loss_and_gradients(model, dtype, ids, pixels, labels, share)
+        tensors = [x.to(device, non_blocking=True) for x in tensors]
+        share = recipe.share_of(batch.supervised, len(tensors[-1]), ranks, accumulate)
+        with distributed.synced(model, last=n == accumulate):
+            total += loss_and_gradients(model, dtype, tensors, share)
     return total
 
 

@@ -41,7 +41,7 @@ def words_of(sample):
 
 
 class LlavaData(torch.utils.data.Dataset):
-    """item -> {"input_ids" [T], "labels" [T], "pixels" [images,3,S,S], "id", "cut", "bad"}.
+    """item -> {"input_ids" [T], "labels" [T], "pixels" [images,3,S,S], "id", "cut", ...}.
 
     A sample that cannot be used never ends the training and is never dropped in silence: its place
     is taken by the next one that can, and "bad" says what was passed over and why.
@@ -104,9 +104,11 @@ class LlavaData(torch.utils.data.Dataset):
     def prepare(self, sample):
         """A sample -> an item, or the OSError or ValueError that says why there is none."""
         turns = turns_of(sample)
-        has_image = "image" in sample
+        shown = image_turns(turns)
+        # a picture that no turn points at is ignored, and the text is learned: as officially
+        has_image = "image" in sample and shown > 0
         if has_image:
-            check_image_turns(turns)
+            refuse_several(sample, shown)
 
         # text and image as ids, and what of them is learned
         image_tokens = self.config.image_tokens if has_image else 0
@@ -125,7 +127,8 @@ class LlavaData(torch.utils.data.Dataset):
                 "labels": torch.tensor(labels[: self.max_length]),
                 "pixels": pixels,
                 "id": sample.get("id"),
-                "cut": int(len(ids) > self.max_length)}
+                "cut": int(len(ids) > self.max_length),
+                "ignored": int("image" in sample and not has_image)}
 
 
 def turns_of(sample):
@@ -141,10 +144,15 @@ def turns_of(sample):
     return turns
 
 
-def check_image_turns(turns):
-    asked = sum(role == "human" and IMAGE in str(text) for role, text in turns)
-    if asked != 1:
-        raise ValueError(f"it has one image and {asked} human turns with {IMAGE}")
+def image_turns(turns):
+    """How many human turns point at the picture."""
+    return sum(role == "human" and IMAGE in str(text) for role, text in turns)
+
+
+def refuse_several(sample, shown):
+    if shown > 1 or isinstance(sample["image"], list):
+        raise ValueError(f"it shows pictures in {shown} turns, or several: LLaVA was trained on "
+                         "one, shown once")
 
 
 def safe_name(name):
@@ -172,14 +180,6 @@ def collate(items):
     return (pad_sequence(input_ids, batch_first=True, padding_value=0),
             pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
             torch.cat(pixels or [torch.empty(0)]))
-
-
-def collate_noted(items):
-    """As collate, and notes for the run's records: ids, what was passed over, how many were cut."""
-    notes = {"ids": [item["id"] for item in items],
-             "bad": [line for item in items for line in item["bad"]],
-             "cut": sum(item["cut"] for item in items)}
-    return *collate(items), notes
 
 
 def write_sample(path, turns, image):

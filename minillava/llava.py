@@ -71,14 +71,16 @@ class Llava(nn.Module):
         self.mm_projector = make_projector(config.projector, vision_width, language_width)
         self.language_model = LanguageModel(config.language_config)
 
-    def forward(self, input_ids, pixels=None, labels=None, supervised=None):
+    def forward(self, input_ids, pixels=None, labels=None, supervised=None, places=None):
         """ids [B,T], images [images,3,S,S] -> logits [B,T,V]; with labels [B,T] the loss, a scalar.
 
         The loss is the mean over this batch's supervised tokens. With `supervised`, their number
         in the whole global batch, it is a share of that batch's mean, and the shares add up to it:
         neither accumulation nor the number of GPUs changes the result.
+        places: of `find_places`, where a batch was prepared; else they are found here.
         """
-        embeddings = self.embed(input_ids, pixels)              # [B,T,D]
+        image_at, learn_at = places or find_places(input_ids, labels)
+        embeddings = self.embed(input_ids, pixels, image_at)    # [B,T,D]
         if labels is not None and (pixels is None or len(pixels) == 0):
             embeddings = embeddings + self.nothing_seen()
         hidden = self.language_model(embeddings)                # [B,T,D]
@@ -88,23 +90,20 @@ class Llava(nn.Module):
         # The shift by one: what is computed at t says which token comes at t + 1.
         #     input    <s>  a   red  circle  </s>
         #     target    a  red circle  </s>
-        hidden = hidden[:, :-1]
-        targets = labels[:, 1:]
-
         # Logits are made only where there is something to learn.
-        learn = targets != IGNORE_INDEX
-        hidden = hidden[learn]                                  # [supervised,D]
-        targets = targets[learn]                                # [supervised]
+        hidden = hidden.flatten(0, 1)[learn_at]                 # [supervised,D]
+        targets = labels.flatten()[learn_at + 1]                # [supervised]
 
         # cross_entropy(lm_head(hidden), targets, reduction="sum"), in less memory.
         loss = chunked_cross_entropy(hidden, targets, self.language_model.lm_head)
         return loss / (supervised or max(1, len(targets)))
 
-    def embed(self, input_ids, pixels=None):
+    def embed(self, input_ids, pixels=None, image_at=None):
         """ids [B,T], images in the order of their tokens -> embeddings [B,T,D]."""
-        is_image = input_ids == IMAGE_TOKEN
+        if image_at is None:
+            image_at, _ = find_places(input_ids)
         images = 0 if pixels is None else len(pixels)
-        self.check_images(images, int(is_image.sum()))
+        self.check_images(images, len(image_at))
 
         # The words are looked up; where an image stands, any word will do for now.
         embeddings = self.language_model.embed_tokens(input_ids.clamp(min=0))
@@ -112,7 +111,7 @@ class Llava(nn.Module):
         # The splice: the rows of H_v take the image's places, in order.
         if images:
             features = self.encode_images(pixels).flatten(0, 1)     # [images*N,D]
-            embeddings[is_image] = features.to(embeddings.dtype)
+            embeddings.flatten(0, 1)[image_at] = features.to(embeddings.dtype)
         return embeddings
 
     def encode_images(self, pixels):
@@ -126,12 +125,10 @@ class Llava(nn.Module):
     def nothing_seen(self):
         """A zero that depends on the projector, for a training batch of text alone.
 
-        The projector then has a gradient, of zero, and the ranks that do have pictures need not
-        wait for this one's. The official code also shows a black picture and ignores it.
+        The projector then has a gradient, of zero, as it has on the ranks that do have pictures
+        and wait for this one's. (The official code shows a black picture and ignores it.)
         """
-        size = self.config.vision_config.image_size
-        black = torch.zeros(1, 3, size, size, device=self.device)
-        return 0 * self.encode_images(black).sum()
+        return sum(0 * p.sum() for p in self.mm_projector.parameters())
 
     def check_images(self, images, places):
         if places != images * self.config.image_tokens:
@@ -155,6 +152,19 @@ class Llava(nn.Module):
     @property
     def device(self):
         return self.language_model.embed_tokens.weight.device
+
+
+def find_places(input_ids, labels=None):
+    """Where images stand, and where something is learned: indices into the flattened batch [B*T].
+
+    Of `<s> v v a red </s>`, of which "red </s>" is supervised: (1, 2) and (3, 4), the positions
+    before the two. Counting on a GPU waits for all that runs there: training does it on the CPU.
+    """
+    image_at = (input_ids == IMAGE_TOKEN).flatten().nonzero().squeeze(1)  # [images*N]
+    if labels is None:
+        return image_at, None
+    next_learned = F.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1))           # [B,T]
+    return image_at, next_learned.flatten().nonzero().squeeze(1)          # [supervised]
 
 
 def chunked_cross_entropy(hidden, targets, lm_head):

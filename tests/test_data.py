@@ -116,7 +116,10 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
 HI = {"from": "human", "value": "Hi"}
 BAD = {
     "there is no image": chat("nowhere.png"), "is not within the image folder": chat("../a.png"),
-    "is not within": chat("/a.png"), "is not an image": chat("data.json"), "0 human turns with": chat(question="How many?"),
+    "is not within": chat("/a.png"), "is not an image": chat("data.json"),
+    "pictures in 2 turns": {"id": 5, "image": "a.png", "conversations": [
+        {"from": role, "value": text} for role, text in 2 * (("human", "<image>"), ("gpt", "One."))]},
+    "or several": {**chat(), "image": ["a.png", "a.png"]},
     "no answer": {"id": 1, "conversations": [HI]},
     "twice in a row": {"id": 2, "conversations": [HI, HI, {"from": "gpt", "value": "Hi"}]},
     "no conversations": {"id": 3}, "is from None": {"id": 4, "conversations": [{"value": "Hi"}]},
@@ -151,17 +154,24 @@ def test_a_sample_that_is_cut_says_so_and_keeps_its_image(tmp_path, miniature):
     assert (item["input_ids"] == IMAGE_TOKEN).sum() == model.config.image_tokens
 
 
+def test_a_picture_that_no_turn_points_at_is_ignored_and_counted(tmp_path, miniature):
+    model, tokenizer = miniature
+    (tmp_path / "data.json").write_text(json.dumps([chat("nowhere.png", "How many?")]))
+    item = LlavaData(tmp_path / "data.json", tmp_path, tokenizer, model.config)[0]
+    assert item["ignored"] == 1 and not len(item["pixels"]) and not (item["input_ids"] == IMAGE_TOKEN).any()
+    assert words_of(chat("nowhere.png", "How many?")) > 0  # officially among the samples with a picture
+
+
 @pytest.mark.parametrize("grouped", [True, False])
 def test_ranks_and_accumulation_share_the_same_global_batches(grouped):
     rng = random.Random(0)
     lengths = [rng.choice((1, 1, -1)) * rng.randint(1, 50) for _ in range(45)]
-    cut = lambda ranks, accumulate: [micro_batches(lengths, 2, ranks, rank, accumulate, grouped, 2, seed=3)
-                                     for rank in range(ranks)]
     steps = []
-    for ranks, accumulate in ((1, 4), (2, 2), (4, 1)):
-        mine = cut(ranks, accumulate)
+    for per_gpu, ranks, accumulate in ((2, 1, 4), (2, 2, 2), (2, 4, 1), (4, 2, 1), (1, 4, 2), (8, 1, 1)):
+        mine = [micro_batches(lengths, per_gpu, ranks, rank, accumulate, grouped, 2, seed=3) for rank in range(ranks)]
         assert len({len(batches) for batches in mine}) == 1
         steps.append([sorted(i for batches in mine for batch in batches[start : start + accumulate] for i in batch)
                       for start in range(0, len(mine[0]), accumulate)])
-    assert steps[0] == steps[1] == steps[2] and len(steps[0]) == 2 * 6
+    assert all(step == steps[0] for step in steps) and len(steps[0]) == 2 * 6
+    assert steps[0][:6] != steps[0][6:]  # another epoch, another order
     assert {i for step in steps[0][:6] for i in step} == set(range(45))

@@ -4,9 +4,10 @@ import torch
 
 from minillava.attention import attention
 from minillava.llama import LanguageConfig, RMSNorm
-from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN, Llava, LlavaConfig, summed_cross_entropy
+from minillava.llava import (IGNORE_INDEX, IMAGE_TOKEN, Llava, LlavaConfig, find_places,
+                             summed_cross_entropy)
 from minillava.training.optimizer import forward_backward_in, make_optimizers, take_step
-from minillava.vit import VisionConfig
+from minillava.vit import VisionConfig, VisionTower
 
 
 @pytest.fixture
@@ -38,6 +39,14 @@ def test_the_loss_is_the_mean_over_supervised_tokens_however_the_batch_is_cut(mo
     torch.testing.assert_close(whole, expected)
 
 
+def test_a_prepared_batch_is_not_searched_again(model, monkeypatch):
+    input_ids, pixels, labels = batch()
+    found, places = model(input_ids, pixels, labels=labels), find_places(input_ids, labels)
+    assert [list(at) for at in places] == [[1, 2, 3, 4, 10, 11, 12, 13], [6, 7, 13, 14]]
+    monkeypatch.setattr("minillava.llava.find_places", None)  # on a GPU each search would wait for all that runs there
+    assert model(input_ids, pixels, labels=labels, places=places) == found
+
+
 def test_a_batch_with_nothing_to_learn_has_loss_zero_and_a_gradient(model):
     input_ids, pixels, labels = batch()
     loss = model(input_ids, pixels, labels=torch.full_like(labels, IGNORE_INDEX))
@@ -65,8 +74,9 @@ def test_neither_chunks_of_the_head_nor_activation_checkpointing_change_anything
     torch.testing.assert_close(cut, plain, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-4)
 
 
-def test_a_batch_of_text_alone_gives_every_trained_parameter_a_gradient(model):
+def test_a_batch_of_text_alone_gives_every_trained_parameter_a_gradient(model, monkeypatch):
     model.freeze_for(2)  # or DDP and FSDP2 would wait for the projector's for ever
+    monkeypatch.setattr(VisionTower, "forward", None)  # and the tower need not run for it
     input_ids, _, labels = batch()
     _, found = gradients(model, torch.float32, input_ids=input_ids.clamp(min=0), pixels=torch.empty(0), labels=labels)
     assert set(found) == {name for name, p in model.named_parameters() if p.requires_grad}

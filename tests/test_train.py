@@ -12,8 +12,10 @@ import torch
 
 import train
 from minillava.checkpoint import TOY, load_llava
+from minillava.toy.miniature import draw_world
 from minillava.toy.recipes import TOY_RECIPES
 from minillava.training.run_folder import Setup, Sources
+from minillava.training.signals import Stop
 from tests.check_kill import bits, command, make_world
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +35,15 @@ def peace(world, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "peace"
     subprocess.run(command(world, out, "--save-every", 2), **QUIET, check=True)
     return out
+
+
+def test_a_run_says_what_it_made_and_warns_of_repeated_samples(world, tmp_path, capsys):
+    recipe, sources, setup = toy(world, tmp_path)
+    samples = len(json.loads(sources.data.read_text()))
+    train.run(replace(recipe, batch=24, per_gpu=24, epochs=1), sources, setup, torch.device("cpu"))
+    told = capsys.readouterr()
+    assert f"a step takes 24 samples and there are {samples}" in told.err
+    assert "mm_projector.bin" in told.out and f"--init {tmp_path}" in told.out
 
 
 def losses(out):
@@ -64,6 +75,9 @@ def test_a_killed_run_resumes_to_the_same_bits(world, peace, tmp_path):
         log.write('{"step": 2, "lo')
     refused = subprocess.run(command(world, out), **QUIET)
     assert refused.returncode == 2 and "go on with it by --resume" in refused.stderr
+    config = json.loads((out / "config.json").read_text())
+    del config["recipe"]["loss_mean"], config["settings"]["text_only"]  # as of a run from before there were these
+    (out / "config.json").write_text(json.dumps(config))
     changed = subprocess.run(command(world, out, "--resume", "--lr", 1), **QUIET)
     assert changed.returncode == 2 and "lr 0.001 to 1" in changed.stderr
     subprocess.run(command(world, out, "--save-every", 2, "--resume"), **QUIET, check=True)
@@ -120,10 +134,35 @@ def test_a_loss_that_is_not_finite_names_step_and_samples(world, tmp_path):
         train.run(replace(recipe, lr=float("inf")), sources, setup, torch.device("cpu"))
 
 
+def test_a_projector_that_cannot_be_saved_is_refused_before_it_is_trained(world, tmp_path):
+    recipe, sources, setup = toy(world, tmp_path, "toy-finetune")
+    with pytest.raises(ValueError, match="no place for a projector mlp3x_gelu"):
+        train.run(replace(recipe, projector="mlp3x_gelu"), sources, setup, torch.device("cpu"))
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_world_of_another_size_is_not_resumed_in_silence(tmp_path):
+    draw_world(tmp_path, 4, 2, seed=0)
+    draw_world(tmp_path, 4, 2, seed=0)
+    with pytest.raises(ValueError, match="drawn with --scenes 4"):
+        draw_world(tmp_path, 5, 2, seed=0)
+
+
+def test_signals_are_noted_and_then_left_to_others():
+    before = signal.getsignal(signal.SIGINT)
+    with Stop() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.signal == signal.SIGINT and stop.on_any_rank()
+        with pytest.raises(KeyboardInterrupt):  # the second one
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before
+
+
 def test_what_is_wrong_is_one_line(world, tmp_path):
     for more, message in (
         (["--per-gpu", 3], "do not divide"), (["--init", "nowhere"], "nowhere"), (["--lr", 0], "--lr must be positive"),
         (["--data", "README.md"], "is not a JSON array"), (["--images", tmp_path], "samples in a row cannot be used"),
+        (["--images", tmp_path, "--workers", 2], "samples in a row cannot be used"),
     ):
         done = subprocess.run(command(world, tmp_path / "out", *more), **QUIET)
         assert done.returncode == 2 and message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr

@@ -8,7 +8,7 @@ import random
 from tqdm import tqdm
 
 from minillava.conversation import human_turn
-from minillava.files import write
+from minillava.files import read_json, write
 from minillava.generate import generate, stream
 from minillava.images import load_image
 from minillava.instruct.symbols import read_symbols
@@ -23,9 +23,10 @@ def draw_world(world, scenes, heldout, seed, science=False):
     """Draws the folder `world`: pictures and annotations (train, val), a file of samples per stage.
 
     world/pretrain.json is for stage 1, world/finetune.json or the folder world/scienceqa for
-    stage 2. A world that is there already stays as it is.
+    stage 2. A world that is there already stays; ValueError if it has another number of scenes.
     """
     if (world / "pretrain.json").exists():
+        refuse_other_world(world, scenes, heldout)
         return
     print(f"Drawing the toy world: {scenes} scenes to learn from "
           f"and {heldout} held out, in {world}")
@@ -43,6 +44,14 @@ def draw_world(world, scenes, heldout, seed, science=False):
     kinds = SCIENCE_PRETRAIN if science else PRETRAIN
     samples = toy_samples(symbols, kinds, seed, world / "train")
     write(world / "pretrain.json", json.dumps(samples))
+
+
+def refuse_other_world(world, scenes, heldout):
+    for split, flag, asked in (("train", "--scenes", scenes), ("val", "--heldout", heldout)):
+        there = len(read_json(world / f"captions_{split}.json")["images"])
+        if there != asked:
+            raise ValueError(f"{world} was drawn with {flag} {there}: resume with that, "
+                             f"or name another folder with --out")
 
 
 def report(model, tokenizer, world, out, per_type, seed):

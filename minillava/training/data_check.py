@@ -4,6 +4,7 @@ import sys
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from minillava.conversation import IMAGE
 from minillava.terminal import printable
 
 
@@ -25,6 +26,8 @@ class Checked(Dataset):
             return f"{name}: {error}"
         if item["cut"]:
             return f"{name}: too long, cut after {self.data.max_length} tokens"
+        if item["ignored"]:
+            return f"{name}: no turn has {IMAGE}, so its picture is ignored"
         return None
 
 

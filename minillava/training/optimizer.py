@@ -54,23 +54,27 @@ def take_step(optimizers):
         optimizer.zero_grad()
 
 
-def gradient_norm(model):
-    """Of all trained weights together, a scalar on the device."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)
+def gradient_norm(model, limit=None):
+    """Of all trained weights together, a scalar on the device; a larger one is scaled to `limit`."""
+    trained = [p for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
+    if limit is not None:
+        torch.nn.utils.clip_grads_with_norm_(trained, limit, norm)
+    return norm
 
 
-def loss_and_gradients(model, dtype, input_ids, pixels, labels, supervised):
+def loss_and_gradients(model, dtype, tensors, supervised):
     """Forward and backward of one micro-batch -> its loss, detached; the gradients are in `p.grad`.
 
-    supervised: what the summed loss is divided by. FSDP2 casts the weights to `dtype` by itself.
+    tensors: as in a StepBatch; supervised: what the summed loss is divided by.
     """
-    if isinstance(model, FSDPModule):
-        loss = model(input_ids, pixels, labels=labels, supervised=supervised)
+    input_ids, labels, pixels, *places = tensors
+    inputs = (input_ids, pixels, labels, supervised, places)
+    if isinstance(model, FSDPModule):  # casts the weights by itself
+        loss = model(*inputs)
         loss.backward()
         return loss.detach()
-    return forward_backward_in(
-        dtype, model, input_ids, pixels, labels=labels, supervised=supervised)
+    return forward_backward_in(dtype, model, *inputs)
 
 
 def forward_backward_in(dtype, model, *args, **kwargs):

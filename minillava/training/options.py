@@ -47,6 +47,8 @@ def add_changes(parser):
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--max-length", type=int,
                         help="tokens, image included, where a sample is cut")
+    parser.add_argument("--loss-mean", choices=("global", "official"),
+                        help="over the step's tokens, or over each micro-batch's, then over these")
     parser.add_argument("--checkpointing", action=FLAG, default=None,
                         help="compute activations again rather than keep them")
 
@@ -86,7 +88,7 @@ def changed_recipes(args, recipes):
     """{name: recipe}, with what the command line changes in them."""
     return {name: changed(recipe, lr=args.lr, batch=args.batch, per_gpu=args.per_gpu,
                           epochs=args.epochs, max_length=args.max_length,
-                          checkpointing=args.checkpointing)
+                          checkpointing=args.checkpointing, loss_mean=args.loss_mean)
             for name, recipe in recipes.items()}
 
 
@@ -152,5 +154,6 @@ def errors_in_one_line():
         sys.exit(code)
     except KeyboardInterrupt:
         if leads:
-            print("\nstopped", file=sys.stderr)
+            print("\nstopped; a run that had begun goes on from its last checkpoint with --resume",
+                  file=sys.stderr)
         sys.exit(130)

@@ -27,7 +27,8 @@ class Records:
     def add(self, step, lr, batch, loss, norm):
         """loss: this rank's part; batch: a StepBatch."""
         row = {"step": step, "lr": lr, "supervised": batch.supervised, "tokens": batch.tokens,
-               "images": batch.images, "bad": batch.bad, "cut": batch.cut}
+               "images": batch.images, "bad": batch.bad, "cut": batch.cut,
+               "ignored": batch.ignored}
         if hasattr(norm, "full_tensor"):  # FSDP2's
             norm = norm.full_tensor()
         self.waiting.append((row, loss, norm, batch.ids))

@@ -3,10 +3,11 @@ import json
 import shlex
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from minillava.files import write
+from minillava.training.recipes import Recipe
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class Setup:
     keep: int = 2            # checkpoints
 
 
+DEFAULTS = {field.name: field.default for kind in (Recipe, Sources, Setup)
+            for field in fields(kind)}
+
+
 def asked_for(recipe, sources, setup):
     """What config.json says of a run, and what --resume must not change."""
     settings = asdict(sources) | {"seed": setup.seed, "dtype": setup.dtype}
@@ -53,8 +58,10 @@ def refuse_mixing(setup, asked):
     changes = []
     for part, values in asked.items():
         for name, value in values.items():
-            if name != "per_gpu" and before[part].get(name) != value:
-                changes.append(f"{name} {before[part][name]} to {value}")
+            # a run from before there was such a setting had its default
+            was = before[part].get(name, DEFAULTS.get(name))
+            if name != "per_gpu" and was != value:
+                changes.append(f"{name} {was} to {value}")
     if changes:
         raise ValueError(f"the run in {setup.out} was begun otherwise, "
                          f"--resume cannot change {'; '.join(changes)}")
@@ -68,6 +75,19 @@ def already_there(out):
 def write_config(out, asked):
     config = {"command": shlex.join(sys.argv), "git": git_state(), **asked}
     write(out / "config.json", json.dumps(config, indent=1))
+
+
+def closing_words(recipe, samples, out):
+    """What was made, and what to type next."""
+    curve = losses(out)
+    result = out / recipe.result
+    trained = "the projector" if recipe.stage == 1 else "projector and language model"
+    if recipe.stage == 1:
+        then = f"Stage 2 starts from it:\n    python train.py ... --init {out}"
+    else:
+        then = f"Talk with it:\n    python chat.py --model {result}"
+    return (f"\n{len(curve)} steps over {samples} samples taught {trained}, "
+            f"loss {curve[0]:.3f} -> {curve[-1]:.3f}; the weights are {result}. {then}")
 
 
 def git_state():

@@ -7,7 +7,7 @@ def micro_batches(lengths, per_gpu, ranks, rank, accumulate, grouped, epochs, se
 
     The global batches depend on the seed and on their size alone: 2 ranks that accumulate twice see
     those of 1 rank that accumulates 4 times. An epoch whose last step falls short is filled up from
-    its beginning. grouped: as in LLaVA-1.5's second stage; else at random.
+    its first. grouped: as in LLaVA-1.5's second stage; else at random.
     """
     size = per_gpu * ranks * accumulate  # of a global batch
     mine = []
@@ -17,8 +17,11 @@ def micro_batches(lengths, per_gpu, ranks, rank, accumulate, grouped, epochs, se
             order = grouped_order(lengths, per_gpu, ranks * accumulate, generator)
         else:
             order = torch.randperm(len(lengths), generator=generator).tolist()
+
+        # within a batch the order depends on how it is cut: what fills the last one must not
+        again = sorted(order[:size])
         missing = -len(order) % size
-        order += [order[i % len(order)] for i in range(missing)]
+        order += [again[i % len(again)] for i in range(missing)]
 
         # the micro-batches take turns among the ranks
         for start in range(rank * per_gpu, len(order), ranks * per_gpu):

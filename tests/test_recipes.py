@@ -1,0 +1,65 @@
+"""A recipe is one published run: its steps, its clipping, its mean of the loss."""
+import torch
+
+import train
+from minillava.llama import LanguageConfig
+from minillava.llava import IGNORE_INDEX, Llava, LlavaConfig, find_places
+from minillava.training.batches import StepBatch
+from minillava.training.optimizer import gradient_norm
+from minillava.training.recipes import RECIPES, changed
+from minillava.vit import VisionConfig
+
+PUBLISHED = {  # optimiser steps, peak rate, gradient norm, template: of the scripts and the paper
+    "v1-pretrain": (4652, 2e-3, None, "plain"),
+    "v1-finetune": (3 * 1233, 2e-5, None, "vicuna_v1"),
+    "v1-finetune-paper": (14787, 2e-5, 1.0, "llava_v0"),
+    "v1-scienceqa": (12 * 100, 2e-5, None, "vicuna_v1"),
+    "v1-scienceqa-paper": (4776, 2e-5, 1.0, "llava_v0"),
+    "v1.5-pretrain": (2181, 1e-3, None, "plain"),
+    "v1.5-finetune": (5198, 2e-5, None, "vicuna_v1"),
+}
+
+
+def test_each_recipe_is_one_published_run():
+    for name, (steps, lr, norm, template) in PUBLISHED.items():
+        recipe = RECIPES[name]
+        assert -(-recipe.samples // recipe.batch) * recipe.epochs == steps, name
+        assert (recipe.lr, recipe.max_grad_norm, recipe.template) == (lr, norm, template), name
+        assert recipe.accumulation(8) == 1, name  # on the 8 GPUs they were run on
+    assert RECIPES["v1-scienceqa-paper"].prompt_format == "QCM-LEPA"
+
+
+def tiny_step():
+    """A model and a step of two micro-batches, with 1 and 5 supervised tokens."""
+    torch.manual_seed(0)
+    language = LanguageConfig(50, 32, 48, 2, 4, 2, max_position_embeddings=64)
+    model = Llava(LlavaConfig(VisionConfig(32, 64, 3, 2, 28, 14), language))
+    micro = []
+    for learned in (1, 5):
+        ids = torch.randint(3, 50, (1, 8))
+        labels = ids.clone()
+        labels[:, : 8 - learned] = IGNORE_INDEX
+        micro.append((ids, labels, torch.empty(0), *find_places(ids, labels)))
+    return model, StepBatch(micro, [], 6, 16, 0, 0, 0, 0)
+
+
+def test_the_official_mean_is_that_of_the_micro_batches():
+    model, step = tiny_step()
+    alone = [model(ids, labels=labels).item() for ids, labels, *_ in step.micro]
+    expected = {"official": (alone[0] + alone[1]) / 2, "global": (alone[0] + 5 * alone[1]) / 6}
+    for mean, loss in expected.items():
+        recipe = changed(RECIPES["v1.5-finetune"], loss_mean=mean)
+        found = train.forward_backward(model, step, recipe, torch.float32, torch.device("cpu"))
+        torch.testing.assert_close(found.item(), loss)
+    # and of the ranks: DDP takes the mean over these by itself
+    assert recipe.share_of(supervised=12, here=3, ranks=2, accumulate=1) == 6
+    official = changed(recipe, loss_mean="official")
+    assert official.share_of(supervised=12, here=3, ranks=2, accumulate=1) == 3
+
+
+def test_gradients_are_scaled_to_their_norm_where_a_recipe_says_so():
+    model, step = tiny_step()
+    train.forward_backward(model, step, RECIPES["v1.5-finetune"], torch.float32, torch.device("cpu"))
+    norm = gradient_norm(model)
+    torch.testing.assert_close(gradient_norm(model, limit=float(norm) / 4), norm)
+    torch.testing.assert_close(gradient_norm(model), norm / 4)
