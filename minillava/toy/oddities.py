@@ -1,9 +1,10 @@
-"""Pictures that are none of the toy world's scenes, drawn by rule, so that the miniature learns to say so.
+"""Pictures that are none of the toy world's scenes, drawn by rule: the miniature learns to say so.
 
-    python -c "from minillava.toy import oddities; oddities.sheet('oddities.png')"      # a look at some of each kind
+    python -c "from minillava.toy import oddities; oddities.sheet('oddities.png')"  # a look at them
 
-Fifteen kinds: plain and fine patterns, scribbles, marks like writing, and what has the colours and the roughness of
-photographs. Photographs themselves are not among them: that they are recognised too is for an evaluation to show.
+Fifteen kinds: plain and fine patterns, scribbles, marks like writing, and what has the colours and
+the roughness of photographs. Photographs themselves are not among them: that these are recognised
+too is for an evaluation to show.
 """
 import math
 import random
@@ -14,81 +15,123 @@ from PIL import Image, ImageDraw
 from minillava.toy.world import COLORS, SIDE, draw
 
 
-# ----------------------------------------------------------------------------------------------------- colours and noise
+# ------------------------------------------------------------------------------------- colours
 
 def any_color(rng):
     """Any colour, or a grey, near white or near black, or one of the world's own."""
     kind = rng.random()
     if kind < 0.1:
-        return (rng.randrange(256),) * 3
+        return grey(rng.randrange(256))
     if kind < 0.2:
-        return (rng.choice((rng.randint(0, 40), rng.randint(215, 255), 255)),) * 3
+        dark, light = rng.randint(0, 40), rng.randint(215, 255)
+        return grey(rng.choice((dark, light, 255)))
     if kind < 0.4:
         return rng.choice(list(COLORS.values()))
     return tuple(rng.randrange(256) for _ in range(3))
 
+
+def grey(value):
+    return value, value, value
+
+
+def palette(rng, count):
+    """Colours of one light, as a photograph has them: near one another, more often dull than bright."""
+    middle, saturation = rng.randrange(256), rng.choice((0.1, 0.25, 0.5, 1))
+    base = [middle + saturation * (rng.randrange(256) - middle) for _ in range(3)]
+    spread = rng.randint(20, 130)
+    tint = round(5 + 30 * saturation)
+
+    colors = []
+    for shift in [rng.randint(-spread, spread) for _ in range(count)]:
+        values = [round(value + shift + rng.randint(-tint, tint)) for value in base]
+        colors.append(tuple(min(255, max(0, value)) for value in values))
+    return colors
+
+
+def painted(field, colors):
+    """A field [SIDE,SIDE] from 0 to 1 -> a picture that runs through the colours."""
+    table = np.array(colors, dtype=float)              # [colours,3]
+    position = np.clip(field, 0, 1) * (len(colors) - 1)
+    lower = np.minimum(position.astype(int), len(colors) - 2)
+    part = (position - lower)[..., None]               # of the way to the next colour
+    pixels = table[lower] * (1 - part) + table[lower + 1] * part  # [SIDE,SIDE,3]
+    return as_image(pixels)
+
+
+def as_image(pixels):
+    return Image.fromarray(pixels.round().astype(np.uint8))
+
+
+def as_mask(field):
+    """A field of truths -> what Image.composite takes."""
+    return Image.fromarray((field * 255).astype(np.uint8))
+
+
+# -------------------------------------------------------------------------------------- fields
+
+def coordinates(rng):
+    """x and y [SIDE,SIDE] from -1 to 1, turned by a random angle."""
+    y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
+    angle = rng.uniform(0, math.pi)
+    cos, sin = math.cos(angle), math.sin(angle)
+    return x * cos - y * sin, x * sin + y * cos
+
+
+def random_field(rng, cells):
+    """Numbers from 0 to 1 [SIDE,SIDE]: random at cells x cells points, smooth between them."""
+    points = Image.frombytes("L", (cells, cells), rng.randbytes(cells * cells))
+    return np.asarray(points.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) / 255
+
+
+def fractal_field(rng, finest=48):
+    """Fields from coarse to fine, each weaker than the last: clouds, stone, leaves [SIDE,SIDE]."""
+    cells, weaker = rng.choice((2, 3, 4)), rng.uniform(0.4, 0.8)
+    field, weight = np.zeros((SIDE, SIDE)), 1.0
+    while cells <= finest:
+        field = field + weight * (random_field(rng, cells) - 0.5)
+        weight *= weaker
+        cells *= 2
+    field = field - field.min()
+    return field / max(field.max(), 1e-9)
+
+
+def wave_picture(field, rng):
+    """The sine of a field in two colours, with soft or hard edges."""
+    wave = np.sin(field) / 2 + 0.5
+    if rng.random() < 0.5:
+        wave = wave.round()
+    return painted(wave, [any_color(rng), any_color(rng)])
+
+
+# ----------------------------------------------------------------------------------- patterns
 
 def canvas(rng):
     image = Image.new("RGB", (SIDE, SIDE), any_color(rng))
     return image, ImageDraw.Draw(image)
 
 
-def random_field(rng, cells):
-    """A field [SIDE,SIDE] of numbers from 0 to 1: random at cells x cells points, smooth between them."""
-    points = Image.frombytes("L", (cells, cells), rng.randbytes(cells * cells))
-    return np.asarray(points.resize((SIDE, SIDE), Image.Resampling.BICUBIC)) / 255
-
-
-def fractal_field(rng, finest=48):
-    """Fields from coarse to fine, each weaker than the one before: clouds, stone, leaves [SIDE,SIDE]."""
-    field, weight, cells, decay = np.zeros((SIDE, SIDE)), 1.0, rng.choice((2, 3, 4)), rng.uniform(0.4, 0.8)
-    while cells <= finest:
-        field = field + weight * (random_field(rng, cells) - 0.5)
-        weight, cells = weight * decay, cells * 2
-    field = field - field.min()
-    return field / max(field.max(), 1e-9)
-
-
-def painted(field, colors):
-    """A field [SIDE,SIDE] from 0 to 1 -> a picture that runs through the colours."""
-    position = np.clip(field, 0, 1) * (len(colors) - 1)
-    table, at = np.array(colors, dtype=float), np.minimum(position.astype(int), len(colors) - 2)
-    part = (position - at)[..., None]
-    pixels = table[at] * (1 - part) + table[at + 1] * part  # [SIDE,SIDE,3]
-    return Image.fromarray(pixels.round().astype(np.uint8))
-
-
-def palette(rng, count):
-    """Colours of one light, as a photograph has them: near to one another, more often dull than bright."""
-    grey, saturation = rng.randrange(256), rng.choice((0.1, 0.25, 0.5, 1))
-    base = [grey + saturation * (rng.randrange(256) - grey) for _ in range(3)]
-    spread, tint = rng.randint(20, 130), round(5 + 30 * saturation)
-    shifts = [rng.randint(-spread, spread) for _ in range(count)]
-    return [tuple(min(255, max(0, round(v + shift + rng.randint(-tint, tint)))) for v in base) for shift in shifts]
-
-
-def coordinates(rng):
-    """x and y [SIDE,SIDE] from -1 to 1, turned by a random angle."""
-    y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
-    angle = rng.uniform(0, math.pi)
-    return x * math.cos(angle) - y * math.sin(angle), x * math.sin(angle) + y * math.cos(angle)
-
-
-# -------------------------------------------------------------------------------------------------------------- the kinds
-
 def blank(rng):
     """One colour, or a background of the world with nothing on it."""
-    return draw([], rng) if rng.random() < 0.6 else canvas(rng)[0]
+    if rng.random() < 0.6:
+        return draw([], rng)
+    return canvas(rng)[0]
 
 
 def stripes(rng):
     x, _ = coordinates(rng)
-    wave = np.sin(x * rng.uniform(4, 50) + rng.uniform(0, 6)) / 2 + 0.5
-    return painted(wave.round() if rng.random() < 0.5 else wave, [any_color(rng), any_color(rng)])
+    return wave_picture(x * rng.uniform(4, 50) + rng.uniform(0, 6), rng)
+
+
+def rings(rng):
+    x, y = coordinates(rng)
+    x = x - rng.uniform(-0.6, 0.6)
+    y = (y - rng.uniform(-0.6, 0.6)) * rng.uniform(0.6, 1.6)
+    return wave_picture(np.hypot(x, y) * rng.uniform(6, 45), rng)
 
 
 def checkers(rng):
-    x, y = coordinates(rng) if rng.random() < 0.5 else np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
+    turned = rng.random() < 0.5
+    x, y = coordinates(rng) if turned else np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
     fine = rng.uniform(1.5, 10)
     board = (np.floor(x * fine) + np.floor(y * fine)) % 2
     return painted(board, [any_color(rng), any_color(rng)])
@@ -97,28 +140,49 @@ def checkers(rng):
 def noise(rng):
     cells = rng.choice((8, 12, 24, 48, 96))
     mode = rng.choice(("L", "RGB"))
-    small = Image.frombytes(mode, (cells, cells), rng.randbytes(cells * cells * len(mode)))
-    return small.resize((SIDE, SIDE), rng.choice((Image.Resampling.NEAREST, Image.Resampling.BICUBIC))).convert("RGB")
+    values = rng.randbytes(cells * cells * len(mode))  # a byte or three for each cell
+    small = Image.frombytes(mode, (cells, cells), values)
+    smooth = rng.choice((Image.Resampling.NEAREST, Image.Resampling.BICUBIC))
+    return small.resize((SIDE, SIDE), smooth).convert("RGB")
 
 
 def gradient(rng):
     corners = Image.new("RGB", (2, 2))
-    for at in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        corners.putpixel(at, any_color(rng))
+    for corner in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        corners.putpixel(corner, any_color(rng))
     return corners.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
 
 
-def rings(rng):
-    x, y = coordinates(rng)
-    radius = np.hypot(x - rng.uniform(-0.6, 0.6), (y - rng.uniform(-0.6, 0.6)) * rng.uniform(0.6, 1.6))
-    wave = np.sin(radius * rng.uniform(6, 45)) / 2 + 0.5
-    return painted(wave.round() if rng.random() < 0.5 else wave, [any_color(rng), any_color(rng)])
+def patches(rng):
+    """The picture cut in two, and the parts again, each of one colour."""
+    image, pen = canvas(rng)
+    parts = [(0, 0, SIDE, SIDE)]
+    colors = palette(rng, 12) if rng.random() < 0.5 else None
+    for _ in range(rng.randint(2, 20)):
+        part = parts.pop(rng.randrange(len(parts)))
+        parts += halves(part, rng)
+    for part in parts:
+        pen.rectangle(part, rng.choice(colors) if colors else any_color(rng))
+    return image
 
+
+def halves(part, rng):
+    x1, y1, x2, y2 = part
+    cut = rng.uniform(0.2, 0.8)
+    if rng.random() < 0.5:
+        x = x1 + cut * (x2 - x1)
+        return [(x1, y1, x, y2), (x, y1, x2, y2)]
+    y = y1 + cut * (y2 - y1)
+    return [(x1, y1, x2, y), (x1, y, x2, y2)]
+
+
+# ------------------------------------------------------------------------------- drawn by a pen
 
 def scribbles(rng):
     image, pen = canvas(rng)
     for _ in range(rng.randint(1, 5)):
-        points = [(rng.randrange(SIDE), rng.randrange(SIDE)) for _ in range(rng.randint(2, 14))]
+        corners = rng.randint(2, 14)
+        points = [(rng.randrange(SIDE), rng.randrange(SIDE)) for _ in range(corners)]
         pen.line(points, any_color(rng), rng.randint(1, 6), "curve")
     return image
 
@@ -132,7 +196,8 @@ def writing(rng):
         while x < SIDE - 4:
             wide = rng.randint(1, 2 * high)
             if rng.random() < 0.5:
-                pen.rectangle((x, y + rng.randint(0, high // 2), x + wide, y + high - 1), ink)
+                top = y + rng.randint(0, high // 2)
+                pen.rectangle((x, top, x + wide, y + high - 1), ink)
             else:
                 pen.line((x, y + high, x + wide, y), ink, max(1, high // 4))
             x += wide + rng.randint(1, high)
@@ -145,11 +210,10 @@ def crowd(rng):
     image, pen = canvas(rng)
     for _ in range(rng.randint(9, 70)):
         x, y, r = rng.randrange(SIDE), rng.randrange(SIDE), rng.randint(1, 7)
-        kind = rng.randrange(3)
-        if kind == 2:
-            pen.polygon(((x, y - r), (x + r, y + r), (x - r, y + r)), any_color(rng))
-        else:
-            (pen.ellipse, pen.rectangle)[kind]((x - r, y - r, x + r, y + r), any_color(rng))
+        kind = rng.choice((pen.ellipse, pen.rectangle, pen.polygon))
+        triangle = (x, y - r), (x + r, y + r), (x - r, y + r)
+        box = x - r, y - r, x + r, y + r
+        kind(triangle if kind == pen.polygon else box, any_color(rng))
     return image
 
 
@@ -158,75 +222,89 @@ def polygons(rng):
     image, pen = canvas(rng)
     for _ in range(rng.randint(1, 9)):
         x, y = rng.randrange(SIDE), rng.randrange(SIDE)
-        corners = sorted(rng.uniform(0, 2 * math.pi) for _ in range(rng.randint(3, 8)))
+        angles = sorted(rng.uniform(0, 2 * math.pi) for _ in range(rng.randint(3, 8)))
         reach = rng.uniform(12, 60)
-        points = [(x + reach * rng.uniform(0.5, 1) * math.cos(t), y + reach * rng.uniform(0.5, 1) * math.sin(t))
-                  for t in corners]
+        points = []
+        for angle in angles:
+            across, down = rng.uniform(0.5, 1), rng.uniform(0.5, 1)
+            points.append((x + reach * across * math.cos(angle),
+                           y + reach * down * math.sin(angle)))
         pen.polygon(points, any_color(rng))
     return image
 
 
-def patches(rng):
-    """The picture cut in two, and the parts again, each of one colour."""
-    image, pen = canvas(rng)
-    parts, colors = [(0, 0, SIDE, SIDE)], palette(rng, 12) if rng.random() < 0.5 else None
-    for _ in range(rng.randint(2, 20)):
-        x1, y1, x2, y2 = parts.pop(rng.randrange(len(parts)))
-        cut = rng.uniform(0.2, 0.8)
-        if rng.random() < 0.5:
-            middle = x1 + cut * (x2 - x1)
-            parts += [(x1, y1, middle, y2), (middle, y1, x2, y2)]
-        else:
-            middle = y1 + cut * (y2 - y1)
-            parts += [(x1, y1, x2, middle), (x1, middle, x2, y2)]
-    for part in parts:
-        pen.rectangle(part, rng.choice(colors) if colors else any_color(rng))
-    return image
-
+# ----------------------------------------------------------------------------- like photographs
 
 def blobs(rng):
-    """Soft spots of colour that melt into one another."""
+    """Spots of colour that melt into one another, or have an edge."""
     x, y = coordinates(rng)
     pixels = np.full((SIDE, SIDE, 3), any_color(rng), dtype=float)
     for _ in range(rng.randint(1, 9)):
-        away = np.hypot(x - rng.uniform(-1, 1), (y - rng.uniform(-1, 1)) * rng.uniform(0.5, 2))
-        share = np.exp(-((away / rng.uniform(0.1, 0.6)) ** rng.choice((2, 2, 6))))[..., None]  # soft, or with an edge
+        across = x - rng.uniform(-1, 1)
+        down = (y - rng.uniform(-1, 1)) * rng.uniform(0.5, 2)
+        away = np.hypot(across, down) / rng.uniform(0.1, 0.6)
+        share = np.exp(-(away ** rng.choice((2, 2, 6))))[..., None]  # [SIDE,SIDE,1]
         pixels = pixels * (1 - share) + np.array(any_color(rng)) * share
-    return Image.fromarray(pixels.round().astype(np.uint8))
+    return as_image(pixels)
 
 
 def clouds(rng):
-    colors = palette(rng, rng.randint(2, 4)) if rng.random() < 0.7 else [any_color(rng), any_color(rng)]
+    if rng.random() < 0.7:
+        colors = palette(rng, rng.randint(2, 4))
+    else:
+        colors = [any_color(rng), any_color(rng)]
     return painted(fractal_field(rng), colors)
 
 
 def view(rng):
-    """What a photograph is made of: a far and a near part, each with a roughness and a light, and some things before them."""
-    pictures = [painted(fractal_field(rng, rng.choice((8, 24, 48, 96))), palette(rng, 3)) for _ in range(2)]
+    """A far and a near part, each with its roughness and light, and some things before them."""
+    far, near = rough(rng), rough(rng)
     if rng.random() < 0.3:  # a drawing on a page rather than a photograph
-        pictures = [Image.new("RGB", (SIDE, SIDE), color) for color in (rng.choice(("white", "white", any_color(rng))),
-                                                                       rng.choice((any_color(rng), palette(rng, 1)[0])))]
+        far, near = page(rng)
     _, y = coordinates(rng)
-    horizon = (y + 0.6 * (fractal_field(rng, 12) - 0.5) > rng.uniform(-0.7, 0.7)) * 255
-    image = Image.composite(*pictures, Image.fromarray(horizon.astype(np.uint8)))
+    horizon = y + 0.6 * (fractal_field(rng, 12) - 0.5) > rng.uniform(-0.7, 0.7)
+    image = Image.composite(far, near, as_mask(horizon))
     for _ in range(rng.randint(0, 6)):
-        x, y = coordinates(rng)
-        away = np.hypot((x - rng.uniform(-1, 1)) * rng.uniform(0.5, 4), (y - rng.uniform(-1, 1)) * rng.uniform(0.5, 4))
-        inside = (away + 0.4 * fractal_field(rng, 12) < rng.uniform(0.2, 0.9)) * 255
-        thing = painted(0.5 * fractal_field(rng) + 0.25 * (x + 1), palette(rng, 3))
-        image = Image.composite(thing, image, Image.fromarray(inside.astype(np.uint8)))
+        image = with_a_thing(image, rng)
     return image
 
 
+def rough(rng):
+    finest = rng.choice((8, 24, 48, 96))
+    return painted(fractal_field(rng, finest), palette(rng, 3))
+
+
+def page(rng):
+    """White paper, or of any colour, and what is drawn on it."""
+    paper = rng.choice(("white", "white", any_color(rng)))
+    drawn = rng.choice((any_color(rng), palette(rng, 1)[0]))
+    return Image.new("RGB", (SIDE, SIDE), paper), Image.new("RGB", (SIDE, SIDE), drawn)
+
+
+def with_a_thing(image, rng):
+    """Something of irregular outline, lit from one side."""
+    x, y = coordinates(rng)
+    across = (x - rng.uniform(-1, 1)) * rng.uniform(0.5, 4)
+    down = (y - rng.uniform(-1, 1)) * rng.uniform(0.5, 4)
+    outline = np.hypot(across, down) + 0.4 * fractal_field(rng, 12)
+    inside = outline < rng.uniform(0.2, 0.9)
+    surface = 0.5 * fractal_field(rng) + 0.25 * (x + 1)
+    return Image.composite(painted(surface, palette(rng, 3)), image, as_mask(inside))
+
+
+# -------------------------------------------------------------------------------- all together
+
 def double(rng):
     """One kind shining through another."""
-    one, other = (KINDS[rng.choice(list(KINDS)[:-1])](rng) for _ in range(2))
+    singles = list(KINDS)[:-1]
+    one, other = (KINDS[rng.choice(singles)](rng) for _ in range(2))
     return Image.blend(one, other, rng.uniform(0.25, 0.75))
 
 
-KINDS = {kind.__name__: kind for kind in (blank, stripes, checkers, noise, gradient, rings, scribbles, writing, crowd,
-                                          polygons, patches, blobs, clouds, view, double)}
-SHARES = {name: {"view": 6, "clouds": 2, "double": 3, "blank": 2}.get(name, 1) for name in KINDS}
+KINDS = {kind.__name__: kind for kind in (
+    blank, stripes, checkers, noise, gradient, rings, scribbles, writing, crowd, polygons, patches,
+    blobs, clouds, view, double)}
+SHARES = dict.fromkeys(KINDS, 1) | {"view": 6, "clouds": 2, "double": 3, "blank": 2}
 
 
 def draw_odd(rng):
@@ -237,9 +315,9 @@ def draw_odd(rng):
 
 def sheet(path, columns=10, seed=0):
     """Saves a row of pictures of each kind, to look at."""
-    rng = random.Random(seed)
-    page = Image.new("RGB", (columns * (SIDE + 4), len(KINDS) * (SIDE + 4)), "white")
+    rng, step = random.Random(seed), SIDE + 4
+    page = Image.new("RGB", (columns * step, len(KINDS) * step), "white")
     for row, kind in enumerate(KINDS.values()):
         for column in range(columns):
-            page.paste(kind(rng), (column * (SIDE + 4), row * (SIDE + 4)))
+            page.paste(kind(rng), (column * step, row * step))
     page.save(path)
