@@ -237,7 +237,7 @@ def miniature(recipes, stage_2, sources, setup, scenes, heldout, per_type, devic
 def main():
     print_in_utf8()
     parser = options.make_parser(__doc__, RECIPES | TOY_RECIPES)
-    parser.add_argument("--scenes", type=int, default=4200,
+    parser.add_argument("--scenes", type=int, default=3600,
                         help="miniature: training scenes; more teach better")
     parser.add_argument("--heldout", type=int, default=400, help="miniature: held-out scenes")
     parser.add_argument("--per-type", type=int, default=110,

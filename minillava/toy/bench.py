@@ -43,7 +43,7 @@ def bench(args):
 
 
 def bench_rows(symbols, rng):
-    """-> rows of questions, of the teacher's answers, and of what the judge is told of a picture."""
+    """-> rows of questions, of the teacher's answers, of what the judge is told of a picture."""
     questions, reference, context = [], [], []
     for name, (captions, boxes) in symbols.items():
         things = [{"category": category, "bbox": box} for category, box in boxes]

@@ -70,7 +70,7 @@ class Clip(nn.Module):
         self.fine_scale = nn.Parameter(torch.tensor(2.6592))
 
     def forward(self, pixels, ids):
-        """B pictures [B,3,S,S] and their captions [B,T] -> the contrastive loss, CLIP's and FILIP's."""
+        """Pictures [B,3,S,S], their captions [B,T] -> the contrastive loss, CLIP's and FILIP's."""
         hidden = self.vision_model.hidden_state(pixels, -1)
         grid = self.visual_projection(self.vision_model.post_layernorm(hidden))
         words, ends = self.text_model(ids)
@@ -166,7 +166,8 @@ def new_model(vocab_size):
         if "token_embedding" in name:
             nn.init.normal_(weight, std=0.3)
         elif "position_embedding" in name and "vision" in name:
-            nn.init.normal_(weight, std=1.0)  # as strong as the patches (std 2), or what is where is lost
+            # as strong as the patches (std 2), or what is where is lost
+            nn.init.normal_(weight, std=1.0)
         elif "position_embedding" in name:
             nn.init.normal_(weight, std=0.1)
         elif weight.ndim == 2 and ".layers." in name:

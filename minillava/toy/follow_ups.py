@@ -26,7 +26,8 @@ REFERRING = {
     "shape": ("{What|Which|And what|And which} shape {is it|does it have}?",
               "{Its|The|And the|And its|What is its} shape?",
               "{And is|Is} it {a|the} VALUE?", "What is it?"),
-    "size": ("{How big is it|What size is it|And what size|How large is it|And how big is it|How big}?",
+    "size": ("{How big is it|What size is it|And what size|How large is it|And how big is it|"
+             "How big}?",
              "{Its|The|And the|And its|What is its} size?",
              "{And is|Is} it {VALUE|a VALUE one|rather VALUE|very VALUE}?",
              "{And is|Is} it {small or large|large or small|big or small}?"),

@@ -1,6 +1,6 @@
 """The miniature's instruction data, written by the toy teacher.
 
-    python -m minillava.toy.instruct --teacher toy ...      # minillava.instruct, where "toy" may be named as the teacher
+    python -m minillava.toy.instruct --teacher toy ...  # minillava.instruct, with "toy" to choose
 """
 import random
 
@@ -34,7 +34,8 @@ def toy_samples(symbols, kinds, seed, images=None):
     samples = []
     if briefs := counts.pop("brief", 0):
         samples, _ = brief_samples(symbols, seed, briefs, thinned=False, questions=questions.BRIEF)
-    taught = {kind: count for kind, count in counts.items() if kind in PAPER_MIX}  # the paper's kinds
+    # the paper's kinds, through the very code that would ask GPT-4
+    taught = {kind: count for kind, count in counts.items() if kind in PAPER_MIX}
     jobs = jobs_for(symbols, taught, seed)
     samples += make_samples(symbols, jobs, free_teacher(ask), seed, questions.DETAIL)[0]
 

@@ -1,4 +1,4 @@
-"""The template judge: GPT-4's place in LLaVA-Bench, for questions of the toy world (section 5.1)."""
+"""The template judge, in GPT-4's place: LLaVA-Bench for the toy world (section 5.1)."""
 import random
 import re
 

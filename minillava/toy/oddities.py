@@ -35,7 +35,7 @@ def grey(value):
 
 
 def palette(rng, count):
-    """Colours of one light, as a photograph has them: near one another, more often dull than bright."""
+    """Colours of one light, as in a photograph: near one another, more often dull than bright."""
     middle, saturation = rng.randrange(256), rng.choice((0.1, 0.25, 0.5, 1))
     base = [middle + saturation * (rng.randrange(256) - middle) for _ in range(3)]
     spread = rng.randint(20, 130)

@@ -195,7 +195,7 @@ def ask_most(things, rng):
 # -------------------------------------------------------------------------------- what they share
 
 def some_kind(things, rng):
-    """'star', 'red shape' or 'small shape', mostly of what is there -> it, and those it is true of."""
+    """'star', 'red shape' or 'small shape', mostly of what is there -> it, and what it fits."""
     of = rng.choice(("color", "shape", "size"))
     if rng.random() < 0.8:
         value = getattr(rng.choice(things), of)

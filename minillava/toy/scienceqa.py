@@ -129,7 +129,8 @@ def ask_scene(source, kind, scene, rng):
     if source == "text":
         if "image" in question or "picture" in question:
             return None
-        hint = captions_of(boxes, rng)[rng.randrange(2)] + "."  # one of the two that tell everything
+        # one of the two captions that tell everything
+        hint = captions_of(boxes, rng)[rng.randrange(2)] + "."
         subject = LANGUAGE if subject == NATURAL else subject
     scene_names = sorted({str(thing) for thing in things})
     others = next((pool for pool in CHOICES if key in pool), scene_names)

@@ -16,6 +16,11 @@ SOCIAL = {"greeting": 8, "thanks": 8, "goodbye": 7, "who": 11, "able": 11, "lang
           "beyond": 20, "filler": 5}
 # Lists of words that may be made up, and how often.
 MADE_UP = {"noun": 0.3, "form": 0.2, "fame": 0.2, "land": 0.2, "person": 0.2, "topic": 0.15}
+# The syllables of such words; what a person may say before or after a question.
+BEGINNINGS = "b bl br c ch d dr f fl g gr h j k l m n p pl qu r s sh st t tr v w z".split()
+ENDS = ("", "", "n", "r", "l", "g", "ck", "t", "st", "m", "x", "d")
+BEFORE = ("Please: ", "Tell me, ", "OK, ", "Now, ", "Please tell me: ", "Please, ")
+AFTER = (", LLaVA", " for me", ", if I may ask", ", my friend", " now", " then")
 
 
 def small_talk(rng):
@@ -90,8 +95,7 @@ def made_up_word(rng):
     """'blopa', 'stirn': what nobody has ever heard of is not in the world either."""
     syllables = []
     for _ in range(rng.choice((1, 1, 2, 2, 3))):
-        begin = rng.choice("b bl br c ch d dr f fl g gr h j k l m n p pl qu r s sh st t tr v w z".split())
-        end = rng.choice(["", "", "n", "r", "l", "g", "ck", "t", "st", "m", "x", "d"])
+        begin, end = rng.choice(BEGINNINGS), rng.choice(ENDS)
         syllables.append(begin + rng.choice("aeiouy") + end)
     return "".join(syllables)
 
@@ -105,11 +109,9 @@ def as_typed(question, rng):
     if rng.random() < 0.25:
         question = question.replace("color", "colour").replace("center", "centre")
     if rng.random() < 0.1:
-        opening = rng.choice(("Please: ", "Tell me, ", "OK, ", "Now, ", "Please tell me: ", "Please, "))
-        question = opening + question[0].lower() + question[1:]
+        question = rng.choice(BEFORE) + question[0].lower() + question[1:]
     elif rng.random() < 0.1:
-        ending = rng.choice((", LLaVA", " for me", ", if I may ask", ", my friend", " now", " then"))
-        question = question.rstrip("?.!") + ending + question[-1:]
+        question = question.rstrip("?.!") + rng.choice(AFTER) + question[-1:]
     if rng.random() < 0.1:
         question = question.lower()
     if rng.random() < 0.08:

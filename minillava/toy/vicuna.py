@@ -65,7 +65,7 @@ def text_sample(rng, tokenizer, shares):
 
 
 def deck_ids(told, deck, tokenizer):
-    """As stage 1 will show it pictures: the scene, then what there is to say. The backs are learned."""
+    """As stage 1 will show it pictures: the scene, then cards, whose backs are learned."""
     ids = tokenizer.encode(told)
     labels = [IGNORE_INDEX] * len(ids)
     for front, back in deck:

@@ -50,7 +50,7 @@ def make_scene(rng, split):
 
 
 def make_box(place, rng):
-    """A box of either size near the middle of a cell, 0 to 8 in reading order, up to 4 pixels off."""
+    """A box of either size, up to 4 pixels off the middle of a cell, 0 to 8 in reading order."""
     width = rng.randint(*SIZES[rng.choice(list(SIZES))])
     room = (CELL - width) // 2
     off = min(4, room - 1)
