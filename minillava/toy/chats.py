@@ -7,13 +7,16 @@
 from minillava.toy.annotations import as_fractions
 from minillava.toy.follow_ups import about_absent, about_nothing, about_one
 from minillava.toy.objects import join, read, with_article
-from minillava.toy.questions import BRIEF, DETAIL, QUESTIONS
+from minillava.toy.questions import BRIEF, QUESTIONS, ask_detail
 from minillava.toy.talk import PICTURED, SOCIAL, answer_of, as_typed, line, small_talk
 from minillava.toy.world import make_scene
 
 NO_SCENE = "This is no picture of my world: I know only circles, squares, triangles and stars."
 # What may come next in a chat about a scene, and how often.
-NEXT = {"scene": 30, "one": 22, "absent": 4, "nothing": 4, "line": 30, "again": 10}
+NEXT = {"scene": 30, "one": 20, "absent": 4, "nothing": 3, "line": 30, "again": 13}
+# What is asked about a picture, the same for scenes and for odd ones: no question may give away
+# which of the two it is.
+ASKED = {"detail": 12, "brief": 12, "question": 76}
 
 
 def chat(boxes, rng):
@@ -46,16 +49,17 @@ def next_pairs(kind, things, rng):
 
 
 def about_scene(things, rng):
-    """Any of the teacher's questions about the scene, or for a short description."""
-    ask = rng.choice([*QUESTIONS.values(), in_short])
-    while not (pair := ask(things, rng)):  # not every question can be asked about every scene
-        ask = rng.choice(list(QUESTIONS.values()))
+    """A description, long or short, or any of the teacher's questions."""
+    kind = rng.choices(list(ASKED), list(ASKED.values()))[0]
+    if kind == "detail":
+        return ask_detail(things, rng)
+    if kind == "brief":
+        seen = join([with_article(str(thing)) for thing in things])
+        return rng.choice(BRIEF), f"A picture of {seen}."
+    pair = None
+    while not pair:  # not every question can be asked about every scene
+        pair = rng.choice(list(QUESTIONS.values()))(things, rng)
     return pair
-
-
-def in_short(things, rng):
-    seen = join([with_article(str(thing)) for thing in things])
-    return rng.choice(BRIEF), f"A picture of {seen}."
 
 
 def odd_chat(rng):
@@ -72,9 +76,7 @@ def odd_chat(rng):
 def about_picture(rng):
     """A question about a picture, whatever it shows."""
     things = read(as_fractions(make_scene(rng, "train")))
-    kind = rng.choices(("whole", "pictured", "one", "scene"), (35, 15, 15, 35))[0]
-    if kind == "whole":
-        return rng.choice(DETAIL + BRIEF)
+    kind = rng.choices(("scene", "one", "pictured"), (60, 25, 15))[0]
     if kind == "pictured":
         return line(rng, PICTURED)[0]
     if kind == "one":

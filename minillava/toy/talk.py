@@ -11,8 +11,8 @@ from pathlib import Path
 from minillava.toy.world import NUMBERS
 
 # How often each group of talk.txt is drawn: those about what a picture might show, and the others.
-PICTURED = {"absent": 14, "unseen": 12, "pale": 4}
-SOCIAL = {"greeting": 8, "thanks": 8, "goodbye": 7, "who": 11, "able": 11, "language": 12,
+PICTURED = {"absent": 18, "unseen": 12, "pale": 4}
+SOCIAL = {"greeting": 8, "thanks": 8, "goodbye": 7, "who": 11, "able": 11, "language": 15,
           "beyond": 20, "filler": 5}
 # Lists of words that may be made up, and how often.
 MADE_UP = {"noun": 0.3, "form": 0.2, "fame": 0.2, "land": 0.2, "person": 0.2, "topic": 0.15}
