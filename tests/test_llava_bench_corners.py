@@ -61,6 +61,17 @@ def test_nothing_but_trouble_is_no_success(tmp_path, run, trouble, words):
     assert not (tmp_path / "reviews.jsonl").exists()
 
 
+@pytest.mark.parametrize("trouble, typed, code, words", [
+    ((401, {}, b"no such key"), [], 2, "error: 127.0.0.1 says HTTP 401: no such key"),
+    ("8 7", ["--max-tokens-spent", "1000"], 1, "the limit is near"),
+])
+def test_a_judge_that_cannot_be_asked_is_one_line(tmp_path, run, trouble, typed, code, words):
+    with serving(lambda server, request: trouble) as server:
+        done = run(*bench(tmp_path), *typed, **environment(server))
+    assert done.returncode == code and words in done.err.splitlines()[-1]
+    assert not (tmp_path / "reviews.jsonl").exists()
+
+
 def test_a_dry_run_and_folders_that_are_not_there(tmp_path, run):
     typed = [*bench(tmp_path)[:-1], tmp_path / "new" / "reviews.jsonl"]
     with serving(lambda server, request: "8 7\nWell.") as server:

@@ -18,7 +18,7 @@ from minillava.instruct.command import (
     open_from_flags,
     print_dry_run,
 )
-from minillava.instruct.exchange import TeacherError
+from minillava.instruct.exchange import LimitReached, TeacherError
 
 PROMPTS = Path(__file__).parent / "prompts"
 RULE = PROMPTS / "rule.json"
@@ -83,12 +83,15 @@ def judge(args, teachers=None):
 
 def finish(path, reviews, wanted, teacher):
     """Writes the reviews and says what is missing. Returns the exit code."""
+    if not reviews:
+        if isinstance(teacher.stopped_by, LimitReached):
+            print(f"error: there is no review. {teacher.why_stopped()}", file=sys.stderr)
+            return 1
+        raise teacher.stopped_by
     if not any(row["scores"] for row in reviews):
-        why = teacher.why_stopped()
-        if reviews:
-            why = f"the first one says: {reviews[0]['content'][:300]!r}"
+        first = reviews[0]["content"][:300]
         print(f"error: of {len(reviews)} reviews none names two scores, and no file is written; "
-              f"{why}", file=sys.stderr)
+              f"the first one says: {first!r}", file=sys.stderr)
         return 1
     write(path, "".join(json.dumps(row) + "\n" for row in reviews))
     print(f"{len(reviews)} reviews are in {path}")

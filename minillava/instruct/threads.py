@@ -33,7 +33,8 @@ class Workers:
                     finished.put((number, None, error))
 
         self.interrupted.clear()
-        self.threads = [threading.Thread(target=work, daemon=True) for _ in range(min(self.count, len(jobs)))]
+        count = min(self.count, len(jobs))
+        self.threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
         for thread in self.threads:
             thread.start()
         for _ in jobs:
