@@ -50,7 +50,7 @@ class Endpoint:
         said = f"{self.url.hostname} says HTTP {status}: {one_line(body)}"
         said += self.advice(status, body)
         if status == 200:
-            return read_answer(body, messages, said)
+            return answer_in(body, messages, said)
         wait = seconds_to_wait(headers.get("Retry-After"))
         if status == 429:
             raise TryAgain(TeacherError(said), wait)
@@ -61,10 +61,7 @@ class Endpoint:
         raise TeacherError(said)
 
     def post(self, body):
-        """-> status, headers, text of the reply, in which the key is struck out.
-
-        Before the request is sent, trouble is with the server; after that, with this request.
-        """
+        """-> status, headers, text of the reply, in which the key is struck out"""
         connection, headers = connect(self.url.scheme, self.url.hostname, self.port, self.proxy,
                                       self.timeout)
         headers = headers | {"Content-Type": "application/json"}
@@ -74,10 +71,11 @@ class Endpoint:
         if self.proxy and self.url.scheme == "http":
             target = f"http://{self.url.netloc}{self.path}"
 
-        start, blame = time.monotonic(), TeacherError
+        start = time.monotonic()
+        blame = TeacherError  # until the line stands, trouble is with the server
         try:
             connection.connect()
-            blame = BadReply
+            blame = BadReply  # then it is with this request
             with deadline(connection.sock, self.timeout):
                 connection.request("POST", target, body.encode(), headers)
                 response = connection.getresponse()
@@ -110,7 +108,7 @@ class Endpoint:
 
 # ------------------------------------------------------------------------------------- the reply
 
-def read_answer(body, messages, said):
+def answer_in(body, messages, said):
     """The JSON of a reply -> Answer; said: the same in words, for an error."""
     message, reason, usage = read_completion(body)
     text = message.get("content")

@@ -60,7 +60,7 @@ def make_samples(symbols, jobs, teacher, seed, detail_questions=None):
 
 def make_sample(kind, name, symbols, teacher, rng, detail_questions):
     """-> (sample, None) or (None, reject). A malformed reply is asked for again, once."""
-    complaint, reply, reason = "", "", ""
+    complaint = reply = reason = ""
     try:
         for _ in range(2):
             answer = teacher.answer(request_for(kind, *symbols, complaint))
