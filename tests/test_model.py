@@ -98,6 +98,7 @@ def test_a_stage_changes_what_it_trains_and_nothing_else(model, stage, trained):
     forward_backward_in(torch.bfloat16, model, input_ids, pixels, labels=labels)
     take_step(optimizers)
     for name, p in model.named_parameters():
+        assert p.requires_grad == name.startswith(trained), name
         assert torch.equal(p, before[name]) != name.startswith(trained), name
         assert p.dtype == torch.float32
 

@@ -35,6 +35,7 @@ def test_the_rate_rises_for_3_percent_of_the_steps_and_falls_by_a_cosine():
 @pytest.mark.parametrize("muon_lr", [None, 1e-2])
 def test_no_weight_decays(muon_lr):
     model, optimizers = small(muon_lr)
+    assert optimizers[0].defaults["betas"] == (0.9, 0.999)
     before = {name: p.clone() for name, p in model.named_parameters()}
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
@@ -84,6 +85,7 @@ def test_checkpoints_that_are_too_many_or_half_written_go(tmp_path):
         checkpoints.save(tmp_path, step, model, optimizers, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-11"]
     assert list(checkpoints.checkpoints(tmp_path)) == [10, 11]
+    assert checkpoints.resume(tmp_path, model, optimizers) == 11
 
 
 def test_gradients_travel_once_a_step_not_once_a_micro_batch():
