@@ -137,7 +137,7 @@ MUTANTS = {  # file: [(text, what it becomes, a test that must fail)]
         ("self.keys_values.length, len(ids) - 1)", "self.keys_values.length)",
          "test_generate.py::test_the_same_question_twice_runs_one_token_again"),
         ("self.keys_values.length = common", "pass",
-         "test_generate.py::test_a_later_turn_runs_only_its_new_tokens_and_answers_as_if_all_were_run"),
+         "test_generate.py::test_the_same_question_twice_runs_one_token_again"),
         ("return self.end()", 'return ""',
          "test_generate.py::test_an_answer_stops_at_the_templates_stop_and_never_shows_a_part_of_it"),
         ("range(len(stop) - 1, 0, -1)", "range(len(stop) - 2, 0, -1)",

@@ -243,6 +243,9 @@ def test_an_answer_stops_at_the_templates_stop_and_never_shows_a_part_of_it(toy)
         shown = "".join(answer.put(i) for i in tokenizer.segment(text))
         assert not answer.done or "#" not in shown
         assert shown + answer.end() == answer.text == expected
+    answer = Answer(tokenizer, "llava_v0")
+    shown = "".join(answer.put(i) for i in [*tokenizer.segment("a ##"), tokenizer.eos_id])
+    assert shown == "a ##" and answer.done  # the end token lets out what was held back
 
 
 def test_the_shipped_miniature_sees(toy):

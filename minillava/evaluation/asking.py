@@ -53,9 +53,9 @@ def answer_batch(model, tokenizer, images, max_new_tokens, temperature, top_p, s
 def report_answers(rows, out):
     """Prints where the answers are, and names those that are empty because something was wrong."""
     if rows is None:
-        print(f"this share is answered; the last of the others to end joins them all in {out}")
+        print(f"this share is answered; the last of the others to end joins them all in {printable(out)}")
         return
-    print(f"{len(rows)} answers are in {out}")
+    print(f"{len(rows)} answers are in {printable(out)}")
     name_failures(rows)
 
 

@@ -19,6 +19,7 @@ from minillava.instruct.command import (
     print_dry_run,
 )
 from minillava.instruct.exchange import LimitReached, TeacherError
+from minillava.terminal import printable
 
 PROMPTS = Path(__file__).parent / "prompts"
 RULE = PROMPTS / "rule.json"
@@ -94,7 +95,7 @@ def finish(path, reviews, wanted, teacher):
               f"the first one says: {first!r}", file=sys.stderr)
         return 1
     write(path, "".join(json.dumps(row) + "\n" for row in reviews))
-    print(f"{len(reviews)} reviews are in {path}")
+    print(f"{len(reviews)} reviews are in {printable(path)}")
     if len(reviews) < wanted:
         print(f"{wanted - len(reviews)} were not asked for: {teacher.why_stopped()}")
     return 0 if len(reviews) == wanted else 1

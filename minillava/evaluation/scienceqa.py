@@ -18,7 +18,7 @@ import re
 from pathlib import Path
 
 from minillava.files import read_object, write
-from minillava.terminal import exit_with
+from minillava.terminal import exit_with, printable
 
 LETTERS = "ABCDE"
 # what LLaVA-1.5 was taught to obey
@@ -253,7 +253,7 @@ def main():
     except (OSError, ValueError) as error:
         exit_with(error)
     print(f"{len(samples)} samples, their images relative to "
-          f"{image_folder(args.data, args.split)}: {out}")
+          f"{printable(image_folder(args.data, args.split))}: {printable(out)}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from minillava.evaluation.scienceqa import texts as texts_of
 from minillava.evaluation.scienceqa_answers import choices_of
 from minillava.files import write
 from minillava.instruct.exchange import BadReply
+from minillava.terminal import printable
 
 
 def ensemble(texts, theirs, problems, strict=False, judge=None):
@@ -89,7 +90,7 @@ def ask_judge(judge, prompts):
         try:
             return i, judge.ask([{"role": "user", "content": prompts[i]}])
         except BadReply as error:
-            print(f"question {i}: {error}", file=sys.stderr)
+            print(printable(f"question {i}: {error}", keep=""), file=sys.stderr)
 
     replies = judge.map(ask, list(prompts), "judge")
     return dict(reply for reply in replies if reply)

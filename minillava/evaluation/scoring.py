@@ -66,7 +66,7 @@ def upload(name, answers_file, questions_file, out):
     answers = read_answers(answers_file, name, questions)
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     missing = benchmark.upload(answers, questions, out)
-    print(f"{len(answers)} answers are in {out}")
+    print(f"{len(answers)} answers are in {printable(out)}")
     if missing:
         print(f"{len(missing)} of {len(questions)} questions have no answer: {some_of(missing)}")
 

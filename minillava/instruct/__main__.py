@@ -30,6 +30,7 @@ from minillava.instruct.command import (
 from minillava.instruct.exchange import LimitReached
 from minillava.instruct.samples import jobs_for, make_samples, request_for
 from minillava.instruct.symbols import PAPER_MIX, read_symbols, samples_per_kind
+from minillava.terminal import printable
 
 
 def make_data(args, teachers=None, detail_questions=None):
@@ -47,7 +48,7 @@ def make_data(args, teachers=None, detail_questions=None):
         print_concepts(concepts)
         write_samples(args.out, samples)
         print_table(samples, [])
-        print(f"{len(samples)} samples are in {args.out}")
+        print(f"{len(samples)} samples are in {printable(args.out)}")
         return 0
 
     counts = samples_per_kind(kinds, args.count, len(symbols))
@@ -66,7 +67,7 @@ def make_data(args, teachers=None, detail_questions=None):
         return nothing_made(teacher, rejects)
     write_samples(args.out, samples)
     print_table(samples, rejects)
-    print(f"{len(samples)} samples are in {args.out}")
+    print(f"{len(samples)} samples are in {printable(args.out)}")
     unasked = len(jobs) - len(samples) - len(rejects)
     if unasked:
         print(f"{unasked} samples were not asked for: {teacher.why_stopped()}")
@@ -114,10 +115,10 @@ def write_samples(path, samples):
 
 def write_rejects(path, rejects):
     write_lines(path, rejects)
-    print(f"{len(rejects)} replies were set aside in {path}")
+    print(f"{len(rejects)} replies were set aside in {printable(path)}")
     reasons = Counter(reject["reason"] for reject in rejects)
     for reason, count in reasons.most_common(3):
-        print(f"{count:8}  {reason}")
+        print(f"{count:8}  {printable(reason, keep='')}")
 
 
 def write_lines(path, rows):

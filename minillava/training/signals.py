@@ -2,6 +2,7 @@
 import signal
 import sys
 
+from minillava.terminal import printable
 from minillava.training import distributed
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -32,7 +33,7 @@ class Stop:
 def end_by_signal(out, step, number):
     """Exit code 128 + signal, as a shell expects it."""
     if distributed.rank() == 0:
-        print(f"\nStopped after {step} steps, all saved in {out}. "
+        print(f"\nStopped after {step} steps, all saved in {printable(out)}. "
               f"To go on, give the same command with --resume.")
     sys.exit(128 + (number or signal.SIGTERM))
 
