@@ -1,9 +1,9 @@
 """Talk with a LLaVA about a picture, in the terminal.
 
-    python chat.py                                  # the shipped miniature, on a freshly drawn scene
+    python chat.py                                # the shipped miniature, a freshly drawn scene
     python chat.py --image photo.jpg --model DIR
-    python chat.py --image photo.jpg --prompt "How many shapes are there?"   # prints the answer alone
-    echo "Is there a star?" | python chat.py --image photo.jpg --prompt - --json
+    python chat.py --image photo.jpg --prompt "What is unusual here?"   # prints the answer alone
+    echo "What is unusual here?" | python chat.py --image photo.jpg --prompt - --json
 """
 import argparse
 import json
@@ -45,17 +45,14 @@ class Chat:
             terminal.show_picture(picture)
 
     def run(self):
-        """Reads and answers until the user leaves. What goes wrong is one line, and the chat goes on."""
-        terminal.edit_lines([*COMMANDS, "/quit"])
+        """Reads and answers until the user leaves; what goes wrong is one line, and it goes on."""
+        terminal.edit_lines(COMMANDS)
         while True:
             try:
-                message = terminal.read_message("you> ")
-                if message in ("/quit", "/exit"):
-                    return
-                self.take(message)
-            except EOFError:
+                self.take(terminal.read_message("you> "))
+            except EOFError:            # Ctrl-D, /quit
                 return print()
-            except KeyboardInterrupt:  # the line is given up, not the chat
+            except KeyboardInterrupt:   # the line is given up, not the chat
                 print()
             except BrokenPipeError:
                 raise
@@ -75,31 +72,39 @@ class Chat:
             self.ask(message)
 
     def ask(self, question):
-        self.turns.append(human_turn(question, image=not self.turns))
-        self.make_room()
-        try:
-            answer = self.write_answer()
-        except ValueError:
-            self.turns.pop()
-            raise
-        self.turns.append(("gpt", answer))
+        turns = self.make_room([*self.turns, human_turn(question, image=not self.turns)])
+        answer = self.write_answer(turns)
+        self.turns = [*turns, ("gpt", answer)]
 
-    def write_answer(self):
+    def make_room(self, turns):
+        """Old turns leave whole when question and answer would no longer fit; the picture stays."""
+        room = min(self.settings["max_new_tokens"], self.cache.max_length // 8)
+        while len(turns) > 2 and len(self.prompt_ids(turns)) + room > self.cache.max_length:
+            note(f"the context is full: {typed(turns[0])!r:.60} and its answer leave it")
+            turns = [human_turn(turns[2][1], image=True), *turns[3:]]
+        return turns
+
+    def prompt_ids(self, turns):
+        ids, _ = render([*turns, ("gpt", None)], self.tokenizer, self.model.config.template,
+                        self.model.config.image_tokens)
+        return ids
+
+    def write_answer(self, turns):
         """The answer to the last turn, written as it comes, and its figures. Ctrl-C ends it."""
-        prompt = len(self.prompt_ids())
+        prompt = len(self.prompt_ids(turns))
         print("llava> ", end="", flush=True)
         text = terminal.WrappedText(terminal.width(), start=len("llava> "))
         answer = ""
         start = first = time.perf_counter()
         try:
-            for piece in stream(self.model, self.tokenizer, self.turns, self.image,
+            for piece in stream(self.model, self.tokenizer, turns, self.image,
                                 cache=self.cache, **self.settings):
                 if not answer:
                     first = time.perf_counter()
                     piece = piece.lstrip()
                 answer += piece
                 text.put(piece)
-        except KeyboardInterrupt:  # what was said so far stays
+        except KeyboardInterrupt:   # what was said so far stays
             text.put(" ...")
         finally:
             text.end()
@@ -110,20 +115,12 @@ class Chat:
         used = len(self.cache.ids)
         limit = self.cache.max_length
         if terminal.width():
-            note(f"{tokens} tokens, {tokens / seconds:.0f} tokens/s, the first after {first:.2f} s, "
-                 f"context {used:,} of {limit:,}")
+            note(f"{tokens} tokens, {tokens / seconds:.0f} tokens/s, "
+                 f"the first after {first:.2f} s, context {used:,} of {limit:,}")
         if tokens == self.settings["max_new_tokens"]:
             note(f"cut after {tokens} tokens; /set max-new-tokens {2 * tokens} allows more")
         if used > limit * 7 // 8:
-            note("the context is nearly full: /clear starts anew with this picture, "
-                 "or else the oldest turns will leave")
-
-    def make_room(self):
-        """Old turns leave whole when question and answer would no longer fit; the picture stays."""
-        room = min(self.settings["max_new_tokens"], self.cache.max_length // 8)
-        while len(self.turns) > 2 and len(self.prompt_ids()) + room > self.cache.max_length:
-            note(f"the context is full: {typed(self.turns[0])!r:.60} and its answer leave it")
-            self.turns = [human_turn(self.turns[2][1], image=True), *self.turns[3:]]
+            note("the context is nearly full: /clear starts anew, or else the oldest turns leave")
 
     def take_back(self):
         """The last question, which is taken out of the conversation with its answer."""
@@ -132,11 +129,6 @@ class Chat:
         question, _ = self.turns[-2:]
         del self.turns[-2:]
         return typed(question)
-
-    def prompt_ids(self):
-        ids, _ = render([*self.turns, ("gpt", None)], self.tokenizer, self.model.config.template,
-                        self.model.config.image_tokens)
-        return ids
 
 
 def typed(turn):
@@ -148,12 +140,12 @@ def read_prompts(prompts):
     """The questions, where - is what standard input says."""
     prompts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
     if not all(prompt.strip() for prompt in prompts):
-        raise ValueError("the question is empty; ask something, or - and write it to standard input")
+        raise ValueError("the question is empty; ask something, or - to read it from a pipe")
     return prompts
 
 
 def read_images(paths, count):
-    """One picture for each of so many questions: one may serve all, and without any a scene is drawn."""
+    """A picture for each of so many questions: one may serve all, without any a scene is drawn."""
     if not paths:
         with tempfile.NamedTemporaryFile(prefix="scene-", suffix=".png", delete=False) as file:
             Scene.new().picture().save(file)
@@ -166,7 +158,7 @@ def read_images(paths, count):
 
 
 def answer_prompts(model, tokenizer, prompts, images, settings, as_json):
-    """All questions as one batch; standard output gets the answers alone, or a line of JSON each."""
+    """All questions as one batch; only the answers are printed, or a line of JSON for each."""
     start = time.perf_counter()
     answers = generate(model, tokenizer, prompts, images, **settings)
     seconds = time.perf_counter() - start
@@ -187,19 +179,16 @@ def make_parser():
     for part in ("vision", "language", "projector", "base"):
         flag(f"--{part}", help=f"the {part} where the model comes in parts, see the README")
     flag("--image", action="append", help="the picture (default: a freshly drawn toy scene)")
-    flag("--prompt", action="append", help="a question, - for standard input: prints its answer "
-         "alone; several, each with its --image, are one batch")
-    flag("--json", action=argparse.BooleanOptionalAction, default=False,
-         help="answers of --prompt as JSON lines, with tokens and seconds")
-    flag("--preview", action=argparse.BooleanOptionalAction, default=True,
-         help="draw the pictures in the terminal")
+    flag("--prompt", action="append", help="a question, - for a pipe; several are one batch")
+    flag("--json", action=argparse.BooleanOptionalAction, default=False, help="JSON lines")
+    flag("--preview", action=argparse.BooleanOptionalAction, default=True, help="draw the pictures")
     for name, (kind, default, meaning) in SETTINGS.items():
         flag(f"--{name}", type=kind, default=default, help=meaning)
     flag("--stop", action="append", default=[], help="a text before which an answer ends")
     flag("--seed", type=int, help="draws the same words again, where words are drawn")
     flag("--device", default="auto", help="cuda, mps or cpu; auto: the first of these that is here")
     flag("--quantize", choices=("int8", "int4"), help="a smaller language model, nearly as good")
-    flag("--dtype", default="auto", help="float32, bfloat16 or float16; auto: what suits the device")
+    flag("--dtype", default="fast", help="float32, bfloat16, float16; fast: as suits the device")
     return parser
 
 
@@ -221,10 +210,8 @@ def main():
         else:
             introduce(model, args.model or args.language)
             chat = Chat(model, tokenizer, settings, args.preview)
-            if images:
-                chat.start(images[0])
-            else:
-                COMMANDS["/new"](chat, "")
+            scene = None if images else Scene.new()
+            chat.start(scene.picture() if scene else images[0], scene)
             chat.run()
     except BrokenPipeError:
         terminal.exit_closed_pipe()

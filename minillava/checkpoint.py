@@ -13,7 +13,7 @@ from minillava.llava import Llava
 from minillava.tokenizer import Tokenizer
 from minillava.vit import VisionTower
 from minillava.weights.adapters import is_adapter, read_adapted
-from minillava.weights.devices import find_device, find_dtype
+from minillava.weights.devices import choose_dtype, find_device
 from minillava.weights.layouts import compose, read_language, read_llava_folder, read_vision
 from minillava.weights.quantize import fit_to_machine, place_quantized, quantized
 from minillava.weights.saving import save_llava  # noqa: F401: out by the same door
@@ -36,7 +36,7 @@ def load_llava(path=None, *, vision=None, language=None, projector=None, base=No
                                          that it was trained on
 
     device "auto" is the GPU if there is one (CUDA, then MPS), dtype "auto" is that of the file,
-    quantize "int8" or "int4" makes the language model smaller (a folder that was saved so needs no
+    "fast" the one of 16 bits that the device is good at, quantize "int8" or "int4" makes the language model smaller (a folder that was saved so needs no
     word). A folder without minillava.json does not say its template: it is taken for vicuna_v1, that
     of v1.1 to v1.5, unless its tokenizer is one of v0. OSError or ValueError, in one line, if it
     cannot be had.
@@ -75,7 +75,7 @@ def load_vision(path, device="auto", dtype="auto"):
 def build(cls, config, tensors, source, device, dtype, quantize=None):
     """A module around these tensors: made on the meta device, without memory, then filled."""
     device = find_device(device)
-    dtype = dtype_of(tensors) if dtype == "auto" else find_dtype(dtype)
+    dtype = choose_dtype(dtype, dtype_of(tensors), device)
     check_depth(config, tensors, source)
     if quantize is not None:
         language_config = config.language_config if cls is Llava else config

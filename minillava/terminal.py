@@ -1,6 +1,6 @@
-"""The terminal: text from outside is shown and never obeyed, a picture drawn, a line read, an answer wrapped.
+"""The terminal: text from outside is shown and never obeyed, lines are read, pictures drawn.
 
-What a terminal can do is asked of the environment: NO_COLOR, COLORTERM, TERM (no-color.org; termstandard/colors).
+What it can do is asked of NO_COLOR, COLORTERM and TERM (no-color.org, termstandard/colors).
 """
 import os
 import shlex
@@ -15,8 +15,10 @@ from urllib.parse import unquote
 
 from PIL import Image
 
-OBEYED = {"Cc", "Cs", "Zl", "Zp"}  # controls, halves of surrogate pairs, separators of lines and paragraphs
-TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # they turn the order of what follows
+# Unicode's categories of controls, half surrogate pairs, separators of lines and paragraphs, and
+# the characters that turn the order in which others are shown.
+OBEYED = {"Cc", "Cs", "Zl", "Zp"}
+TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 TRUE_COLOR = 2**24
 STYLES = {"plain": 0, "bold": 1, "dim": 2, "yellow": 33, "cyan": 36}
 CUBE = (0, 95, 135, 175, 215, 255)  # levels of red, green and blue in the palette of 256
@@ -26,23 +28,27 @@ QUOTES = '"""'
 # ------------------------------------------------------------------------------------- text
 
 def printable(text, keep="\n\t"):
-    r"""Text from outside, safe to print: what a terminal would obey is shown, "\x1b[2J" as `\x1b[2J`.
+    r"""Text from outside, safe to print: what a terminal would obey is shown.
 
-    keep: control characters that stay; keep="" makes one line of it, as an error or a file name should be.
+    The one character ESC becomes the four \x1b. keep: control characters that stay; keep="" makes
+    one line, as an error or a file name should be.
     """
-    return "".join(c if c in keep or not is_obeyed(c) else escaped(c) for c in str(text))
+    shown = []
+    for character in str(text):
+        if is_obeyed(character) and character not in keep:
+            character = character.encode("unicode_escape").decode()
+        shown.append(character)
+    return "".join(shown)
 
 
 def is_obeyed(character):
-    return unicodedata.category(character) in OBEYED or unicodedata.bidirectional(character) in TURNING
-
-
-def escaped(character):
-    return character.encode("unicode_escape").decode()
+    if unicodedata.category(character) in OBEYED:
+        return True
+    return unicodedata.bidirectional(character) in TURNING
 
 
 def exit_with(error, code=2):
-    """Ends the program with one line on standard error that says what is wrong; 2: the user's input is."""
+    """Ends the program with one line on standard error; code 2: the user's input is wrong."""
     print(f"error: {printable(error, keep='')}", file=sys.stderr)
     sys.exit(code)
 
@@ -61,16 +67,17 @@ def exit_closed_pipe():
 
 
 def cell_width(character):
-    """Columns that a character takes: two for a Chinese one, none for an accent that stands on the last."""
+    """Columns that a character takes: two for a Chinese one, none for an accent on the last one."""
     if unicodedata.category(character) in ("Mn", "Me", "Cf"):
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 class WrappedText:
-    """Writes text as it comes and breaks its lines between words, before the terminal breaks them within.
+    """Writes text as it comes, and breaks lines between words before the terminal does within them.
 
-    A word is held back until it is whole. Chinese and Japanese have no spaces: a line may break at each character.
+    A word is held back until it is whole. Chinese and Japanese have no spaces: their lines may
+    break at each character.
     """
 
     def __init__(self, columns, start=0):
@@ -81,7 +88,7 @@ class WrappedText:
         self.word = ""    # held back
 
     def put(self, text):
-        for character in printable(text).expandtabs(4):
+        for character in printable(text).replace("\t", "    "):
             if character in " \n":
                 self.put_word()
                 self.space += character
@@ -101,7 +108,8 @@ class WrappedText:
         cells = sum(map(cell_width, self.word))
         spaces = len(self.space.rpartition("\n")[2])
         if self.columns and self.column and self.column + spaces + cells > self.columns:
-            self.space, self.column, spaces = "\n", 0, 0
+            self.space = "\n"
+            self.column = spaces = 0
         print(self.space + self.word, end="", flush=True)
         self.column += spaces + cells
         self.space = ""
@@ -113,7 +121,7 @@ class WrappedText:
 
 
 def note(text, style="dim", indent=""):
-    """A line that is not part of the conversation, wrapped at words; `indent` begins its later lines."""
+    """A line about the conversation, wrapped at words; `indent` begins what is wrapped."""
     columns = width() or sys.maxsize // 2
     for line in textwrap.wrap(printable(text, keep=""), columns, subsequent_indent=indent):
         print(styled(line, style))
@@ -137,31 +145,31 @@ def width():
 
 def color_depth():
     """How many colours standard output shows: 2^24, 256 or 0."""
-    term = os.environ.get("TERM", "dumb")
+    term = os.environ.get("TERM", "")
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR") or term == "dumb":
         return 0
-    if os.environ.get("COLORTERM") in ("truecolor", "24bit") or term.endswith("-direct"):
-        return TRUE_COLOR
+    if os.environ.get("COLORTERM") in ("truecolor", "24bit") or "WT_SESSION" in os.environ:
+        return TRUE_COLOR  # WT_SESSION: Windows Terminal, which sets no TERM
     return 256 if "256" in term else 0
 
 
 def styled(text, style):
-    """Text in one of STYLES, where the terminal has colours; the foreground's own colour suits light and dark."""
+    """Text in one of STYLES, where the terminal has colours."""
     return f"\033[{STYLES[style]}m{text}\033[0m" if color_depth() else text
 
 
 def show_picture(image):
-    """The picture within the terminal's width and half its height; nothing where output is no terminal."""
+    """The picture within the terminal's width and half its height; nothing in a pipe."""
     columns, rows = shutil.get_terminal_size()
     depth = color_depth()
     if depth:
         print(half_blocks(image, columns, rows // 2, depth))
     elif sys.stdout.isatty():
-        print(f"[a picture of {image.width} x {image.height}; this terminal says that it has no colours for it]")
+        note(f"[a picture of {image.width} x {image.height}; this terminal has no colours for it]")
 
 
 def half_blocks(image, columns, rows, depth):
-    """A picture as text, two pixels to a character: ▀ in the upper one's colour on the lower one's."""
+    """A picture as text, two pixels a character: ▀ in the upper one's colour on the lower one's."""
     scale = min(columns / image.width, 2 * rows / image.height)
     width = max(1, round(scale * image.width))
     height = max(2, round(scale * image.height) // 2 * 2)
@@ -196,7 +204,7 @@ def palette_index(pixel):
 def edit_lines(commands):
     """Line editing, history, Tab and pasting in `input`, by readline where Python has it.
 
-    commands: words that Tab completes at the start of a line; behind one of them it completes paths.
+    commands: words that Tab completes at the start of a line; behind one it completes paths.
     """
     try:
         import readline
@@ -213,22 +221,24 @@ def edit_lines(commands):
         readline.parse_and_bind("bind ^I rl_complete")
     else:
         readline.parse_and_bind("tab: complete")
-        readline.parse_and_bind("set enable-bracketed-paste on")  # a paste is one message, whatever its lines
+        # A paste is one message, whatever its lines.
+        readline.parse_and_bind("set enable-bracketed-paste on")
 
 
 def completions(typed, commands, begin):
-    """What the end of a typed line, from `begin` on, may become: commands, or paths behind a command."""
+    """What the end of a typed line, from `begin` on, may become: a command, a path behind one."""
     command, space, path = typed.partition(" ")
     if not space:
         return [word[begin:] + " " for word in commands if word.startswith(typed)]
     home = os.path.expanduser(path)
     found = [name + "/" * os.path.isdir(name) for name in sorted(glob(escape(home) + "*"))]
+    # As typed, with ~ if there was one; readline wants what stands behind the last space or slash.
     names = [path + name[len(home) :] for name in found]
     return [name[begin - len(command) - 1 :] for name in names]
 
 
 def read_message(prompt):
-    """One message from the keyboard; three quotes open one of several lines, which three quotes close.
+    """One message from the keyboard; one of several lines stands between three quotes and three.
 
     EOFError where the user leaves (Ctrl-D), KeyboardInterrupt where the line is given up (Ctrl-C).
     """
@@ -244,7 +254,7 @@ def read_message(prompt):
 
 
 def typed_path(text):
-    r"""A path as people type or drag it: bare, with ~, in quotes, with `\ ` for a space, as file://; not a URL."""
+    r"""A path as people type or drag it: bare, with ~, in quotes, `\ ` for a space, file://."""
     if text.lower().startswith(("http://", "https://")):
         raise ValueError("pictures are not fetched from the web: download it, then name the file")
     if text.startswith("file://"):

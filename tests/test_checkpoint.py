@@ -21,7 +21,7 @@ from minillava.tokenizer import Tokenizer
 from minillava.vit import VisionConfig, VisionTower
 from minillava.weights import configs, layouts
 from minillava.weights.__main__ import main
-from minillava.weights.devices import find_device
+from minillava.weights.devices import choose_dtype, find_device
 from minillava.weights.saving import (
     save_clip,
     save_language,
@@ -635,3 +635,10 @@ load_llava()
 sys.exit("torch._dynamo" in sys.modules)"""
     root = Path(__file__).parent.parent
     assert subprocess.run([sys.executable, "-c", loads], cwd=root).returncode == 0
+
+
+def test_fast_is_the_dtype_that_the_device_is_good_at():
+    cpu = torch.device("cpu")
+    for stored, fast in ((torch.float16, torch.bfloat16), (torch.bfloat16, torch.bfloat16), (torch.float32, torch.float32)):
+        assert choose_dtype("fast", stored, cpu) == fast and choose_dtype("auto", stored, cpu) == stored
+    assert choose_dtype("float16", torch.float32, cpu) == torch.float16

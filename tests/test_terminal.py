@@ -1,7 +1,20 @@
 """What is printed for a person: nothing from outside may command the terminal."""
-import pytest
+import os
 
-from minillava.terminal import exit_with, printable
+import pytest
+from PIL import Image
+
+from minillava.terminal import (
+    TRUE_COLOR,
+    WrappedText,
+    completions,
+    exit_with,
+    half_blocks,
+    note,
+    palette_index,
+    printable,
+    typed_path,
+)
 
 
 @pytest.mark.parametrize("text, shown", [
@@ -22,3 +35,74 @@ def test_an_error_is_one_line_and_the_exit_code_says_whose_it_is(capsys):
         exit_with(FileNotFoundError("there is no image a\nb\x1b]0;title\x07"))
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: there is no image a\\nb\\x1b]0;title\\x07\n"
+
+
+def wrapped(capsys, pieces, columns, start=0):
+    text = WrappedText(columns, start)
+    for piece in pieces:
+        text.put(piece)
+    text.end()
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("pieces, shown", [
+    (["The sh", "ape is ", "red", "."], "The shape\nis red.\n"),
+    (["a ", "\n", "b"], "a \nb\n"),
+    (["0123456789"], "0123456789\n"),
+    (["ab 0123456789ab"], "ab\n0123456789ab\n"),              # longer than a line: the terminal breaks it
+    (["x \x1b[2J"], "x \\x1b[2J\n"),
+    (["図形は三つあります"], "図形は三つ\nあります\n"),         # two columns each
+    (["e\u0301" * 10 + " a"], "e\u0301" * 10 + "\na\n"),        # an accent takes no column
+])
+def test_lines_break_between_words_however_the_text_comes(capsys, pieces, shown):
+    assert wrapped(capsys, pieces, 10) == shown
+    assert wrapped(capsys, list("".join(pieces)), 10) == shown
+    assert wrapped(capsys, pieces, 0) == printable("".join(pieces)) + "\n"
+
+
+def test_the_first_line_has_what_room_there_is_behind_the_prompt(capsys):
+    assert wrapped(capsys, ["one two"], 10, start=5) == "one\ntwo\n"
+
+
+def test_a_note_in_a_pipe_is_one_line(capsys):
+    note("a word " * 40 + "\x1b[1m")
+    assert capsys.readouterr().out == "a word " * 40 + "\\x1b[1m\n"
+
+
+@pytest.mark.parametrize("size", [(96, 96), (20, 2000), (2000, 20), (1, 1), (640, 480)])
+@pytest.mark.parametrize("depth, escape", [(TRUE_COLOR, "38;2;"), (256, "38;5;")])
+def test_a_picture_stays_within_its_columns_and_rows(size, depth, escape):
+    lines = half_blocks(Image.new("RGB", size, "red"), 40, 10, depth).split("\n")
+    assert 1 <= len(lines) <= 10
+    assert all(1 <= line.count("▀") <= 40 and escape in line for line in lines)
+
+
+def test_the_palette_of_256_has_the_nearest_colour():
+    assert palette_index((0, 0, 0)) == 16 and palette_index((255, 255, 255)) == 231
+    assert palette_index((255, 0, 0)) == 196 and palette_index((95, 135, 255)) == 69
+    assert palette_index((128, 128, 128)) == 244
+
+
+def test_paths_as_people_type_and_drag_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "it's a photo.png"
+    file.touch()
+    quoted = str(file).replace("'", "\\'").replace(" ", "\\ ")
+    for typed in (file, f'"{file}"', quoted, "~/it's a photo.png", f"file://{file}",
+                  f"file://{str(file).replace(' ', '%20')}"):
+        assert typed_path(str(typed)) == file
+    with pytest.raises(ValueError, match="not fetched"):
+        typed_path("HTTPS://example.org/a.png")
+    assert str(typed_path("'no such' file")) == "no such file"
+
+
+def test_tab_offers_commands_and_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my pictures").mkdir()
+    (tmp_path / "my pictures" / "[a].png").touch()
+    (tmp_path / "my pictures" / "[b].png").touch()
+    commands = ["/image", "/save", "/set"]
+    assert completions("/s", commands, 1) == ["save ", "set "]
+    assert completions("/image my p", commands, 10) == ["pictures" + os.sep]
+    assert completions("/image my pictures/[", commands, 19) == ["[a].png", "[b].png"]
+    assert completions("what is", commands, 5) == []

@@ -25,8 +25,8 @@ def introduce(model, name):
     tensors = [*model.parameters(), *model.buffers()]
     megabytes = sum(tensor.nbytes for tensor in tensors) / 1e6
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
-    note(f"{name or 'The shipped miniature'}: {megabytes:,.1f} MB, {model.device}, {' and '.join(dtypes)}, "
-         f"template {model.config.template}")
+    note(f"{name or 'The shipped miniature'}: {megabytes:,.1f} MB, {model.device}, "
+         f"{' and '.join(dtypes)}, template {model.config.template}")
     if name is None:
         note("It knows pictures of coloured shapes: what is where, how many, how large.")
     note("Try: What do you see in the image? /help lists the commands.")
@@ -141,12 +141,16 @@ def help(chat, _):
     """this list"""
     for name, command in COMMANDS.items():
         note(f"{name:<7} {' '.join(command.__doc__.split())}", "plain", indent=" " * 8)
-    note("/quit   or Ctrl-D: leave", "plain")
+
+
+def leave(chat, _):
+    """or Ctrl-D: leave"""
+    raise EOFError
 
 
 COMMANDS = {
     "/image": open_image, "/new": draw_scene, "/scene": change_scene, "/show": show,
     "/look": show_look, "/why": show_why, "/tokens": show_tokens,
     "/retry": retry, "/undo": undo, "/clear": clear, "/save": save,
-    "/set": change_setting, "/help": help,
+    "/set": change_setting, "/help": help, "/quit": leave,
 }

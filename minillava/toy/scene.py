@@ -86,7 +86,7 @@ def one_of(words, pool):
     for word in words:
         if word in pool:
             return word
-    raise ValueError(f"a new shape wants one of {', '.join(pool)}, as in: add small blue star center")
+    raise ValueError(f"a new shape wants one of {', '.join(pool)}, as in: {EXAMPLES[3]}")
 
 
 def changed_shape(shape, word, others, rng):
@@ -101,7 +101,7 @@ def changed_shape(shape, word, others, rng):
         return name, free_box(others, thing.place, word, rng)
     if word in PLACES:
         return name, free_box(others, word, thing.size, rng)
-    raise ValueError(f"{word!r} is no color, shape, size or place; a place is one of {', '.join(PLACES)}")
+    raise ValueError(f"{word!r} is no color, shape, size or place; places are {', '.join(PLACES)}")
 
 
 def free_box(others, place, size, rng):

@@ -83,7 +83,7 @@ def merged(adapter, tensors, dtype="auto"):
         weight = tensors[f"{name}.weight"]
         update = adapter.scale * (B.float() @ A.float())  # [out, in]
         summed = weight.float() + update
-        wanted = weight.dtype if dtype == "auto" else find_dtype(dtype)
+        wanted = weight.dtype if dtype in ("auto", "fast") else find_dtype(dtype)
         tensors[f"{name}.weight"] = summed.to(wanted)
     return tensors
 

@@ -37,9 +37,32 @@ def has_index(device):
     return (device.index or 0) < count
 
 
+def choose_dtype(name, stored, device):
+    """"auto": as stored; "fast": what the device is good at; else find_dtype(name)."""
+    if name == "auto":
+        return stored
+    if name == "fast":
+        return fast_dtype(stored, device)
+    return find_dtype(name)
+
+
 def find_dtype(name):
     """"bfloat16" or torch.bfloat16 -> torch.bfloat16; ValueError if no weights can be of it."""
     dtype = getattr(torch, name, None) if isinstance(name, str) else name
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype {name!r:.40} is none of bfloat16, float16 and float32")
     return dtype
+
+
+def fast_dtype(stored, device):
+    """As stored, or the other one of 16 bits where the device is slow in it or cannot do it.
+
+    Measured on a CPU with avx512_bf16, 600 tokens through 4096 x 4096: 235 ms in bfloat16, 2144 ms
+    in float16. GPUs older than Ampere have float16 alone.
+    """
+    if device.type == "cpu" and stored == torch.float16:
+        return torch.bfloat16
+    if device.type == "cuda" and stored == torch.bfloat16:
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
+    return stored
