@@ -1,7 +1,8 @@
 """At full size, which no test has the time for: is memory what it should be, and the big tower exact?
 
     python tests/at_size.py write FOLDER [--scale 7b|1b]  a random LLaVA-1.5 in bf16, llava-hf's layout (7b: 14.1 GB)
-    python tests/at_size.py answer FOLDER [--tokens 8]    loads it, answers about a picture; peak memory against weights
+    python tests/at_size.py answer FOLDER [--tokens 8] [--quantize int4]
+                                                          loads it, answers about a picture; peak memory against weights
     python tests/at_size.py tower                         a random ViT-L/14-336 against transformers, layer -2, fp32:
                                                           needs an environment with transformers in it
 """
@@ -56,23 +57,24 @@ def write(folder, scale):
     shutil.copyfile(ROOT / "tests" / "fixtures" / "vicuna" / "tokenizer.json", folder / "tokenizer.json")
 
 
-def answer(folder, tokens):
+def answer(folder, tokens, quantize):
     """Peak resident memory is that of the process: Python and torch themselves are measured before and named apart."""
     def resident():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     import minillava.generate  # noqa: F401  all that is imported, before the first measurement
     before, start = resident(), time.time()
-    model, tokenizer = checkpoint.load_llava(folder, device="cpu")
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    print(f"weights {weights / 1e9:.2f} GB; loaded in {time.time() - start:.1f} s")
+    model, tokenizer = checkpoint.load_llava(folder, device="cpu", quantize=quantize)
+    weights = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
+    print(f"weights {weights / 1e9:.2f} GB; loaded in {time.time() - start:.1f} s; "
+          f"peak resident so far {resident() / 1e9:.2f} GB", flush=True)
     start, N = time.time(), model.config.image_tokens
     from minillava.generate import new_cache, next_logits
     ids = torch.tensor([[tokenizer.bos_id, *[-200] * N, *tokenizer.segment("what is it?")]])
     with torch.inference_mode():
         cache = new_cache(model)
         logits = next_logits(model, ids, torch.randn(1, 3, 336, 336), cache)
-        print(f"first token after {time.time() - start:.1f} s")
+        print(f"first token after {time.time() - start:.1f} s", flush=True)
         for _ in range(tokens - 1):
             logits = next_logits(model, logits.argmax(-1)[:, None], None, cache)
     assert logits.isfinite().all()
@@ -102,6 +104,7 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=["write", "answer", "tower"])
     parser.add_argument("folder", nargs="?")
     parser.add_argument("--scale", choices=SCALES, default="7b")
+    parser.add_argument("--quantize", choices=["int8", "int4"])
     parser.add_argument("--tokens", type=int, default=8)
     args = parser.parse_args()
     if args.what == "tower":
@@ -109,4 +112,4 @@ if __name__ == "__main__":
     elif args.what == "write":
         write(args.folder, args.scale)
     else:
-        answer(args.folder, args.tokens)
+        answer(args.folder, args.tokens, args.quantize)
