@@ -5,7 +5,8 @@
 
 Only weights are rounded, activations are not. For few rows, as in decoding, the time goes into
 reading weights, and PyTorch's kernels read the small form itself. For many rows, as in a prefill or
-in training, it goes into the product: weights are written out, used and dropped, layer by layer.
+in training, it goes into the product: weights are written out, some output channels after the
+others, used and dropped.
 """
 import functools
 
@@ -15,7 +16,7 @@ from torch import nn
 
 GROUP = 64     # inputs that share a scale and a zero, in int4
 BLOCK = 64     # output channels that lie together, in int4
-FEW_ROWS = 64  # up to as many the kernels are faster than writing weights out
+PIECE = 1024   # output channels that are written out at once, small enough for a cache
 REFITS = 2     # of the line through a group's weights
 TINY = 1e-7    # the least scale, which fp16 still has: a group of zeros needs one too
 
@@ -34,14 +35,19 @@ class QuantizedLinear(nn.Module):
         """[..,I] -> [..,O]"""
         rows = x.shape[:-1].numel()
         learns = x.requires_grad and torch.is_grad_enabled()
-        if rows <= FEW_ROWS and not learns and self.has_kernel(x):
+        if rows <= self.few and not learns and self.has_kernel(x):
             y = self.few_rows(x.reshape(rows, -1).contiguous())
             return y.view(*x.shape[:-1], -1)
         return FrozenProduct.apply(x, self)
 
+    def dequantized(self):
+        """The weight [O,I], in the dtype of the scale."""
+        return torch.cat(list(self.pieces()))
+
 
 class Int8Linear(QuantizedLinear):
     """`weight` int8 [O,I], `scale` [O]."""
+    few = 16  # rows up to which the kernel is faster than to write the weight out
 
     def __init__(self, in_features, out_features):
         weight = torch.empty(out_features, in_features, dtype=torch.int8)
@@ -54,9 +60,10 @@ class Int8Linear(QuantizedLinear):
     def few_rows(self, x):
         return torch._weight_int8pack_mm(x, self.weight, self.scale)
 
-    def dequantized(self):
-        """[O,I], in the dtype of the scale"""
-        return self.weight.to(self.scale.dtype) * self.scale[:, None]
+    def pieces(self):
+        """The weight written out, [PIECE,I] at a time."""
+        for weight, scale in zip(self.weight.split(PIECE), self.scale.split(PIECE)):
+            yield weight.to(scale.dtype) * scale[:, None]
 
 
 class Int4Linear(QuantizedLinear):
@@ -66,6 +73,7 @@ class Int4Linear(QuantizedLinear):
     memory-mapped: of the 64 output channels of a block, input by input, byte j holds channel j in
     its low half and channel j + 32 in its high half. O and I are rounded up to whole blocks.
     """
+    few = 96
 
     def __init__(self, in_features, out_features):
         blocks = -(-out_features // BLOCK)
@@ -84,13 +92,15 @@ class Int4Linear(QuantizedLinear):
         y = torch._weight_int4pack_mm_for_cpu(x, packed, GROUP, self.scale)
         return y[:, : self.out_features]
 
-    def dequantized(self):
-        """[O,I], in the dtype of the scale"""
-        values = unpack(self.weight).to(self.scale.dtype) - 8  # [O,I]
-        values = values.unflatten(1, (-1, GROUP))              # [O,I/64,64]
-        scale, zero = self.scale.transpose(0, 1).split(1, dim=-1)
-        weight = torch.addcmul(zero, values, scale).flatten(1)
-        return weight[: self.out_features, : self.in_features]
+    def pieces(self):
+        """The weight written out, [PIECE,I] at a time."""
+        block = 2 * self.weight.shape[-1]
+        weights = self.weight.split(PIECE // block)
+        scales = self.scale.split(PIECE, dim=1)
+        left = self.out_features
+        for weight, scale in zip(weights, scales):
+            yield write_out(weight, scale)[:left, : self.in_features]
+            left -= PIECE
 
 
 class FrozenProduct(torch.autograd.Function):
@@ -99,11 +109,14 @@ class FrozenProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, layer):
         ctx.layer = layer
-        return F.linear(x, layer.dequantized())
+        return torch.cat([F.linear(x, piece) for piece in layer.pieces()], dim=-1)
 
     @staticmethod
     def backward(ctx, grad):
-        return grad @ ctx.layer.dequantized(), None
+        total = 0
+        for part, piece in zip(grad.split(PIECE, dim=-1), ctx.layer.pieces()):
+            total = total + part @ piece
+        return total, None
 
 
 # ---- weights into few bits ----
@@ -161,9 +174,22 @@ def pack(values, block=BLOCK):
 
 
 def unpack(packed):
-    """uint8 [O/64,I,32] -> 0..15 as uint8 [O,I]"""
-    blocks = torch.cat([packed & 15, packed >> 4], dim=-1)     # [O/64,I,64]
-    return blocks.transpose(1, 2).flatten(0, 1)
+    """uint8 [O/64,I,32] -> 0..15 as uint8 [O/64,I,64]"""
+    return torch.cat([packed & 15, packed >> 4], dim=-1)
+
+
+def write_out(packed, scale):
+    """uint8 [O/64,I,32], scale and zero [I/64,O,2] -> the weight [O,I], in the dtype of the scale."""
+    values = unpack(packed).view(torch.int8).to(scale.dtype)  # twice as fast from int8 as from uint8
+    blocks, inputs, block = values.shape
+    values = values.view(blocks, -1, GROUP, block) - 8        # [O/64,I/64,64 inputs,64 outputs]
+
+    # both as [O/64,I/64,1,64 outputs]
+    scale, zero = scale.view(-1, blocks, 1, block, 2).permute(4, 1, 0, 2, 3).contiguous()
+    weight = torch.addcmul(zero, values, scale)
+
+    # input by input, and only seen as [O,I]: to turn the numbers round would take longer
+    return weight.view(blocks, inputs, block).transpose(0, 1).reshape(inputs, -1).T
 
 
 # ---- the kernels of this machine ----
@@ -185,4 +211,5 @@ def in_blocks(packed, block):
     """A packed weight in blocks of another size; the same tensor where it is in these already."""
     if block == 2 * packed.shape[-1]:
         return packed
-    return pack(unpack(packed), block)
+    values = unpack(packed).transpose(1, 2).flatten(0, 1)  # [O,I]
+    return pack(values, block)

@@ -70,30 +70,32 @@ def test_a_channel_of_zeros_stays_zero():
 def test_two_values_share_a_byte():
     values = torch.randint(16, (192, 70), dtype=torch.uint8)
     packed = pack(values)
-    assert packed.shape == (3, 70, 32) and torch.equal(unpack(packed), values)
+    assert packed.shape == (3, 70, 32)
+    assert torch.equal(unpack(packed).transpose(1, 2).flatten(0, 1), values)
     assert packed[1, 5, 3] == values[64 + 3, 5] + 16 * values[64 + 35, 5]
-    assert torch.equal(unpack(in_blocks(packed, 32)), values)
+    assert torch.equal(in_blocks(packed, 32), pack(values, 32))
+    assert torch.equal(in_blocks(in_blocks(packed, 32), 64), packed)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 4e-3)])
-@pytest.mark.parametrize("shape", [(128, 128), (344, 128), (128, 344), (903, 96)])
+@pytest.mark.parametrize("shape", [(128, 128), (344, 128), (128, 344), (903, 96), (2100, 64)])
 def test_the_kernel_for_few_rows_computes_the_same(kind, dtype, tolerance, shape, monkeypatch):
     torch.manual_seed(0)
     layer = make_layer(kind, torch.randn(shape).to(dtype))
     x = torch.randn(2, 3, 2 * shape[1], dtype=dtype)[..., ::2]  # rows that do not lie together
     few = layer(x)
-    monkeypatch.setattr(linear, "FEW_ROWS", 0)
+    monkeypatch.setattr(layer, "few", 0)
     many = layer(x)
     assert few.shape == many.shape == (2, 3, shape[0])
     assert (few - many).abs().max() <= tolerance * many.abs().max()
-    assert torch.equal(many, F.linear(x, layer.dequantized()))
+    torch.testing.assert_close(many, F.linear(x, layer.dequantized()))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_reach_what_comes_before(kind):
     """As a LoRA needs them; the weights themselves have none, and no copy of them is kept."""
-    layer = make_layer(kind, torch.randn(64, 64))
+    layer = make_layer(kind, torch.randn(1100, 64))  # two pieces
     x = torch.randn(5, 64, requires_grad=True)
     y = layer(x)
     kept = y.grad_fn.saved_tensors if hasattr(y.grad_fn, "saved_tensors") else ()
@@ -101,7 +103,7 @@ def test_gradients_reach_what_comes_before(kind):
     y.square().sum().backward()
     expected = x.detach().requires_grad_()
     F.linear(expected, layer.dequantized()).square().sum().backward()
-    torch.testing.assert_close(x.grad, expected.grad)
+    torch.testing.assert_close(x.grad, expected.grad, rtol=1e-4, atol=1e-3)
 
 
 # ---- a whole model ----
