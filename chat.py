@@ -16,7 +16,8 @@ import torch
 from minillava import terminal
 from minillava.checkpoint import load_llava
 from minillava.conversation import IMAGE, human_turn, render
-from minillava.explain.commands import COMMANDS, SETTINGS, introduce
+from minillava.explain.commands import COMMANDS, SETTINGS, introduce, keyword
+from minillava.fastest import choose_products
 from minillava.generate import PrefixCache, check_sampling, generate, stream
 from minillava.images import load_image
 from minillava.terminal import note, printable
@@ -126,8 +127,7 @@ class Chat:
         """The last question, which is taken out of the conversation with its answer."""
         if not self.turns:
             raise ValueError("nothing has been asked yet")
-        question, _ = self.turns[-2:]
-        del self.turns[-2:]
+        *self.turns, question, _ = self.turns
         return typed(question)
 
 
@@ -195,8 +195,7 @@ def make_parser():
 def main():
     terminal.print_in_utf8()
     args = make_parser().parse_args()
-    names = [name.replace("-", "_") for name in [*SETTINGS, "stop"]]
-    settings = {name: getattr(args, name) for name in names}
+    settings = {name: getattr(args, name) for name in [*map(keyword, SETTINGS), "stop"]}
     try:
         check_sampling(**settings)
         torch.seed() if args.seed is None else torch.manual_seed(args.seed)
@@ -205,10 +204,13 @@ def main():
         model, tokenizer = load_llava(args.model, vision=args.vision, language=args.language,
                                       projector=args.projector, base=args.base,
                                       device=args.device, dtype=args.dtype, quantize=args.quantize)
+        if not prompts:
+            introduce(model, args.model or args.language)
+        if args.seed is None:  # its choice may differ from run to run, and with it what is rounded
+            choose_products(model.language_model, rows=max(1, len(prompts)))
         if prompts:
             answer_prompts(model, tokenizer, prompts, images, settings, args.json)
         else:
-            introduce(model, args.model or args.language)
             chat = Chat(model, tokenizer, settings, args.preview)
             scene = None if images else Scene.new()
             chat.start(scene.picture() if scene else images[0], scene)

@@ -121,10 +121,14 @@ def change_setting(chat, words):
     """NAME VALUE: how words are drawn, as in /set temperature 0.2; alone: how they are"""
     name, _, value = words.partition(" ")
     if name:
-        changed = {**chat.settings, name.replace("-", "_"): read_setting(name, value)}
+        changed = {**chat.settings, keyword(name): read_setting(name, value)}
         check_sampling(**changed)
         chat.settings = changed
-    note(", ".join(f"{name} {chat.settings[name.replace('-', '_')]}" for name in SETTINGS))
+    note(", ".join(f"{name} {chat.settings[keyword(name)]}" for name in SETTINGS))
+
+
+def keyword(name):
+    return name.replace("-", "_")
 
 
 def read_setting(name, value):
