@@ -6,10 +6,10 @@
     python eval_scienceqa.py --data ScienceQA --score-only answers.jsonl --teacher gpt4.json
     python eval_scienceqa.py ... --teacher gpt4.json --ensemble judge --judge openai
 
-A stopped evaluation goes on where it was. Prompt format, template and image size are the checkpoint's
-own; the report states them. Decoding is greedy. With a text-only teacher's answers: they count, and ours
-where it gave none (--ensemble complement), or a judge is asked where the two differ (judge).
-"""
+A stopped evaluation goes on where it was. Prompt format, template and image size are the
+checkpoint's own; the report states them. Decoding is greedy. With a text-only teacher's answers:
+they count, and ours where it gave none (--ensemble complement), or a judge is asked where the two
+differ (judge). """
 import argparse
 import contextlib
 import json
@@ -39,14 +39,14 @@ def main():
     with errors_in_one_line(), tempfile.TemporaryDirectory() as scratch:
         # the questions: ScienceQA's own, or those of a mini one that is drawn here
         drawn = args.data is None
-        data = draw_questions(scratch, args.split, args.questions, args.seed) if drawn else args.data
+        data = args.data or draw_questions(scratch, args.split, args.questions, args.seed)
         problems = scienceqa.load(data, args.split)
 
         # the answers: those of a file, or a model's
         stated, control = {}, {}
         if args.score_only:
             texts, stated, settings = read_results(args.score_only, data, args.split, problems)
-            print(f"settings: {json.dumps(settings) if settings else 'the file does not state them'}")
+            print("settings:", json.dumps(settings) if settings else "the file does not state them")
         else:
             model, tokenizer = open_model(args.model, args.vision, args.language, args.projector,
                                           args.device, args.dtype)
@@ -58,7 +58,8 @@ def main():
                                  name=(args.model or TOY / "scienceqa").name,
                                  control=drawn or args.control)
             if args.out:
-                keep_score("scienceqa", args.out, data, "ScienceQA of the toy world" if drawn else None)
+                title = "ScienceQA of the toy world" if drawn else None
+                keep_score("scienceqa", args.out, data, title)
 
         # what they are worth: alone, or together with a teacher's
         if args.teacher:
@@ -81,11 +82,12 @@ def errors_in_one_line():
     except (OSError, ValueError) as error:
         exit_with(error)
     except KeyboardInterrupt:
-        print("\nstopped; with the same --out the same command goes on where it was", file=sys.stderr)
+        print("\nstopped; with the same --out the same command goes on where it was",
+              file=sys.stderr)
         sys.exit(130)
 
 
-# ------------------------------------------------------------------------------------------ answering
+# ---------------------------------------------------------------------------------------- answering
 
 def draw_questions(folder, split, count, seed):
     """A mini ScienceQA of the toy world, in the official layout -> its folder."""
@@ -122,7 +124,7 @@ def ask(model, tokenizer, questions, settings, out, name, control=False):
     return texts, texts | {row["question_id"]: row["text"] for row in rows}
 
 
-# ------------------------------------------------------------------------------------- the judge
+# ---------------------------------------------------------------------------------------- the judge
 
 def read_teacher(path, data, split, problems):
     texts, _, _ = read_results(path, data, split, problems)
@@ -154,7 +156,7 @@ def judge_of(args, data, problems):
     return ask
 
 
-# ------------------------------------------------------------------------------------- the flags
+# ---------------------------------------------------------------------------------------- the flags
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__,
@@ -173,7 +175,8 @@ def parse_arguments():
 
 
 def add_model_flags(parser):
-    parser.add_argument("--model", type=Path, help="folder of a LLaVA (default: the shipped miniature)")
+    parser.add_argument("--model", type=Path,
+                        help="folder of a LLaVA (default: the shipped miniature)")
     for part in ("vision", "language", "projector"):
         parser.add_argument(f"--{part}", help=f"the {part} of a model in parts, see the README")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...")
@@ -187,7 +190,8 @@ def add_model_flags(parser):
 
 def add_question_flags(parser):
     flag = argparse.BooleanOptionalAction
-    parser.add_argument("--data", type=Path, help="ScienceQA's folder (default: a mini one is drawn)")
+    parser.add_argument("--data", type=Path,
+                        help="ScienceQA's folder (default: a mini one is drawn)")
     parser.add_argument("--split", default="test")
     parser.add_argument("--questions", type=int, default=600, help="size of the mini ScienceQA")
     parser.add_argument("--seed", type=int, default=0, help="of the mini ScienceQA")

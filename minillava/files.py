@@ -19,7 +19,7 @@ def read_object(path):
     text = read_text(path)
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}); download it again") from None
     if not isinstance(data, dict):
         raise ValueError(f"{path} is not a JSON object; download it again")
@@ -43,7 +43,7 @@ def read_jsonl(path):
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError(f"line {number} of {path} is not JSON") from None
         if not isinstance(row, dict):
             raise ValueError(f"line {number} of {path} is not a JSON object")

@@ -6,7 +6,7 @@
         --answers answers/pope.jsonl
     python -m minillava.evaluation upload vizwiz --questions llava_test.jsonl \\
         --answers answers/vizwiz.jsonl --out upload.json
-    python -m minillava.evaluation table answers                # every score there, beside the paper's
+    python -m minillava.evaluation table answers            # every score there, beside the paper's
 
 and LLaVA-Bench (section 5.1), where a judge compares two answer files:
 
@@ -35,12 +35,14 @@ from minillava.evaluation.scoring import score, table, upload
 from minillava.instruct.command import run_command
 
 ANSWER = """
-    ... answer pope --questions llava_pope_test.jsonl --images val2014 --model DIR --out answers/pope.jsonl
+    ... answer pope --questions llava_pope_test.jsonl --images val2014 --model DIR \\
+        --out answers/pope.jsonl
     ... answer mmbench --questions mmbench_dev_20230712.tsv --model DIR --out answers/mmbench.jsonl
     ... answer --questions mine.jsonl --images DIR --short-answer --out answers.jsonl
-    torchrun --nproc-per-node 8 -m minillava.evaluation answer vqav2 ...     # one answer file at the end
+    torchrun --nproc-per-node 8 -m minillava.evaluation answer vqav2 ...    # one file at the end
 
-A question is a line {"question_id", "text", "image"}. What --out answers already is not asked again.
+A question is a line {"question_id", "text", "image"}. What --out answers already is not asked
+again.
 """
 SCORE = """
     ... score pope --questions llava_pope_test.jsonl --labels coco --answers answers/pope.jsonl
@@ -53,18 +55,26 @@ What --labels is:
 """
 UPLOAD = """
     ... upload vizwiz --questions llava_test.jsonl --answers answers/vizwiz.jsonl --out vizwiz.json
-    ... upload mmbench --questions mmbench_test.tsv --answers answers/mmbench.jsonl --out mmbench.xlsx
+    ... upload mmbench --questions mmbench_test.tsv --answers answers/mmbench.jsonl \\
+        --out mmbench.xlsx
 """
 JUDGE = """
     ... judge --questions questions.jsonl --context context.jsonl \\
         --answers answers_gpt4.jsonl answers.jsonl --teacher openai --out reviews.jsonl
+"""
+REPORT = """
+    ... report reviews.jsonl
+"""
+TABLE = """
+    ... table answers
 """
 
 
 def make_parser(teachers=None):
     """teachers: further ones for the judge, {name: ask}."""
     parser = argparse.ArgumentParser(
-        prog="python -m minillava.evaluation", description=__doc__.format(names=", ".join(BENCHMARKS)),
+        prog="python -m minillava.evaluation",
+        description=__doc__.format(names=", ".join(BENCHMARKS)),
         formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -72,33 +82,23 @@ def make_parser(teachers=None):
     add_answer_flags(command)
     command.set_defaults(run=run_answer)
 
-    labels = [f"    {name:12} {benchmark.labels or 'needs none'}"
-              for name, benchmark in BENCHMARKS.items() if benchmark.score]
-    command = add_command(commands, "score", "answers -> the number", SCORE + "\n".join(labels))
-    command.add_argument("benchmark", choices=[n for n, b in BENCHMARKS.items() if b.score])
-    command.add_argument("--answers", type=Path, required=True)
-    command.add_argument("--questions", type=Path)
-    command.add_argument("--labels", type=Path)
-    command.add_argument("--out", type=Path, help="default: NAME.score.json beside the answers")
+    command = add_command(commands, "score", "answers -> the number", SCORE + what_labels_are())
+    add_score_flags(command)
     command.set_defaults(run=run_score)
 
     command = add_command(commands, "upload", "answers -> the file that a server takes", UPLOAD)
-    command.add_argument("benchmark", choices=[n for n, b in BENCHMARKS.items() if b.upload])
-    command.add_argument("--answers", type=Path, required=True)
-    command.add_argument("--questions", type=Path)
-    command.add_argument("--out", type=Path, required=True, help="MMBench: .xlsx or .tsv")
+    add_upload_flags(command)
     command.set_defaults(run=run_upload)
 
     command = add_command(commands, "judge", "two answer files -> reviews", JUDGE)
     add_judge_flags(command)
     command.set_defaults(run=partial(judge, teachers=teachers))
 
-    command = add_command(commands, "report", "reviews -> relative scores", "\n    ... report reviews.jsonl")
+    command = add_command(commands, "report", "reviews -> relative scores", REPORT)
     add_report_flags(command)
     command.set_defaults(run=report)
 
-    command = add_command(commands, "table", "every score under a folder, beside the paper's",
-                          "\n    ... table answers")
+    command = add_command(commands, "table", "every score in a folder, beside the paper's", TABLE)
     command.add_argument("folder", type=Path)
     command.set_defaults(run=run_table)
     return parser
@@ -107,6 +107,29 @@ def make_parser(teachers=None):
 def add_command(commands, name, help, examples):
     return commands.add_parser(name, help=help, description=f"{help}\n{examples}",
                                formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def what_labels_are():
+    lines = [f"    {name:12} {benchmark.labels or 'needs none'}"
+             for name, benchmark in BENCHMARKS.items() if benchmark.score]
+    return "\n".join(lines)
+
+
+def add_score_flags(parser):
+    scored = [name for name, benchmark in BENCHMARKS.items() if benchmark.score]
+    parser.add_argument("benchmark", choices=scored)
+    parser.add_argument("--answers", type=Path, required=True)
+    parser.add_argument("--questions", type=Path)
+    parser.add_argument("--labels", type=Path)
+    parser.add_argument("--out", type=Path, help="default: NAME.score.json beside the answers")
+
+
+def add_upload_flags(parser):
+    uploaded = [name for name, benchmark in BENCHMARKS.items() if benchmark.upload]
+    parser.add_argument("benchmark", choices=uploaded)
+    parser.add_argument("--answers", type=Path, required=True)
+    parser.add_argument("--questions", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="MMBench: .xlsx or .tsv")
 
 
 def add_answer_flags(parser):
@@ -124,8 +147,10 @@ def add_answer_flags(parser):
     add("--control", choices=("none", "another"), help="ask without the picture, or with another's")
     form = parser.add_mutually_exclusive_group()
     for name, wish in FORMS.items():
-        form.add_argument(f"--{name.replace('_', '-')}", action=flag, default=False, help=f'asks: "{wish}"')
-    add("--all-rounds", action=flag, default=False, help="MMBench: once for each order of the options")
+        form.add_argument(f"--{name.replace('_', '-')}", action=flag, default=False,
+                          help=f'asks: "{wish}"')
+    add("--all-rounds", action=flag, default=False,
+        help="MMBench: once for each order of the options")
     add("--limit", type=int, help="the first so many questions alone")
     add("--max-new-tokens", type=int, help="default: the benchmark's, 128 or 1024")
     add("--temperature", type=float, default=0.0)
@@ -152,7 +177,8 @@ def run_answer(args):
         questions, args.out, model, tokenizer, args.images, name=str(args.model or "miniature"),
         benchmark=args.benchmark, template=args.template, control=args.control,
         max_new_tokens=max_new_tokens, temperature=args.temperature, top_p=args.top_p,
-        seed=args.seed, batch=args.batch, share=share)
+        seed=args.seed, batch=args.batch, share=share,
+        quiet=args.num_chunks == 1 and share[0] > 0)  # of torchrun's ranks, one shows its progress
     report_answers(rows, args.out)
     return 0
 

@@ -1,10 +1,11 @@
-"""Answer files: a line for each question, written as the answers come, whole and in order at the end.
+"""Answer files: a line for each question, written as the answers come, whole and in order at the
+end.
 
     {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}
 
-as the official converters read them. A run that was stopped goes on; a run may be shared among several
-processes, each of which writes a part beside the file, and whoever is the last joins the parts.
-"""
+as the official converters read them. A run that was stopped goes on; a run may be shared among
+several processes, each of which writes a part beside the file, and whoever is the last joins the
+parts. """
 import glob
 import json
 import os
@@ -31,10 +32,9 @@ def fingerprint(model):
 def answer_file(questions, path, answer, model_id, metadata, batch=8, share=(0, 1), quiet=False):
     """Answers into `path` every question that it does not answer yet; returns all rows, in order.
 
-    questions: [{"question_id", "prompt", ...}]; two may share an id, as in MME, but then not the prompt.
-    answer: list of questions -> list of texts, one batch. share: (index, count), the part of the work
-    that is done here; None is returned while other parts are under way.
-    """
+    questions: [{"question_id", "prompt", ...}]; two may share an id, as in MME, but then not the
+    prompt. answer: list of questions -> list of texts, one batch. share: (index, count), the part
+    of the work that is done here; None is returned while other parts are under way. """
     check_unique(questions)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,8 +43,8 @@ def answer_file(questions, path, answer, model_id, metadata, batch=8, share=(0, 
     mend(own)
     done = answers_so_far(questions, path, model_id, metadata)
 
-    # The same batches always, in every share and after every stop: in 16 bits, and where answers are
-    # drawn, an answer depends a little on its neighbours.
+    # The same batches always, in every share and after every stop: in 16 bits, and where answers
+    # are drawn, an answer depends a little on its neighbours.
     batches = batches_of(questions, batch)[index::count]
     todo = [asked for asked in batches if any(is_open(question, done) for question in asked)]
     total = sum(map(len, batches))
@@ -79,9 +79,8 @@ def batches_of(questions, size):
 def texts_of(asked, answer):
     """-> [(text, None)], or ("", the reason) for a question that cannot be answered.
 
-    What stops a batch, a damaged picture or an over-long prompt, is sought among its questions one by
-    one, so that it costs no other its answer.
-    """
+    What stops a batch, a damaged picture or an over-long prompt, is sought among its questions one
+    by one, so that it costs no other its answer. """
     try:
         return [(text, None) for text in answer(asked)]
     except (OSError, ValueError) as error:
@@ -96,12 +95,12 @@ def answer_row(question, text, error, model_id, metadata):
     if error is not None:
         row["error"] = error
     row |= {"model_id": model_id, "metadata": metadata}
-    # the same answer has the same id, so that a run in parts ends in the same file as one in a piece
+    # the same answer has the same id: a run in shares ends in the same file as one in a piece
     answer_id = uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(row)).hex
     return row | {"answer_id": answer_id}
 
 
-# ------------------------------------------------------------------------------------ what is there already
+# ---------------------------------------------------------------------------- what is there already
 
 def is_open(question, done):
     """Not answered yet, or not to be answered then: the picture may have been mended since."""
@@ -119,9 +118,10 @@ def answers_so_far(questions, path, model_id, metadata):
         for row in read_whole_lines(file):
             key = row.get("question_id"), row.get("prompt")
             if key not in asked:
-                raise ValueError(f"{file} answers other questions, such as {key[0]!r}; name another file")
+                raise ValueError(f"{file} answers other questions, such as {key[0]!r}; "
+                                 "name another file")
             if (row.get("model_id"), row.get("metadata")) != (model_id, metadata):
-                there = difference(row, {"model_id": model_id, "metadata": metadata})
+                there = difference(row, model_id, metadata)
                 raise ValueError(f"{file} was answered by {row.get('model_id')} with {there}; "
                                  "name another file")
             if key not in done or "error" in done[key]:
@@ -129,18 +129,17 @@ def answers_so_far(questions, path, model_id, metadata):
     return done
 
 
-def difference(row, ours):
+def difference(row, model_id, metadata):
     """What an earlier answer was made with that is otherwise now, in words."""
-    theirs = row.get("metadata") or {}
-    changed = [f"{name} {theirs.get(name)} (now {value})" for name, value in ours["metadata"].items()
-               if theirs.get(name) != value]
-    changed += [f"{name} {value} (now none)" for name, value in theirs.items()
-                if name not in ours["metadata"]]
-    return ", ".join(changed) or f"the same settings (now by {ours['model_id']})"
+    now, then = metadata, row.get("metadata") or {}
+    names = [name for name in {**now, **then} if now.get(name) != then.get(name)]
+    changed = [f"{name} {then.get(name)} (now {now.get(name)})" for name in names]
+    return ", ".join(changed) or f"the same settings (now by {model_id})"
 
 
 def read_whole_lines(path):
-    """The rows of an answer file that somebody may be writing to: half a line at its end is not one."""
+    """The rows of an answer file that somebody may be writing to: half a line at its end is not
+    one."""
     try:
         text = read_text(path)
     except FileNotFoundError:
@@ -152,14 +151,15 @@ def read_whole_lines(path):
 
 
 def mend(path):
-    """Takes away half a line, which a killed run has left at the end: that question is asked again."""
+    """Takes away half a line, which a killed run has left at the end: that question is asked
+    again."""
     if path.exists():
         text = read_text(path)
         if text and not text.endswith("\n"):
             write(path, text[: text.rfind("\n") + 1])
 
 
-# ------------------------------------------------------------------------------------------ several at work
+# ---------------------------------------------------------------------------------- several at work
 
 def part_of(path, index, count):
     return path.with_name(f"{path.name}.part-{index}-of-{count}")

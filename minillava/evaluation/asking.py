@@ -15,9 +15,9 @@ from minillava.generate import generate
 from minillava.terminal import printable
 
 
-def answer_questions(questions, out, model, tokenizer, images=None, *, name="miniature", benchmark=None,
-                     template=None, control=None, max_new_tokens=1024, temperature=0.0, top_p=1.0,
-                     seed=0, batch=8, share=(0, 1), quiet=False):
+def answer_questions(questions, out, model, tokenizer, images=None, *, name="miniature",
+                     benchmark=None, template=None, control=None, max_new_tokens=1024,
+                     temperature=0.0, top_p=1.0, seed=0, batch=8, share=(0, 1), quiet=False):
     """Asks every question that the file `out` does not answer yet; returns its rows, in order.
 
     control: "none" or "another" picture. share: (index, count) where several processes do the work;
@@ -36,7 +36,8 @@ def answer_questions(questions, out, model, tokenizer, images=None, *, name="min
         "batch": batch, "dtype": str(weight.dtype).removeprefix("torch."),
         "fingerprint": fingerprint(model),
     }
-    answer = partial(answer_batch, model, tokenizer, images, max_new_tokens, temperature, top_p, seed)
+    answer = partial(answer_batch, model, tokenizer, images, max_new_tokens, temperature, top_p,
+                     seed)
     return answer_file(questions, out, answer, name, metadata, batch, share, quiet)
 
 
@@ -72,14 +73,16 @@ def name_failures(rows):
         raise ValueError(f"no question could be answered: {failed[0]['error']}")
 
 
-# ------------------------------------------------------------------------------------ several processes
+# -------------------------------------------------------------------------------- several processes
 
 def share_of_this_process(num_chunks, chunk_idx):
-    """-> (index, count): that of the flags, else torchrun's rank and number of ranks, else (0, 1)."""
+    """-> (index, count): that of the flags, else torchrun's rank and number of ranks, else (0,
+    1)."""
     if num_chunks == 1 and chunk_idx == 0:
         return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if not 0 <= chunk_idx < num_chunks:
-        raise ValueError(f"--chunk-idx counts from 0 to {num_chunks - 1}, one less than --num-chunks")
+        raise ValueError(f"--chunk-idx counts from 0 to {num_chunks - 1}, one less than "
+                         "--num-chunks")
     return chunk_idx, num_chunks
 
 

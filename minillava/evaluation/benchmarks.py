@@ -34,10 +34,10 @@ class Benchmark:
     size: int                       # questions in it
     published: tuple                # LLaVA-1.5 7B and 13B
     unit: str                       # what these figures are
-    wish: str | None = None         # a key of FORMS, for question files that do not have it in their text
+    wish: str | None = None         # a key of FORMS, for question files without it in their text
     reads: str = "as it is"         # how an answer is read
     max_new_tokens: int = 128       # of model_vqa_loader.py; the others allow 1,024
-    answers: object = None          # reads an answer file -> rows, where that is no jsonl of answers
+    answers: object = None          # reads an answer file -> rows, where it is no plain jsonl
     score: object = None            # (answers, questions, labels) -> Score
     labels: str = ""                # what --labels is; "" where the score needs none
     upload: object = None           # (answers, questions, out) -> ids without an answer
@@ -70,7 +70,8 @@ BENCHMARKS = {
         labels="the folder of coco_pope_adversarial.json, _popular.json, _random.json"),
     "mme": Benchmark(
         "MME", "llava_mme.jsonl", 2374, (1510.7, 1531.3), "perception", SHORT,
-        reads='"yes" or "no" within the first four characters', answers=read_mme_answers, score=score_mme,
+        reads='"yes" or "no" within the first four characters', answers=read_mme_answers,
+        score=score_mme,
         labels="MME_Benchmark_release_version"),
     "mmbench": Benchmark(
         "MMBench", "mmbench_dev_20230712.tsv", 4377, (64.3, 67.7), "circular accuracy", LETTER,

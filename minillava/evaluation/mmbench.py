@@ -1,9 +1,8 @@
 """MMBench (Liu et al. 2023): its table of questions is scored, or filled in for its server.
 
-The dev file states the answers. Each question stands in it several times, its options moved up by one
-each time, under indices that differ by a million: 241, 1000241, ... It counts only where all of them are
-answered right ("circular").
-"""
+The dev file states the answers. Each question stands in it several times, its options moved up by
+one each time, under indices that differ by a million: 241, 1000241, ... It counts only where all
+of them are answered right ("circular"). """
 import csv
 import io
 import os
@@ -19,11 +18,15 @@ NOT_UPLOADED = ("hint", "category", "source", "image", "comment", "l2-category")
 
 
 def score_mmbench(answers, questions, labels):
-    """Accuracy over the questions as they are first asked, and over whole circles; letters alone count.
+    """Accuracy over the questions as they are first asked, and over whole circles; letters alone
+    count.
 
     questions: {index: row of the dev .tsv}.
     """
-    labelled, unlabelled = join_labels(answers, lambda row: label_of(questions[str(row["question_id"])]))
+    def label_of_row(row):
+        return label_of(questions[str(row["question_id"])])
+
+    labelled, unlabelled = join_labels(answers, label_of_row)
     if not labelled:
         raise ValueError("the questions state no answers: only the dev file can be scored here")
 
@@ -61,10 +64,11 @@ def is_right(row, label):
     return choice >= 0 and letters[choice] == label
 
 
-# ---------------------------------------------------------------------------------------------- upload
+# ------------------------------------------------------------------------------------------- upload
 
 def upload_mmbench(answers, questions, out):
-    """Writes the server's table: the .tsv without what it does not want, and a column "prediction"."""
+    """Writes the server's table: the .tsv without what it does not want, and a column
+    "prediction"."""
     texts = {str(row["question_id"]): row["text"] for row in answers if not row.get("round_id", 0)}
     names = [name for name in next(iter(questions.values())) if name not in NOT_UPLOADED]
     rows = [names[:6] + ["prediction"] + names[6:]]

@@ -1,8 +1,7 @@
 """Question files: the official jsonl, and MMBench's .tsv, which has its pictures inside.
 
-A question is {"question_id", "prompt", "image" (a file's name) or "base64" (the file itself), ...}; the
-prompt is the text of the file with the wish for the form of the answer.
-"""
+A question is {"question_id", "prompt", "image" (a file's name) or "base64" (the file itself),
+...}; the prompt is the text of the file with the wish for the form of the answer. """
 import base64
 import csv
 import io
@@ -14,15 +13,15 @@ from minillava.evaluation.scienceqa import OPTION_LETTER
 from minillava.files import read_jsonl, read_text
 from minillava.images import load_image
 
-# LLaVA-1.5's wishes for the form of an answer (its table 7); official question files have theirs already
+# LLaVA-1.5's wishes for the form of an answer (its table 7); official files have theirs already
 FORMS = {
     "short_answer": "Answer the question using a single word or phrase.",
     "option_letter": OPTION_LETTER,
     "option_letter_cn": "请直接回答选项字母。",
 }
 # what pandas, and with it the official code, reads as an empty cell
-EMPTY = {"", "#n/a", "#n/a n/a", "#na", "-1.#ind", "-1.#qnan", "-nan", "1.#ind", "1.#qnan", "<na>", "n/a",
-         "na", "null", "nan", "none"}
+EMPTY = {"", "#n/a", "#n/a n/a", "#na", "-1.#ind", "-1.#qnan", "-nan", "1.#ind", "1.#qnan", "<na>",
+         "n/a", "na", "null", "nan", "none"}
 
 
 def read_questions(path, form=None, all_rounds=False):
@@ -32,12 +31,13 @@ def read_questions(path, form=None, all_rounds=False):
     """
     if Path(path).suffix == ".tsv":
         rows = [question for row in read_tsv(path) for question in from_mmbench(row, all_rounds)]
-    elif Path(path).suffix == ".json" and is_array(path):
-        rows = [from_llava_json(path, sample) for sample in json.loads(read_text(path))]
+    elif Path(path).suffix == ".json" and read_text(path).lstrip().startswith("["):
+        rows = read_llava_json(path)
     else:
         rows = read_jsonl(path)
     for number, row in enumerate(rows, 1):
-        if not isinstance(row.get("text"), str) or not isinstance(row.get("question_id"), (str, int)):
+        has_id = isinstance(row.get("question_id"), (str, int))
+        if not has_id or not isinstance(row.get("text"), str):
             raise ValueError(f"question {number} of {path} has no question_id or no text")
         row["prompt"] = row["text"]
         if form and not row["text"].endswith(FORMS[form]):
@@ -47,30 +47,30 @@ def read_questions(path, form=None, all_rounds=False):
     return rows
 
 
-def is_array(path):
-    return read_text(path).lstrip().startswith("[")
-
-
-def from_llava_json(path, sample):
-    """LLaVA-JSON, as ScienceQA's llava_test_CQM-A.json is -> a question; its first turn is asked."""
+def read_llava_json(path):
+    """LLaVA-JSON, as ScienceQA's llava_test_CQM-A.json is -> questions: the first turn of each
+    sample."""
+    questions = []
     try:
-        text = sample["conversations"][0]["value"].replace("<image>", "").strip()
-        question = {"question_id": sample["id"], "text": text}
-    except (KeyError, IndexError, TypeError, AttributeError):
+        for sample in json.loads(read_text(path)):
+            text = sample["conversations"][0]["value"].replace("<image>", "").strip()
+            questions.append({"question_id": sample["id"], "text": text})
+            if "image" in sample:
+                questions[-1]["image"] = sample["image"]
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{path} is no array of samples with an id and conversations") from None
-    if "image" in sample:
-        question["image"] = sample["image"]
-    return question
+    return questions
 
 
 def without_wish(text):
-    """The question alone: "Is it red?\nAnswer the question using a single word or phrase." -> "Is it red?"."""
+    """The question alone: "Is it red?\nAnswer the question using a single word or phrase." -> "Is
+    it red?"."""
     for wish in FORMS.values():
         text = text.strip().removesuffix(wish)
     return text.strip()
 
 
-# ---------------------------------------------------------------------------------------- MMBench's .tsv
+# ----------------------------------------------------------------------------------- MMBench's .tsv
 
 def read_tsv(path):
     """A table with a line of names -> its rows, {name: cell}."""
@@ -82,7 +82,10 @@ def read_tsv(path):
         raise ValueError(f"{path} is not UTF-8 text; is it the benchmark's .tsv?") from None
     for number, row in enumerate(rows, 2):
         if not str(row.get("index") or "").isdigit():
-            raise ValueError(f"line {number} of {path} has no number as its index; download it again")
+            raise ValueError(f"line {number} of {path} has no number as its index; "
+                             "download it again")
+    if not rows:
+        raise ValueError(f"{path} holds no questions")
     pictures = {row["index"]: row.get("image") for row in rows}
     for row in rows:  # in some files the later rounds name the row that has the picture
         row["image"] = pictures.get(row.get("image"), row.get("image"))
@@ -102,7 +105,8 @@ def from_mmbench(row, all_rounds=False):
         lines.append(row.get("question") or "")
         lines += [f"{letter}. {option}" for letter, option in zip("ABCD", options)]
         rounds.append({
-            "question_id": int(row["index"]), "text": "\n".join(lines), "base64": row.get("image") or "",
+            "question_id": int(row["index"]), "text": "\n".join(lines),
+            "base64": row.get("image") or "",
             "extra": {"round_id": number, "options": options, "option_char": letters},
         })
         options = options[1:] + options[:1]
@@ -124,7 +128,7 @@ def has(row, name):
     return (row.get(name) or "").lower() not in EMPTY
 
 
-# ------------------------------------------------------------------------------------------- pictures
+# ----------------------------------------------------------------------------------------- pictures
 
 def check_pictures(questions, folder):
     """ValueError names the first picture that is not in the folder: rather now than after hours."""
@@ -162,8 +166,8 @@ def decoded_picture(text):
 
 
 def with_control(questions, control):
-    """The same questions, to see what is guessed: control "none" without a picture, "another" with the
-    next question's that has another one."""
+    """The same questions, to see what is guessed: control "none" without a picture, "another" with
+    the next question's that has another one."""
     if control == "none":
         return [without_picture(question) for question in questions]
     pictures = [question.get("image") or question.get("base64") for question in questions]

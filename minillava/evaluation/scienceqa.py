@@ -1,17 +1,18 @@
-r"""ScienceQA (Lu et al. 2022; section 5.2 of the paper): its folder, and its problems as conversations.
+r"""ScienceQA (Lu et al. 2022; section 5.2 of the paper): its folder, and its problems as
+conversations.
 
     python -m minillava.evaluation.scienceqa --data ScienceQA --split train --format QCM-LEA
 
-writes llava_train_QCM-LEA.json. The official folder holds problems.json, pid_splits.json, captions.json
-and images/SPLIT/ID/image.png. A format says in which order things stand, those of the question before
-the dash, those of the answer after it:
+writes llava_train_QCM-LEA.json. The official folder holds problems.json, pid_splits.json,
+captions.json and images/SPLIT/ID/image.png. A format says in which order things stand, those of
+the question before the dash, those of the answer after it:
 
     Q question, C context (hint), M multiple options, L lecture, E explanation (solution), A answer
 
-The paper reasons first (QCM-LEPA, later QCM-LEA) and compares with answering first (QCM-ALE). In LEPA
-the answer follows upon a prompt, "###\nANSWER:", with which the first LLaVA was asked in a second pass.
-The format "zero-shot" is that of LLaVA-1.5, which was not trained for it (llava_test_CQM-A.json).
-"""
+The paper reasons first (QCM-LEPA, later QCM-LEA) and compares with answering first (QCM-ALE). In
+LEPA the answer follows upon a prompt, "###\nANSWER:", with which the first LLaVA was asked in a
+second pass. The format "zero-shot" is that of LLaVA-1.5, which was not trained for it
+(llava_test_CQM-A.json). """
 import argparse
 import json
 import re
@@ -56,7 +57,7 @@ ANSWERS = {
 }
 
 
-# -------------------------------------------------------------------------------- the official folder
+# ------------------------------------------------------------------------------ the official folder
 
 def load(folder, split):
     """{id: problem} of a split, in the split's order. OSError or ValueError names what is wrong."""
@@ -95,8 +96,8 @@ def check_problem(i, problem):
     if not are_texts or not 1 < len(choices) <= 5:
         raise ValueError(f"problem {i} has no list of 2 to 5 choices")
     if type(answer) is not int or not 0 <= answer < len(choices):
-        raise ValueError(f"problem {i}: answer {answer!r:.40} is none of its {len(choices)} choices, "
-                         "counted from 0")
+        raise ValueError(f"problem {i}: answer {answer!r:.40} is none of its {len(choices)} "
+                         "choices, counted from 0")
 
     # a file name alone: "../x.png" would leave the folder
     image = problem.get("image")
@@ -219,7 +220,8 @@ def convert(folder, split, format="QCM-LEA", use_caption=False, text_only=False)
 
 
 def questions(samples, images, option_letter=False):
-    """LLaVA-JSON samples -> what a model is asked: [{"question_id", "prompt", "image": Path or None}]."""
+    """LLaVA-JSON samples -> what a model is asked: [{"question_id", "prompt", "image": Path or
+    None}]."""
     asked = []
     for sample in samples:
         prompt = sample["conversations"][0]["value"].replace("<image>", "").strip()

@@ -1,4 +1,5 @@
-"""ScienceQA's answers: the choice that a text settles on, and the files that answers are kept in."""
+"""ScienceQA's answers: the choice that a text settles on, and the files that answers are kept
+in."""
 import json
 import re
 
@@ -9,7 +10,8 @@ from minillava.files import read_jsonl, read_object, write
 # --------------------------------------------------------------------------------- text -> a choice
 
 def choice_of(text, count):
-    """What an answer settles on: the index of one of `count` choices, or -1 if it names none, or two.
+    """What an answer settles on: the index of one of `count` choices, or -1 if it names none, or
+    two.
 
     The letter alone ("B", "B.", "(B)", or with more after it: "B. 12 cm"), else what follows "The
     answer is" or "ANSWER:", as often as it likes but always the same.
@@ -28,8 +30,8 @@ def choice_of(text, count):
 def official_choice_of(text, count, shortcuts=True):
     """The same as eval_science_qa.py finds it, to the letter.
 
-    The official scripts of the ensembles take no `shortcuts`: neither a letter alone nor "B. 12 cm".
-    """
+    The official scripts of the ensembles take no `shortcuts`: neither a letter alone nor "B. 12
+    cm". """
     alone = text in list(LETTERS)
     leading = len(text) > 2 and text[0] in LETTERS and text[1:3] == ". "
     if shortcuts and (alone or leading):
@@ -61,9 +63,9 @@ def choices_of(texts, problems, strict=False, shortcuts=True):
 def read_results(path, data, split, problems):
     """An answer file -> ({id: text}, {id: choice that the file itself states}, settings or None).
 
-    Lines with question_id and text, or the official results: a JSON object with "results" (choices)
-    or "outputs" (texts) or both. Its ids are held against the problems of ScienceQA's folder `data`.
-    """
+    Lines with question_id and text, or the official results: a JSON object with "results"
+    (choices) or "outputs" (texts) or both. Its ids are held against the problems of ScienceQA's
+    folder `data`. """
     if not path.is_file():
         raise FileNotFoundError(f"there is no answer file {path}")
     stated, settings = {}, None
@@ -89,7 +91,8 @@ def official_results(path):
         return None
     texts, stated = data.get("outputs", {}), data.get("results", {})
     if not isinstance(texts, dict) or not isinstance(stated, dict):
-        raise ValueError(f'{path}: "results" and "outputs" are objects, {{id: choice}} and {{id: text}}')
+        raise ValueError(f'{path}: "results" and "outputs" are objects, {{id: choice}} and '
+                         "{id: text}")
     return texts, stated
 
 
@@ -115,7 +118,9 @@ def check_answers(path, answers, kind, data, split, problems):
     for i, value in answers.items():
         if i not in problems:
             other = read_object(data / "problems.json").get(i)
-            where = f"is of split {other['split']}, not {split}" if other else f"{data} does not know"
+            where = f"{data} does not know"
+            if other:
+                where = f"is of split {other['split']}, not {split}"
             raise ValueError(f"{path} answers question {i}, which {where}")
         if type(value) is not kind:
             raise ValueError(f"{path}: the answer to question {i} is {value!r:.40}, "

@@ -1,8 +1,8 @@
 """ScienceQA: a LLaVA and a text-only teacher together (section 5.2; the last rows of table 7).
 
-complement: the teacher's answer counts, ours where it gave none. judge: where the two differ, somebody
-weighs both and answers anew. All choices are {id: index of a choice, or -1 where there is none}.
-"""
+complement: the teacher's answer counts, ours where it gave none. judge: where the two differ,
+somebody weighs both and answers anew. All choices are {id: index of a choice, or -1 where there is
+none}. """
 import json
 import sys
 
@@ -14,11 +14,11 @@ from minillava.terminal import printable
 
 
 def ensemble(texts, theirs, problems, strict=False, judge=None):
-    """Our texts and a teacher's, {id: text} each -> ({name: choices}, {id: text} of the last, notes).
+    """Our texts and a teacher's, {id: text} each -> ({name: choices}, {id: text} of the last,
+    notes).
 
-    judge: {id: prompt of the second query} -> {id: text}; without one the two complement each other.
-    Only questions that both answered are scored.
-    """
+    judge: {id: prompt of the second query} -> {id: text}; without one the two complement each
+    other. Only questions that both answered are scored. """
     both = {i: problems[i] for i in problems if i in texts and i in theirs}
     if not both:
         raise ValueError("no question is answered both by us and by the teacher")
@@ -71,7 +71,8 @@ def upper_bound(ours, teacher, problems):
 
 
 def judge_prompt(problem, ours, teacher):
-    """The second query: the question, what the two said, and the request for an answer of its own."""
+    """The second query: the question, what the two said, and the request for an answer of its
+    own."""
     question, _ = texts_of(problem, "CQM-A")
     unseen = ""
     if problem["image"]:
@@ -79,13 +80,14 @@ def judge_prompt(problem, ours, teacher):
     return (f"{question}\n{unseen}"
             f"\n[Answer 1]\n{ours or '(none)'}\n[End of Answer 1]\n"
             f"\n[Answer 2]\n{teacher or '(none)'}\n[End of Answer 2]\n\n"
-            "The two answers to this question do not agree. Weigh the reasons that they give, think "
-            "about the question yourself, and end with your own final answer in the words "
+            "The two answers to this question do not agree. Weigh the reasons that they give, "
+            "think about the question yourself, and end with your own final answer in the words "
             '"The answer is X.", where X is the letter of one option. Use these words only once.')
 
 
 def ask_judge(judge, prompts):
-    """{id: prompt of the second query} -> {id: text}; a question without a usable reply is left out."""
+    """{id: prompt of the second query} -> {id: text}; a question without a usable reply is left
+    out."""
     def ask(i):
         try:
             return i, judge.ask([{"role": "user", "content": prompts[i]}])

@@ -24,9 +24,9 @@ GROUPS = {
 def alone(texts, stated, control, problems, strict=False):
     """One model's answers -> ({name: {id: choice}}, lines to print below their table).
 
-    texts: {id: text}; stated: {id: choice} where the file itself states it, else {}; control: {id: text}
-    of the same questions with another image, or {}. strict: as the official script reads and counts.
-    """
+    texts: {id: text}; stated: {id: choice} where the file itself states it, else {}; control: {id:
+    text} of the same questions with another image, or {}. strict: as the official script reads and
+    counts. """
     read = choices_of(texts, problems, strict)
     rows = {"answers": stated or read}
     if control:
@@ -58,7 +58,8 @@ def official_line(chosen, problems):
 
 
 def report(rows, notes, problems, split, drawn=False, topics=False):
-    """Prints how much was scored, the table, and the notes; rows: {name: {id: choice}}, of the same ids."""
+    """Prints how much was scored, the table, and the notes; rows: {name: {id: choice}}, of the
+    same ids."""
     scored = {i: problems[i] for i in next(iter(rows.values()))}
     shares = shares_right(rows, problems)
     print(f"\n{coverage(len(scored), problems, split, drawn)}")
@@ -70,7 +71,8 @@ def report(rows, notes, problems, split, drawn=False, topics=False):
 
 
 def shares_right(rows, problems):
-    """{name: {id: choice}} -> {name: {id: 1 if right, else 0}}, and the chance of a guess beside them.
+    """{name: {id: choice}} -> {name: {id: 1 if right, else 0}}, and the chance of a guess beside
+    them.
 
     All rows answer the same questions.
     """

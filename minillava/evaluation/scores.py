@@ -1,9 +1,8 @@
 """The scores of the benchmarks that come with their labels, each as its official script counts.
 
-A score function takes (answers, questions, labels): answer rows, {question_id: question} of the question
-file ({} where it is not needed), and the path of the labels. Labels are joined by what they say they
-belong to, an image and a question, never by their line.
-"""
+A score function takes (answers, questions, labels): answer rows, {question_id: question} of the
+question file ({} where it is not needed), and the path of the labels. Labels are joined by what
+they say they belong to, an image and a question, never by their line. """
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,8 @@ class Score:
 
 
 def join_labels(answers, label_of):
-    """label_of: answer row -> its label, or None -> ([(row, label)], ids of the rows without one)."""
+    """label_of: answer row -> its label, or None -> ([(row, label)], ids of the rows without
+    one)."""
     labelled, unlabelled = [], []
     for row in answers:
         label = label_of(row)
@@ -34,8 +34,9 @@ def join_labels(answers, label_of):
         else:
             labelled.append((row, label))
     if len(unlabelled) > len(answers) / 10:  # published files differ in up to one in twenty
-        raise ValueError(f"the labels are those of other questions: {len(unlabelled)} of {len(answers)} "
-                         f"answers have none, such as question {unlabelled[0]!r}; is it another split?")
+        raise ValueError(f"the labels are those of other questions: {len(unlabelled)} of "
+                         f"{len(answers)} answers have none, such as question {unlabelled[0]!r}; "
+                         "is it another split?")
     return labelled, unlabelled
 
 
@@ -51,24 +52,30 @@ def percent(rights):
     return 100 * sum(rights) / max(1, len(rights))
 
 
-# ------------------------------------------------------------------------------------------------ POPE
+# --------------------------------------------------------------------------------------------- POPE
 
 def score_pope(answers, questions, labels):
-    """Li et al. 2023: is there such a thing in the image? F1 of "yes", the mean of the categories."""
-    known = {}  # (category, image, question) -> "yes" or "no"
-    for category in {questions[str(row["question_id"])].get("category") for row in answers}:
+    """Li et al. 2023: is there such a thing in the image? F1 of "yes", the mean over categories."""
+    asked = {row["question_id"]: questions[str(row["question_id"])] for row in answers}
+    categories = {question.get("category") for question in asked.values()}
+    known = {}  # what is asked -> "yes" or "no"
+    for category in categories:
         for label in read_jsonl(pope_labels(labels, category)):
-            known[category, label.get("image"), without_wish(str(label.get("text")))] = label.get("label")
+            known[pope_key(label, category)] = label.get("label")
 
     def label_of(row):
-        question = questions[str(row["question_id"])]
-        return known.get((question.get("category"), question.get("image"), without_wish(question["text"])))
+        question = asked[row["question_id"]]
+        return known.get(pope_key(question, question.get("category")))
 
     labelled, unlabelled = join_labels(answers, label_of)
-    groups = grouped(labelled, lambda pair: questions[str(pair[0]["question_id"])]["category"])
+    groups = grouped(labelled, lambda pair: asked[pair[0]["question_id"]]["category"])
     rows = {name: binary_scores(pairs) for name, pairs in sorted(groups.items())}
     headline = 100 * sum(row["F1"] for row in rows.values()) / max(1, len(rows))
     return Score(headline, rows, len(labelled), unlabelled, digits=5)
+
+
+def pope_key(question, category):
+    return category, question.get("image"), without_wish(str(question.get("text")))
 
 
 def pope_labels(path, category):
@@ -77,8 +84,8 @@ def pope_labels(path, category):
         return path
     found = sorted(path.glob(f"*_pope_{category}.json")) if category else []
     if len(found) != 1:
-        raise FileNotFoundError(f"{path} has no file coco_pope_{category}.json with the labels of the "
-                                f"questions of category {category}")
+        raise FileNotFoundError(f"{path} has no file coco_pope_{category}.json with the labels of "
+                                f"the questions of category {category}")
     return found[0]
 
 
@@ -102,15 +109,17 @@ def binary_scores(pairs):
     }
 
 
-# ------------------------------------------------------------------------------------------------- MME
+# ---------------------------------------------------------------------------------------------- MME
 
-PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark",
-              "artwork", "OCR")
-COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene",
+              "landmark", "artwork", "OCR")
+COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation",
+             "code_reasoning")
 
 
 def score_mme(answers, questions, labels):
-    """Fu et al. 2023: yes or no; per category the questions right and the images with both right, in %."""
+    """Fu et al. 2023: yes or no; per category the questions right and the images with both right,
+    in %."""
     known = mme_labels(labels) if labels else {}
 
     def label_of(row):
@@ -121,15 +130,22 @@ def score_mme(answers, questions, labels):
     rows = {}
     for category in (*PERCEPTION, *COGNITION):
         if category in categories:
-            images = grouped(categories[category], lambda pair: mme_key(pair[0])[1])
-            rights = [[mme_says(row["text"]) == label for row, label in pairs] for pairs in images.values()]
-            accuracy = percent(right for pair in rights for right in pair)
-            both = percent(all(pair) for pair in rights)
-            rows[category] = {"accuracy": accuracy, "accuracy+": both, "score": accuracy + both}
+            rows[category] = mme_scores(categories[category])
     totals = {"perception": PERCEPTION, "cognition": COGNITION}
     for name, members in totals.items():
         rows[name] = {"score": sum(rows[member]["score"] for member in members if member in rows)}
     return Score(rows["perception"]["score"], rows, len(labelled), unlabelled)
+
+
+def mme_scores(pairs):
+    """A category's [(row, label)], two questions about each image."""
+    images = defaultdict(list)
+    for row, label in pairs:
+        _, image, _ = mme_key(row)
+        images[image].append(mme_says(row["text"]) == label)
+    accuracy = percent(right for rights in images.values() for right in rights)
+    both = percent(all(rights) for rights in images.values())
+    return {"accuracy": accuracy, "accuracy+": both, "score": accuracy + both}
 
 
 def mme_key(row):
@@ -165,12 +181,14 @@ def mme_labels(folder):
             if tab:
                 known[category, path.stem, mme_question(question)] = label.strip().lower()
     if not known:
-        raise FileNotFoundError(f"{folder} holds no labels: it is not MME's release, CATEGORY/NAME.txt")
+        raise FileNotFoundError(f"{folder} holds no labels: it is not MME's release, "
+                                "CATEGORY/NAME.txt")
     return known
 
 
 def read_mme_answers(path):
-    """Answer lines, or a folder of MME's own results: CATEGORY.txt with image, question, label, answer."""
+    """Answer lines, or a folder of MME's own results: CATEGORY.txt with image, question, label,
+    answer."""
     if not Path(path).is_dir():
         return read_jsonl(path)
     answers = []
@@ -178,20 +196,23 @@ def read_mme_answers(path):
         for number, line in enumerate(read_text(path).rstrip("\n").split("\n"), 1):
             cells = line.split("\t")
             if len(cells) != 4:
-                raise ValueError(f"line {number} of {path} has no image, question, label and answer")
+                raise ValueError(f"line {number} of {path} has no image, question, label and "
+                                 "answer")
             image, question, label, text = cells
             answers.append({"question_id": f"{path.stem}/{image}", "prompt": question, "text": text,
                             "label": label.strip().lower()})
     return answers
 
 
-# ------------------------------------------------------------------------------------------ short answers
+# ------------------------------------------------------------------------------------ short answers
 
 def score_textvqa(answers, questions, labels):
     """Singh et al. 2019: how many of ten people say the same."""
     known = {}
     for label in listed(labels, "data"):
-        known[str(label.get("image_id")), str(label.get("question")).lower()] = label.get("answers")
+        people = label.get("answers")
+        if isinstance(people, list) and all(isinstance(answer, str) for answer in people):
+            known[str(label.get("image_id")), str(label.get("question")).lower()] = people
 
     def label_of(row):
         return known.get((str(row["question_id"]), textvqa_question(row["prompt"]).lower()))
@@ -202,7 +223,8 @@ def score_textvqa(answers, questions, labels):
 
 
 def textvqa_question(prompt):
-    """The line before "Reference OCR token: ...", or after it where it is the first, else the first."""
+    """The line before "Reference OCR token: ...", or after it where it is the first, else the
+    first."""
     lines = prompt.split("\n")
     return lines[1] if lines[0].startswith("Reference OCR token:") and len(lines) > 1 else lines[0]
 
@@ -218,9 +240,9 @@ def soft_accuracy(text, people):
 
 def score_gqa(answers, questions, labels):
     """Hudson & Manning 2019: equal to the word of testdev_balanced_questions.json."""
-    known = read_object(labels)
-    labelled, unlabelled = join_labels(
-        answers, lambda row: known.get(str(row["question_id"]), {}).get("answer"))
+    known = {i: label["answer"] for i, label in read_object(labels).items()
+             if isinstance(label, dict) and "answer" in label}
+    labelled, unlabelled = join_labels(answers, lambda row: known.get(str(row["question_id"])))
     accuracy = percent(gqa_text(row["text"]) == label for row, label in labelled)
     return Score(accuracy, {"all": {"accuracy": accuracy}}, len(labelled), unlabelled)
 
@@ -229,20 +251,26 @@ def gqa_text(text):
     return text.rstrip(".").lower()
 
 
-# ------------------------------------------------------------------------------------------ SEED-Bench
+# --------------------------------------------------------------------------------------- SEED-Bench
 
 def score_seed(answers, questions, labels):
     """Li et al. 2023: exactly the letter; by kind of question, and of images and of videos."""
-    known = {str(label.get("question_id")): label for label in listed(labels, "questions")}
-    names = {number: name for name, number in read_object(labels).get("question_type", {}).items()}
+    known = {str(label.get("question_id")): label for label in listed(labels, "questions")
+             if "answer" in label}
     labelled, unlabelled = join_labels(answers, lambda row: known.get(str(row["question_id"])))
+
     kinds = grouped(labelled, lambda pair: pair[1].get("question_type_id"))
     media = grouped(labelled, lambda pair: pair[1].get("data_type"))
-    groups = {name: kinds[number] for number, name in names.items() if number in kinds}
+    numbers = read_object(labels).get("question_type")
+    names = numbers if isinstance(numbers, dict) else {}
+    groups = {name: kinds[number] for name, number in names.items() if number in kinds}
     groups |= {str(medium): pairs for medium, pairs in media.items()}
     groups["all"] = labelled
-    rows = {name: {"accuracy": percent(row["text"] == label["answer"] for row, label in pairs),
-                   "questions": len(pairs)} for name, pairs in groups.items()}
+
+    rows = {}
+    for name, pairs in groups.items():
+        rights = [row["text"] == label["answer"] for row, label in pairs]
+        rows[name] = {"accuracy": percent(rights), "questions": len(pairs)}
     return Score(rows["all"]["accuracy"], rows, len(labelled), unlabelled)
 
 
@@ -254,10 +282,11 @@ def listed(path, name):
     return found
 
 
-# --------------------------------------------------------------------------------- LLaVA-Bench (in the wild)
+# ------------------------------------------------------------------------ LLaVA-Bench (in the wild)
 
 def score_llava_bench(reviews, questions, labels):
-    """What the official summary counts: the candidate in per cent of the reference, failures as -1 : -1."""
+    """What the official summary counts: the candidate in per cent of the reference, failures as -1
+    : -1."""
     pairs = [parse_scores_officially(review["content"]) if "content" in review else review["tuple"]
              for review in reviews]
     rows = {}

@@ -11,7 +11,7 @@ from minillava.terminal import printable
 SCORE = ".score.json"
 
 
-# ------------------------------------------------------------------------------------------- the commands
+# ------------------------------------------------------------------------------------- the commands
 
 def score(name, answers_file, questions_file=None, labels=None, out=None, title=None):
     """Prints the score of an answer file and writes it beside the file, for `table`.
@@ -27,9 +27,12 @@ def count(name, answers_file, questions_file=None, labels=None, title=None):
     """-> (what the score file says, Score)."""
     benchmark = benchmark_of(name)
     if benchmark.score is None:
-        raise ValueError(f"{benchmark.title} is scored by its server or by a judge: see `upload {name}`")
+        raise ValueError(f"{benchmark.title} is scored by its server or by a judge: see `upload "
+                         f"{name}`")
     if benchmark.labels and not labels and not Path(answers_file).is_dir():
         raise ValueError(f"name the labels with --labels: {benchmark.labels}")
+    if labels and not benchmark.labels:
+        raise ValueError(f"{benchmark.title} is scored without --labels")
     questions = questions_by_id(questions_file)
     if name in ("pope", "mmbench", "mmbench-cn") and not questions:
         raise ValueError(f"name the question file with --questions: {benchmark.questions}")
@@ -75,20 +78,28 @@ def table(folder):
     """Prints every score that lies under the folder, beside the paper's."""
     files = sorted(Path(folder).rglob(f"*{SCORE}"))
     if not files:
-        raise ValueError(f"{folder} holds no scores (*{SCORE}): `score` writes them beside the answers")
+        raise ValueError(f"{folder} holds no scores (*{SCORE}): `score` writes them beside the "
+                         "answers")
     order = list(BENCHMARKS)
     scores = [read_score(path) for path in files]
-    scores.sort(key=lambda row: (row["published"] is None, order.index(row["benchmark"])))
+    scores.sort(key=lambda row: (row.get("published") is None, order.index(row["benchmark"])))
     rows = [["", "score", "LLaVA-1.5 7B", "13B", "answers", "is", "answered by"]]
     for row in scores:
-        published = row["published"] or ["-", "-"]
-        size = f" of {row['size']}" if row["size"] else ""
-        rows.append([row["title"], f"{row['score']:.1f}", *map(str, published),
-                     f"{row['answers']}{size}", row["unit"], str(row["model"] or "-")])
+        small, large = published_of(row)
+        size = f" of {row['size']}" if row.get("size") else ""
+        rows.append([row["title"], f"{row['score']:.1f}", small, large,
+                     f"{row['answers']}{size}", row["unit"], str(row.get("model") or "-")])
     print(printable(aligned(rows)))
 
 
-# --------------------------------------------------------------------------------------------- what is read
+def published_of(row):
+    """The paper's two figures; a benchmark in miniature has none."""
+    if row.get("published") is None:
+        return "-", "-"
+    return tuple(str(figure) for figure in BENCHMARKS[row["benchmark"]].published)
+
+
+# ------------------------------------------------------------------------------------- what is read
 
 def benchmark_of(name):
     if name not in BENCHMARKS:
@@ -110,37 +121,52 @@ def questions_by_id(path):
 
 
 def read_answers(path, name, questions):
-    """An answer file -> its rows; ValueError unless they are answers to this benchmark's questions."""
+    """An answer file -> its rows; ValueError unless they are answers to this benchmark's
+    questions."""
     read = BENCHMARKS[name].answers or read_jsonl
     rows = read(path)
     if not rows:
         raise ValueError(f"{path} holds no answers")
-    if name == "llava-bench":
+    if name == "llava-bench":  # rows are reviews
+        for row in rows:
+            i = row.get("question_id")
+            if questions and str(i) not in questions:
+                raise ValueError(f"{path} reviews other questions, such as {i!r}")
         return rows
     seen = set()
     for number, row in enumerate(rows, 1):
-        if not isinstance(row.get("question_id"), (str, int)) or not isinstance(row.get("text"), str):
-            raise ValueError(f"line {number} of {path} is no answer: it has no question_id or no text")
-        key = str(row["question_id"]), row.setdefault("prompt", ""), row.get("round_id", 0)
+        check_answer(f"line {number} of {path}", row, name)
+        key = str(row["question_id"]), row["prompt"], row.get("round_id")
         if key in seen:
             raise ValueError(f"{path} has question {row['question_id']!r} twice")
         seen.add(key)
-        asked = (row.get("metadata") or {}).get("benchmark")
-        if asked not in (None, name):
-            raise ValueError(f"{path} holds answers of {asked}, not of {name}")
         check_question(path, row, questions)
     return rows
 
 
+def check_answer(where, row, name):
+    """ValueError unless the row is an answer to this benchmark, as far as it says itself."""
+    row["metadata"] = row.get("metadata") or {}
+    kinds = {"question_id": (str, int), "prompt": (str,), "text": (str,), "metadata": (dict,),
+             "round_id": (int, type(None))}
+    for field, allowed in kinds.items():
+        if type(row.get(field)) not in allowed:
+            raise ValueError(f"{where} is no answer: its {field} is {row.get(field)!r:.40}")
+    benchmark = row["metadata"].get("benchmark")
+    if benchmark not in (None, name):
+        raise ValueError(f"{where} is an answer to {benchmark}, not to {name}")
+
+
 def check_question(path, row, questions):
-    """A benchmark's ids are small numbers, as are another's: the question itself must be the same."""
+    """A benchmark's ids are small numbers, as are another's: the question itself must be the
+    same."""
     if not questions:
         return
     question, prompt = questions.get(str(row["question_id"])), without_wish(row["prompt"])
     if question is None:
         same = False
     elif "texts" in question:
-        same = not prompt or prompt in map(without_wish, question["texts"])
+        same = prompt in map(without_wish, question["texts"])
     else:  # a row of MMBench's .tsv
         same = (question.get("question") or "").strip() in prompt
     if not same:
@@ -150,12 +176,14 @@ def check_question(path, row, questions):
 
 def read_score(path):
     row = read_object(path)
-    if row.get("benchmark") not in BENCHMARKS or not isinstance(row.get("score"), (int, float)):
+    kinds = {"benchmark": str, "title": str, "score": (int, float), "answers": int, "unit": str}
+    whole = all(isinstance(row.get(field), kind) for field, kind in kinds.items())
+    if not whole or row["benchmark"] not in BENCHMARKS:
         raise ValueError(f"{path} is no score; delete it and score its answers again")
     return row
 
 
-# ------------------------------------------------------------------------------------------- what is printed
+# ---------------------------------------------------------------------------------- what is printed
 
 def print_score(row, benchmark, found):
     columns = list(dict.fromkeys(name for figures in found.rows.values() for name in figures))
@@ -166,7 +194,8 @@ def print_score(row, benchmark, found):
     asked = f" of {row['size']}" if row["size"] else ""
     print(f"{found.scored}{asked} answers are scored, read: {benchmark.reads}")
     if found.unlabelled:
-        print(f"{len(found.unlabelled)} have no label and are not scored: {some_of(found.unlabelled)}")
+        print(f"{len(found.unlabelled)} have no label and are not scored: "
+              f"{some_of(found.unlabelled)}")
     line = f"{row['unit']}: {row['score']:.2f}"
     if row["published"]:
         small, large = row["published"]

@@ -1,8 +1,7 @@
 """The files that the benchmarks' servers take, as LLaVA-1.5's converters write them.
 
-An upload function takes (answers, questions, out), writes the file, and returns the ids of the questions
-that have no answer.
-"""
+An upload function takes (answers, questions, out), writes the file, and returns the ids of the
+questions that have no answer. """
 import json
 
 from minillava.evaluation.scores import gqa_text
@@ -15,7 +14,8 @@ def texts_by_id(answers):
 
 
 def upload_vqav2(answers, questions, out):
-    """All of test2015, in the order of its file; a question that was not asked has an empty answer."""
+    """All of test2015, in the order of its file; a question that was not asked has an empty
+    answer."""
     texts = texts_by_id(answers)
     rows = [{"question_id": question["question_id"], "answer": normalize(texts.get(i, ""))}
             for i, question in questions.items()]
@@ -32,7 +32,8 @@ def upload_vizwiz(answers, questions, out):
 
 
 def upload_gqa(answers, questions, out):
-    rows = [{"questionId": row["question_id"], "prediction": gqa_text(row["text"])} for row in answers]
+    rows = [{"questionId": row["question_id"], "prediction": gqa_text(row["text"])}
+            for row in answers]
     write(out, json.dumps(rows))
     return [i for i in questions if i not in texts_by_id(answers)]
 

@@ -1,8 +1,9 @@
-"""A table as a spreadsheet: the few files of Office Open XML that one sheet of texts and numbers needs.
+"""A table as a spreadsheet: the few files of Office Open XML that one sheet of texts and numbers
+needs.
 
-An .xlsx is a zip of XML: which files there are and of what kind ([Content_Types].xml), which of them is
-the workbook (_rels/.rels), its sheets (xl/workbook.xml and its .rels), and the cells (ECMA-376).
-"""
+An .xlsx is a zip of XML: which files there are and of what kind ([Content_Types].xml), which of
+them is the workbook (_rels/.rels), its sheets (xl/workbook.xml and its .rels), and the cells
+(ECMA-376). """
 import io
 import re
 import zipfile
@@ -12,14 +13,16 @@ XML = '<?xml version="1.0" encoding="UTF-8" standalone="yes"?>\n'
 OFFICE = "http://schemas.openxmlformats.org"
 FILES = {
     "[Content_Types].xml": f'<Types xmlns="{OFFICE}/package/2006/content-types">'
-    '<Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
+    '<Default Extension="rels" '
+    'ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
     '<Default Extension="xml" ContentType="application/xml"/>'
     '<Override PartName="/xl/workbook.xml" ContentType="application/'
     'vnd.openxmlformats-officedocument.spreadsheetml.sheet.main+xml"/>'
     '<Override PartName="/xl/worksheets/sheet1.xml" ContentType="application/'
     'vnd.openxmlformats-officedocument.spreadsheetml.worksheet+xml"/></Types>',
-    "_rels/.rels": f'<Relationships xmlns="{OFFICE}/package/2006/relationships"><Relationship Id="rId1" '
-    f'Type="{OFFICE}/officeDocument/2006/relationships/officeDocument" Target="xl/workbook.xml"/>'
+    "_rels/.rels": f'<Relationships xmlns="{OFFICE}/package/2006/relationships">'
+    f'<Relationship Id="rId1" Type="{OFFICE}/officeDocument/2006/relationships/officeDocument" '
+    'Target="xl/workbook.xml"/>'
     '</Relationships>',
     "xl/workbook.xml": f'<workbook xmlns="{OFFICE}/spreadsheetml/2006/main" '
     f'xmlns:r="{OFFICE}/officeDocument/2006/relationships">'
@@ -56,7 +59,8 @@ def cell(place, value):
 
 
 def without_controls(text):
-    """XML has no place for control characters, but for tab and new line, nor for half a surrogate pair."""
+    """XML has no place for control characters, but for tab and new line, nor for half a surrogate
+    pair."""
     return re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "", text)
 
 

@@ -3,10 +3,10 @@
     python -m minillava.toy.pope --out runs/pope                       # the shipped miniature
     python -m minillava.toy.pope --model runs/toy/llava --out runs/pope
 
-About each held-out scene as many things are asked for that are there as things that are not. The latter
-are drawn at random, or are the most frequent of all (popular), or those that are seen most often beside
-the things of this scene (adversarial). Both are counted in the annotated boxes, as POPE counts in COCO's.
-"""
+About each held-out scene as many things are asked for that are there as things that are not. The
+latter are drawn at random, or are the most frequent of all (popular), or those that are seen most
+often beside the things of this scene (adversarial). Both are counted in the annotated boxes, as
+POPE counts in COCO's. """
 import argparse
 import json
 import random
@@ -55,7 +55,7 @@ def pope(args):
 def pope_rows(scenes, rng):
     """{image: things in it} -> questions with their labels, half of them "yes", of each kind."""
     frequent = Counter(thing for things in scenes.values() for thing in set(things))
-    beside = {thing: Counter() for thing in ID_OF}  # thing -> how often each other is seen beside it
+    beside = {thing: Counter() for thing in ID_OF}  # how often each other is seen beside it
     for things in scenes.values():
         for thing in set(things):
             beside[thing].update(set(things) - {thing})
