@@ -1,6 +1,6 @@
 """Linear layers whose weights are kept in 8 or 4 bits: a half or a quarter of the memory.
 
-    int8    w = q * scale             q in -127..127, one scale for each output channel
+    int8    w = q * scale                 q in -127..127, one scale for each output channel
     int4    w = (q - 8) * scale + zero    q in 0..15, a scale and a zero for each group of 64 inputs
 
 Only weights are rounded, activations are not. For few rows, as in decoding, the time goes into
@@ -22,7 +22,10 @@ TINY = 1e-7    # the least scale, which fp16 still has: a group of zeros needs o
 
 
 class QuantizedLinear(nn.Module):
-    """What both kinds share: buffers `weight` and `scale`, and the two ways to the product."""
+    """What both kinds share: buffers `weight` and `scale`, and the two ways to the product.
+
+    `few`: rows up to which a kind's kernel is faster than to write its weight out.
+    """
 
     def __init__(self, in_features, out_features, weight, scale):
         super().__init__()
@@ -42,12 +45,12 @@ class QuantizedLinear(nn.Module):
 
     def dequantized(self):
         """The weight [O,I], in the dtype of the scale."""
-        return torch.cat(list(self.pieces()))
+        return torch.cat(list(self.pieces(self.scale.dtype)))
 
 
 class Int8Linear(QuantizedLinear):
     """`weight` int8 [O,I], `scale` [O]."""
-    few = 16  # rows up to which the kernel is faster than to write the weight out
+    few = 16
 
     def __init__(self, in_features, out_features):
         weight = torch.empty(out_features, in_features, dtype=torch.int8)
@@ -58,12 +61,13 @@ class Int8Linear(QuantizedLinear):
         return x.device.type == "cpu" and self.in_features % 32 == 0
 
     def few_rows(self, x):
-        return torch._weight_int8pack_mm(x, self.weight, self.scale)
+        return torch._weight_int8pack_mm(x, self.weight, self.scale.to(x.dtype))
 
-    def pieces(self):
+    def pieces(self, dtype):
         """The weight written out, [PIECE,I] at a time."""
-        for weight, scale in zip(self.weight.split(PIECE), self.scale.split(PIECE)):
-            yield weight.to(scale.dtype) * scale[:, None]
+        scales = self.scale.to(dtype).split(PIECE)
+        for weight, scale in zip(self.weight.split(PIECE), scales):
+            yield weight.to(dtype) * scale[:, None]
 
 
 class Int4Linear(QuantizedLinear):
@@ -89,14 +93,14 @@ class Int4Linear(QuantizedLinear):
         inputs = self.weight.shape[1]
         x = F.pad(x, (0, inputs - self.in_features))
         packed = self.weight.view(-1, inputs // 2)  # [O,I/2], as the kernel counts
-        y = torch._weight_int4pack_mm_for_cpu(x, packed, GROUP, self.scale)
+        y = torch._weight_int4pack_mm_for_cpu(x, packed, GROUP, self.scale.to(x.dtype))
         return y[:, : self.out_features]
 
-    def pieces(self):
+    def pieces(self, dtype):
         """The weight written out, [PIECE,I] at a time."""
         block = 2 * self.weight.shape[-1]
         weights = self.weight.split(PIECE // block)
-        scales = self.scale.split(PIECE, dim=1)
+        scales = self.scale.to(dtype).split(PIECE, dim=1)
         left = self.out_features
         for weight, scale in zip(weights, scales):
             yield write_out(weight, scale)[:left, : self.in_features]
@@ -109,12 +113,12 @@ class FrozenProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, layer):
         ctx.layer = layer
-        return torch.cat([F.linear(x, piece) for piece in layer.pieces()], dim=-1)
+        return torch.cat([F.linear(x, piece) for piece in layer.pieces(x.dtype)], dim=-1)
 
     @staticmethod
     def backward(ctx, grad):
         total = 0
-        for part, piece in zip(grad.split(PIECE, dim=-1), ctx.layer.pieces()):
+        for part, piece in zip(grad.split(PIECE, dim=-1), ctx.layer.pieces(grad.dtype)):
             total = total + part @ piece
         return total, None
 

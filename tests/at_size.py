@@ -1,6 +1,7 @@
 """At full size, which no test has the time for: is memory what it should be, and the big tower exact?
 
-    python tests/at_size.py write FOLDER [--scale 7b|1b]  a random LLaVA-1.5 in bf16, llava-hf's layout (7b: 14.1 GB)
+    python tests/at_size.py write FOLDER [--scale 7b|1b]  a random LLaVA-1.5 in bf16, llava-hf's layout (7b: 14.1 GB),
+                            [--quantize int8|int4]        or as `python -m minillava.weights quantize` leaves one
     python tests/at_size.py answer FOLDER [--tokens 8] [--quantize int4]
                                                           loads it, answers about a picture; peak memory against weights
     python tests/at_size.py tower                         a random ViT-L/14-336 against transformers, layer -2, fp32:
@@ -21,10 +22,12 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from minillava import checkpoint  # noqa: E402
+from minillava.linear import Int4Linear, Int8Linear  # noqa: E402
 from minillava.llama import LanguageConfig  # noqa: E402
 from minillava.llava import Llava, LlavaConfig  # noqa: E402
 from minillava.vit import VisionConfig, VisionTower  # noqa: E402
 from minillava.weights import layouts, tensors  # noqa: E402
+from minillava.weights.quantize import HEAD, LAYER  # noqa: E402
 
 VISION = VisionConfig(**layouts.CLIP_L)
 SCALES = {"7b": LanguageConfig(vocab_size=32064, max_position_embeddings=4096, rms_norm_eps=1e-5),
@@ -32,19 +35,24 @@ SCALES = {"7b": LanguageConfig(vocab_size=32064, max_position_embeddings=4096, r
                                num_attention_heads=16, max_position_embeddings=4096, rms_norm_eps=1e-5)}
 
 
-def write(folder, scale):
+def write(folder, scale, quantize):
     """Shard by shard, so that writing needs little memory."""
     folder = Path(folder)
     folder.mkdir(parents=True)
     config = LlavaConfig(VISION, SCALES[scale])
     with torch.device("meta"):
-        empty = dict(Llava(config).named_parameters())
+        model = Llava(config)
+        for name, layer in list(model.named_modules()):
+            weight = f"{name}.weight"
+            if quantize and (LAYER.fullmatch(weight) or HEAD.fullmatch(weight)):
+                kind = Int4Linear if quantize == "int4" and LAYER.fullmatch(weight) else Int8Linear
+                model.set_submodule(name, kind(layer.in_features, layer.out_features))
+    empty = dict(model.named_parameters()) | dict(model.named_buffers())
     table = {here: disk for disk, here in layouts.LLAVA_HF.items()}
     names = tensors.rename({name: name for name in empty}, table)
     weight_map, shard, size = {}, {}, 0
     for disk, name in names.items():
-        shape = empty[name].shape
-        shard[disk] = torch.empty(shape, dtype=torch.bfloat16).normal_(1 if "norm" in disk else 0, 0.02)
+        shard[disk] = random_tensor(name, empty[name])
         size += shard[disk].nbytes
         if size > 2 * 10**9 or disk == list(names)[-1]:
             file = f"model-{len(set(weight_map.values())) + 1:05}.safetensors"
@@ -52,9 +60,22 @@ def write(folder, scale):
             weight_map |= dict.fromkeys(shard, file)
             shard, size = {}, 0
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    fields = {name: value for name, value in vars(config.language_config).items()}
-    (folder / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": fields}))
+    fields = {"model_type": "llava", "text_config": vars(config.language_config)}
+    if quantize:
+        fields["quantization_config"] = {"quant_method": "minillava", "kind": quantize}
+    (folder / "config.json").write_text(json.dumps(fields))
     shutil.copyfile(ROOT / "tests" / "fixtures" / "vicuna" / "tokenizer.json", folder / "tokenizer.json")
+
+
+def random_tensor(name, like):
+    if not like.is_floating_point():
+        info = torch.iinfo(like.dtype)
+        return torch.randint(info.min, info.max + 1, like.shape, dtype=like.dtype)
+    if name.endswith(".scale"):  # so that weights are about 0.02 in size
+        steps = torch.zeros(like.shape, dtype=torch.bfloat16)
+        steps[..., 0] = 0.004
+        return steps if steps.ndim == 3 else torch.full(like.shape, 0.0003, dtype=torch.bfloat16)
+    return torch.empty(like.shape, dtype=torch.bfloat16).normal_(1 if "norm" in name else 0, 0.02)
 
 
 def answer(folder, tokens, quantize):
@@ -110,6 +131,6 @@ if __name__ == "__main__":
     if args.what == "tower":
         tower()
     elif args.what == "write":
-        write(args.folder, args.scale)
+        write(args.folder, args.scale, args.quantize)
     else:
         answer(args.folder, args.tokens, args.quantize)

@@ -92,6 +92,15 @@ def test_the_kernel_for_few_rows_computes_the_same(kind, dtype, tolerance, shape
     torch.testing.assert_close(many, F.linear(x, layer.dequantized()))
 
 
+def test_activations_of_another_dtype():
+    """As in training, where bf16 goes through what was loaded in fp32."""
+    for kind in KINDS:
+        layer = make_layer(kind, torch.randn(128, 64))
+        for rows in (1, 200):
+            x = torch.randn(rows, 64)
+            torch.testing.assert_close(layer(x.bfloat16()).float(), layer(x), rtol=0.05, atol=0.3)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_reach_what_comes_before(kind):
     """As a LoRA needs them; the weights themselves have none, and no copy of them is kept."""
