@@ -17,11 +17,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from minillava.checkpoint import TOY, load_llava
-from minillava.conversation import TEMPLATES
+from minillava.checkpoint import TOY
 from minillava.evaluation import scienceqa
 from minillava.evaluation.answers import answer_file
-from minillava.evaluation.asking import name_failures
+from minillava.evaluation.asking import add_model_flags, name_failures, open_model
 from minillava.evaluation.questions import with_control
 from minillava.evaluation.scienceqa_answers import read_results, write_results
 from minillava.evaluation.scienceqa_asking import answering, make_questions, settings_of
@@ -31,6 +30,8 @@ from minillava.evaluation.scoring import keep_score
 from minillava.instruct.command import add_teacher_flags, open_from_flags
 from minillava.terminal import exit_with, print_in_utf8
 from minillava.toy.scienceqa import make_scienceqa
+
+TOY_TITLE = "ScienceQA of the toy world"
 
 
 def main():
@@ -49,17 +50,16 @@ def main():
             print("settings:", json.dumps(settings) if settings else "the file does not state them")
         else:
             model, tokenizer = open_model(args.model, args.vision, args.language, args.projector,
-                                          args.device, args.dtype)
+                                          args.base, args.quantize, args.device, args.dtype)
             settings = settings_of(model, args.prompt_format, args.template, args.option_letter,
                                    args.use_caption, args.max_new_tokens, args.batch)
             questions = make_questions(data, args.split, settings, args.text_only)
             texts, control = ask(model, tokenizer, questions, settings,
                                  out=args.out or Path(scratch, "answers.jsonl"),
-                                 name=(args.model or TOY / "scienceqa").name,
+                                 name=Path(args.model or args.language).name,
                                  control=drawn or args.control)
             if args.out:
-                title = "ScienceQA of the toy world" if drawn else None
-                keep_score("scienceqa", args.out, data, title)
+                keep_score("scienceqa", args.out, data, TOY_TITLE if drawn else None)
 
         # what they are worth: alone, or together with a teacher's
         if args.teacher:
@@ -94,14 +94,6 @@ def draw_questions(folder, split, count, seed):
     print(f"a mini ScienceQA: {count} held-out questions of the toy world")
     make_scienceqa(folder, {split: count}, seed)
     return Path(folder)
-
-
-def open_model(folder, vision, language, projector, device, dtype):
-    """The asked LLaVA, or the shipped miniature that was fine-tuned for ScienceQA."""
-    if folder is None and language is None:
-        return load_llava(TOY / "scienceqa", device=device, dtype="float32")
-    return load_llava(folder, vision=vision, language=language, projector=projector,
-                      device=device, dtype=dtype)
 
 
 def ask(model, tokenizer, questions, settings, out, name, control=False):
@@ -162,9 +154,13 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_flags(parser)
+    parser.add_argument("--max-new-tokens", type=int, default=1024)
+    parser.add_argument("--batch", type=int, default=16, help="questions at a time")
     add_question_flags(parser)
     add_score_flags(parser)
     args = parser.parse_args()
+    if args.model is None and args.language is None:  # the shipped miniature
+        args.model, args.dtype = TOY / "scienceqa", "float32"
     if min(args.batch, args.max_new_tokens, args.questions) < 1:
         exit_with("--batch, --max-new-tokens and --questions are at least 1")
     if args.data is None and args.score_only:
@@ -172,20 +168,6 @@ def parse_arguments():
     if args.data is not None and not (args.out or args.score_only):
         exit_with("name a file for the answers with --out; a stopped evaluation goes on from it")
     return args
-
-
-def add_model_flags(parser):
-    parser.add_argument("--model", type=Path,
-                        help="folder of a LLaVA (default: the shipped miniature)")
-    for part in ("vision", "language", "projector"):
-        parser.add_argument(f"--{part}", help=f"the {part} of a model in parts, see the README")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, ...")
-    parser.add_argument("--dtype", default="auto",
-                        choices=("auto", "float32", "bfloat16", "float16"))
-    parser.add_argument("--template", choices=[name for name in TEMPLATES if name != "plain"],
-                        help="default: the checkpoint's")
-    parser.add_argument("--max-new-tokens", type=int, default=1024)
-    parser.add_argument("--batch", type=int, default=16, help="questions at a time")
 
 
 def add_question_flags(parser):

@@ -20,8 +20,8 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from minillava.conversation import TEMPLATES
 from minillava.evaluation.asking import (
+    add_model_flags,
     answer_questions,
     open_model,
     report_answers,
@@ -139,11 +139,7 @@ def add_answer_flags(parser):
     add("--questions", type=Path, required=True)
     add("--images", type=Path, help="the folder that the questions' images are in")
     add("--out", type=Path, required=True)
-    add("--model", type=Path, help="folder of a LLaVA (default: the shipped miniature)")
-    for part in ("vision", "language", "projector"):
-        add(f"--{part}", help=f"the {part} of a model in parts, see the README")
-    add("--template", choices=[name for name in TEMPLATES if name != "plain"],
-        help="default: the checkpoint's")
+    add_model_flags(parser)
     add("--control", choices=("none", "another"), help="ask without the picture, or with another's")
     form = parser.add_mutually_exclusive_group()
     for name, wish in FORMS.items():
@@ -157,8 +153,6 @@ def add_answer_flags(parser):
     add("--top-p", type=float, default=1.0)
     add("--seed", type=int, default=0, help="of the draws at a temperature above 0")
     add("--batch", type=int, default=8, help="questions at a time")
-    add("--device", default="auto", help="cpu, cuda, ...")
-    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     add("--num-chunks", type=int, default=1, help="share the questions among so many processes")
     add("--chunk-idx", type=int, default=0, help="which of them this is, from 0")
 
@@ -172,9 +166,9 @@ def run_answer(args):
     max_new_tokens = args.max_new_tokens or (benchmark.max_new_tokens if benchmark else 1024)
     check_pictures(questions, args.images)  # before the model is read
     model, tokenizer = open_model(args.model, args.vision, args.language, args.projector,
-                                  args.device, args.dtype)
+                                  args.base, args.quantize, args.device, args.dtype)
     rows = answer_questions(
-        questions, args.out, model, tokenizer, args.images, name=str(args.model or "miniature"),
+        questions, args.out, model, tokenizer, args.images, name=str(args.model or args.language or "miniature"),
         benchmark=args.benchmark, template=args.template, control=args.control,
         max_new_tokens=max_new_tokens, temperature=args.temperature, top_p=args.top_p,
         seed=args.seed, batch=args.batch, share=share,

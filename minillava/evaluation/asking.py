@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from minillava.checkpoint import load_llava
+from minillava.conversation import TEMPLATES
 from minillava.evaluation.answers import answer_file, fingerprint
-from minillava.evaluation.questions import check_pictures, picture_of, with_control
+from minillava.evaluation.questions import picture_of, with_control
 from minillava.generate import generate
 from minillava.terminal import printable
 
@@ -23,7 +24,6 @@ def answer_questions(questions, out, model, tokenizer, images=None, *, name="min
     control: "none" or "another" picture. share: (index, count) where several processes do the work;
     None is returned while another part is under way.
     """
-    check_pictures(questions, images)
     if control:
         questions = with_control(questions, control)
     if template:
@@ -86,14 +86,25 @@ def share_of_this_process(num_chunks, chunk_idx):
     return chunk_idx, num_chunks
 
 
-def device_of_this_process(device):
-    """Each of torchrun's ranks on a machine takes a GPU of its own."""
+# --------------------------------------------------------------------------------------- the model
+
+def add_model_flags(parser):
+    """The flags that `open_model` and `answer_questions` are given."""
+    add = parser.add_argument
+    add("--model", type=Path, help="folder of a LLaVA (default: the shipped miniature)")
+    for part in ("vision", "language", "projector", "base"):
+        add(f"--{part}", help=f"the {part} of a model in parts, see the README")
+    add("--quantize", choices=("int8", "int4"), help="a smaller language model, nearly as good")
+    add("--device", default="auto", help="cpu, cuda, ...")
+    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    add("--template", choices=[name for name in TEMPLATES if name != "plain"],
+        help="default: the checkpoint's")
+
+
+def open_model(folder, vision, language, projector, base, quantize, device, dtype):
+    """-> (Llava, Tokenizer), as `load_llava`; each of torchrun's ranks takes a GPU of its own."""
     rank = os.environ.get("LOCAL_RANK")
     if device == "auto" and rank is not None and torch.cuda.is_available():
-        return f"cuda:{int(rank) % torch.cuda.device_count()}"
-    return device
-
-
-def open_model(model, vision, language, projector, device, dtype):
-    return load_llava(Path(model) if model else None, vision=vision, language=language,
-                      projector=projector, device=device_of_this_process(device), dtype=dtype)
+        device = f"cuda:{int(rank) % torch.cuda.device_count()}"
+    return load_llava(folder, vision=vision, language=language, projector=projector, base=base,
+                      quantize=quantize, device=device, dtype=dtype)
