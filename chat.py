@@ -65,8 +65,8 @@ class Chat:
         name, _, words = message.partition(" ")
         if name in COMMANDS:
             COMMANDS[name](self, words.strip())
-        elif message.startswith("/") and terminal.typed_path(message).is_file():
-            COMMANDS["/image"](self, message)  # it was dragged into the window
+        elif terminal.is_dragged_file(message):
+            COMMANDS["/image"](self, message)
         elif message.startswith("/"):
             raise ValueError(f"there is no command {name}; /help lists them")
         elif message:

@@ -3,6 +3,7 @@
 What it can do is asked of NO_COLOR, COLORTERM and TERM (no-color.org, termstandard/colors).
 """
 import os
+import select
 import shlex
 import shutil
 import sys
@@ -10,6 +11,7 @@ import textwrap
 import unicodedata
 from functools import lru_cache
 from glob import escape, glob
+from itertools import cycle
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -132,8 +134,15 @@ def show_pieces(texts):
     texts = [printable(text).replace("\n", "↵\n") for text in texts]
     if not color_depth():
         return print("|".join(texts))
-    colors = ["cyan", "yellow"] * len(texts)
-    print("".join(map(styled, texts, colors)))
+    column = 0
+    for text, color in zip(texts, cycle(("cyan", "yellow"))):
+        cells = sum(map(cell_width, text.rstrip("\n")))
+        if column and column + cells > width():
+            print()
+            column = 0
+        print(styled(text, color), end="")
+        column = 0 if text.endswith("\n") else column + cells
+    print()
 
 
 def width():
@@ -206,9 +215,8 @@ def edit_lines(commands):
 
     commands: words that Tab completes at the start of a line; behind one it completes paths.
     """
-    try:
-        import readline
-    except ImportError:  # Windows: its console edits lines by itself
+    readline = find_readline()
+    if readline is None:
         return
 
     def complete(text, state):
@@ -217,12 +225,26 @@ def edit_lines(commands):
 
     readline.set_completer(complete)
     readline.set_completer_delims(" /")
-    if "libedit" in (readline.__doc__ or ""):
-        readline.parse_and_bind("bind ^I rl_complete")
-    else:
+    if is_gnu(readline):
         readline.parse_and_bind("tab: complete")
         # A paste is one message, whatever its lines.
         readline.parse_and_bind("set enable-bracketed-paste on")
+    else:
+        readline.parse_and_bind("bind ^I rl_complete")
+
+
+def find_readline():
+    """The module; None on Windows, whose console edits lines by itself."""
+    try:
+        import readline
+    except ImportError:
+        return None
+    return readline
+
+
+def is_gnu(readline):
+    """Whether it is GNU's, and not the libedit that some Pythons have in its place."""
+    return "libedit" not in (readline.__doc__ or "")
 
 
 def completions(typed, commands, begin):
@@ -244,13 +266,29 @@ def read_message(prompt):
     """
     if not sys.stdin.isatty():
         prompt = ""
-    text = input(prompt).strip()
+    text = (input(prompt) + waiting_lines()).strip()
     if not text.startswith(QUOTES):
         return text
     lines = [text[len(QUOTES) :]]
     while not lines[-1].rstrip().endswith(QUOTES):
         lines.append(input("." * max(0, len(prompt) - 1) + " " if prompt else ""))
     return "\n".join(lines).rstrip()[: -len(QUOTES)].strip()
+
+
+def waiting_lines():
+    """The other lines of a paste, which wait already where readline does not join them."""
+    readline = find_readline()
+    if not sys.stdin.isatty() or sys.platform == "win32" or readline and is_gnu(readline):
+        return ""
+    lines = ""
+    while select.select([sys.stdin], [], [], 0.05)[0]:
+        lines += "\n" + input()
+    return lines
+
+
+def is_dragged_file(text):
+    """Whether a line is nothing but the path of a file: it was dragged into the window."""
+    return text.startswith(("/", "'/", '"/', "~/", "file://")) and typed_path(text).is_file()
 
 
 def typed_path(text):

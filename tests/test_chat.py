@@ -124,7 +124,16 @@ def test_a_picture_is_found_however_its_path_was_dragged_here(terminal, scene, f
 
 
 def test_a_path_dragged_in_alone_is_opened(terminal, scene):
-    assert "▀" in terminal.ask(f'{scene}')
+    assert "▀" in terminal.ask(f"{scene}") and "▀" in terminal.ask(f'"{scene}"')
+
+
+def test_a_paste_is_one_message_where_readline_does_not_join_it():
+    program = ("import sys; sys.modules['readline'] = None; from minillava.terminal import read_message; "
+               "print(repr(read_message('you> ')))")
+    terminal = PseudoTerminal("-c", program)
+    terminal.read_until("you> ")
+    terminal.type("Look at it.\nTake your time.\n\nWhat is it?\n")
+    assert r"'Look at it.\nTake your time.\n\nWhat is it?'" in terminal.read_until("it?'\n")
 
 
 @pytest.mark.parametrize("line, said", [
@@ -348,10 +357,10 @@ def test_a_scene_is_changed_and_the_last_question_asked_again_of_model_and_teach
 
 @pytest.mark.parametrize("change, said", [
     ("", "a scene is changed as in"), ("make it nice", "a scene is changed as in"),
-    ("blue circle to red", "0 shapes are meant by 'blue circle'"), ("to red", "a scene is changed as in"),
+    ("blue circle to red", "0 shapes are 'blue circle'"), ("to red", "a scene is changed as in"),
     ("star to top-left", "a shape at the top-left already"), ("star to heaven", "'heaven' is no color"),
     ("add purple", "a new shape wants one of circle"), ("add red star at the top-left", "a shape at the top-left already"),
-    ("drop", "no shapes are meant")])
+    ("drop", "one must be meant"), ("drop large", "2 shapes are 'large'")])
 def test_a_change_that_cannot_be_leaves_the_scene(change, said):
     with pytest.raises(ValueError, match=said):
         Scene(SHAPES, seed=0).changed(change)

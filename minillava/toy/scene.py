@@ -67,9 +67,8 @@ def index_of_shape(scene, words):
     described = [{thing.size, thing.color, thing.shape, thing.place} for thing in things]
     found = [i for i, properties in enumerate(described) if set(words) <= properties]
     if not words or len(found) != 1:
-        number = len(found) if words else "no"
-        raise ValueError(f"{number} shapes are meant by {' '.join(words)!r}; there is "
-                         + ", ".join(f"{thing} at {thing.place}" for thing in things))
+        here = ", ".join(f"{thing} at {thing.place}" for thing in things)
+        raise ValueError(f"{len(found)} shapes are {' '.join(words)!r}, and one must be meant: {here}")
     return found[0]
 
 
