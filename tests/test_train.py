@@ -161,6 +161,7 @@ def test_signals_are_noted_and_then_left_to_others():
 def test_what_is_wrong_is_one_line(world, tmp_path):
     for more, message in (
         (["--per-gpu", 3], "do not divide"), (["--init", "nowhere"], "nowhere"), (["--lr", 0], "--lr must be positive"),
+        (["--lr", "nan"], "--lr must be positive"), (["--device", "tpu9"], "there is no device 'tpu9' here"),
         (["--data", "README.md"], "is not a JSON array"), (["--images", tmp_path], "samples in a row cannot be used"),
         (["--images", tmp_path, "--workers", 2], "samples in a row cannot be used"),
     ):

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from minillava.llava import Llava
+from minillava.weights.devices import find_device
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process alone is no news
 
@@ -27,9 +28,10 @@ def set_up(device="auto", shard=False):
 
     shard: FSDP2 wants a process group, be it of one.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
+    # a Mac's GPU has never been tried for training, and is taken by name alone
+    if device == "auto" and not torch.cuda.is_available():
+        device = "cpu"
+    device = find_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
     if "RANK" in os.environ:

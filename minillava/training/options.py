@@ -1,5 +1,6 @@
 """The command line of train.py: its flags, and what is wrong with them."""
 import argparse
+import math
 import os
 import sys
 from contextlib import contextmanager
@@ -118,7 +119,7 @@ POSITIVE = ("batch", "per_gpu", "epochs", "max_length", "save_every", "keep", "g
 def refuse_wrong_numbers(args):
     for name in POSITIVE:
         value = getattr(args, name)
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:
             raise ValueError(f"--{name.replace('_', '-')} must be positive, not {value}")
     if args.workers is not None and args.workers < 0 or not 0 < args.mfu <= 1:
         raise ValueError("--workers is 0 or more, --mfu above 0 and at most 1")
