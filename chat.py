@@ -185,7 +185,7 @@ def make_parser():
     for name, (kind, default, meaning) in SETTINGS.items():
         flag(f"--{name}", type=kind, default=default, help=meaning)
     flag("--stop", action="append", default=[], help="a text before which an answer ends")
-    flag("--seed", type=int, help="draws the same words again, where words are drawn")
+    flag("--seed", type=int, help="draws the same scene, and the same words, again")
     flag("--device", default="auto", help="cuda, mps or cpu; auto: the first of these that is here")
     flag("--quantize", choices=("int8", "int4"), help="a smaller language model, nearly as good")
     flag("--dtype", default="fast", help="float32, bfloat16, float16; fast: as suits the device")

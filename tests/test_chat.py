@@ -241,6 +241,11 @@ def test_without_a_picture_it_says_what_the_answer_is_about(run):
     assert run("--image", path, "--prompt", HOW_MANY).out == done.out
 
 
+def test_a_seed_draws_the_same_scene_again(run):
+    shown = [run("--prompt", "Describe the image in detail.", "--seed", seed).out for seed in (1, 1, 2)]
+    assert shown[0] == shown[1] != shown[2]
+
+
 def test_several_questions_are_one_batch_and_its_lines_are_json(run, scene, tmp_path, monkeypatch):
     other = tmp_path / "one.png"
     world.draw(SHAPES[:1], random.Random(0)).save(other)

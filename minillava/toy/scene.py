@@ -2,6 +2,8 @@
 import random
 from dataclasses import dataclass
 
+import torch
+
 from minillava.toy import world
 from minillava.toy.annotations import as_fractions
 from minillava.toy.judge import true_answer
@@ -20,8 +22,8 @@ class Scene:
 
     @classmethod
     def new(cls):
-        """One that no training has shown."""
-        seed = random.randrange(2**32)
+        """One that no training has shown, drawn by PyTorch's generator: its seed seeds all of it."""
+        seed = int(torch.randint(2**32, ()))
         return cls(world.make_scene(random.Random(seed), "val"), seed)
 
     def picture(self):
