@@ -1,0 +1,404 @@
+"""How fast is it, against what this machine can do and against transformers?
+
+    python -m minillava.bench                    all of it: about a quarter of an hour on two cores
+    python -m minillava.bench --quick            the miniature and a training step: two minutes
+    python -m minillava.bench --shapes 1.4B --json
+
+The ceilings are measured in the same run: how fast all cores together read memory, and how fast
+they multiply matrices. A figure is stated as the fraction of its ceiling that it reaches (bytes of
+weights for decoding, arithmetic for the rest), and as a ratio to transformers on the same weights,
+batch and dtype, where that can be imported; it is never needed. The programs take turns, and their
+medians are compared. But for the miniature's, weights are random: nothing is downloaded.
+"""
+import argparse
+import importlib
+import importlib.util
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minillava.checkpoint import TOY, load_llava, save_llava
+from minillava.fastest import choose_products
+from minillava.generate import new_cache, next_logits, next_tokens, sample_token
+from minillava.linear import BLOCK, Int4Linear, in_blocks, kernel_block
+from minillava.llama import KVCache, LanguageConfig, LanguageModel
+from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN, Llava, LlavaConfig
+from minillava.tokenizer import Tokenizer
+from minillava.training.optimizer import forward_backward_in, make_optimizers, take_step
+from minillava.training.plan import count, step_flops
+from minillava.vit import VisionConfig
+from minillava.weights.devices import find_device
+
+VIT_L = VisionConfig(1024, 4096, 24, 16, 336, 14)
+VIT_B = VisionConfig(768, 3072, 12, 12, 224, 14)  # 256 image tokens
+LLAMA_1B = LanguageConfig(32064, 2048, 5632, 22, 32, 4, rms_norm_eps=1e-5)
+LLAMA_7B = LanguageConfig(32064, max_position_embeddings=4096)
+LLAMA_140M = LanguageConfig(32064, 768, 2048, 12, 12)
+
+SHAPES = ("miniature", "1.4B", "7B")
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+TEXT = 64    # tokens of a prompt, beside its image
+ANSWER = 32  # tokens that are decoded
+TURN = 20    # tokens of a second question
+
+
+def main():
+    args = arguments()
+    device = find_device(args.device)
+    shapes = ["miniature"] if args.quick else args.shapes
+    rounds = 3 if args.quick else args.rounds
+    limits = ceilings(device)
+    if not args.json:
+        print(ceiling_line(limits))
+
+    figures = []
+    for figure in all_parts(shapes, limits, device, rounds, args.quick):
+        figures.append(figure)
+        if not args.json:
+            print(figure_line(figure), flush=True)
+    if args.json:
+        print(json.dumps({"ceilings": limits, "figures": figures}))
+
+
+def arguments():
+    parser = argparse.ArgumentParser(
+        prog="python -m minillava.bench", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=SHAPES)
+    parser.add_argument("--quick", action=argparse.BooleanOptionalAction, default=False,
+                        help="the miniature and a training step, under two minutes")
+    parser.add_argument("--json", action=argparse.BooleanOptionalAction, default=False)
+    parser.add_argument("--rounds", type=int, default=5, help="of which the median is taken")
+    parser.add_argument("--device", default="auto")
+    return parser.parse_args()
+
+
+def all_parts(shapes, limits, device, rounds, quick):
+    """Yields a row for each figure, as soon as it is there."""
+    with tempfile.TemporaryDirectory() as folder:
+        if "miniature" in shapes:
+            for dtype in ("bf16", "fp32"):
+                yield from answering("miniature", TOY / "llava", dtype, [None], limits, device,
+                                     4 * rounds)
+        if "1.4B" in shapes:
+            write_random(LlavaConfig(VIT_L, LLAMA_1B), folder)
+            kinds = [None, "int8", "int4"]
+            yield from answering("1.4B", folder, "bf16", kinds, limits, device, rounds)
+    if "7B" in shapes:
+        yield decoding_7b(limits, rounds)
+    for stage in (2, 1):
+        for dtype in ("bf16",) if quick else ("bf16", "fp32"):
+            yield training(stage, dtype, limits, device, rounds)
+
+
+# ---- time, and what the machine can do ----
+
+
+def seconds(function):
+    """Of one call; a function may return them itself, where only a part of it counts."""
+    start = time.perf_counter()
+    result = function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    whole = time.perf_counter() - start
+    return result if isinstance(result, float) else whole
+
+
+def race(runners, rounds):
+    """{name: function} -> {name: median seconds}. They take turns, after one turn for nothing."""
+    taken = {name: [] for name in runners}
+    for turn in range(rounds + 1):
+        for name, function in runners.items():
+            taken[name].append(seconds(function))
+    return {name: statistics.median(values[1:]) for name, values in taken.items()}
+
+
+def ceilings(device):
+    """{"read": bytes/s with all cores, "bf16" and "fp32": FLOP/s of a large product}"""
+    # Larger than any cache, and the maximum of integers is next to no arithmetic.
+    big = torch.ones(2**26, dtype=torch.int64, device=device)
+    found = {"read": big.nbytes / min(seconds(big.amax) for _ in range(10))}
+    for name, dtype in DTYPES.items():
+        x = torch.randn(640, 2048, device=device, dtype=dtype)
+        weight = torch.randn(5632, 2048, device=device, dtype=dtype)
+        best = min(seconds(lambda: F.linear(x, weight)) for _ in range(10))
+        found[name] = 2 * len(x) * weight.numel() / best
+    return found
+
+
+# ---- answering: loading, ViT, prefill, decoding, a second turn ----
+
+
+def answering(shape, folder, dtype, kinds, limits, device, rounds):
+    """A row for each step on the way to an answer; kinds: None, or in how few bits the weights are.
+
+    Transformers has its weights in `dtype` all the while.
+    """
+    files = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
+    theirs = None
+    if has_transformers():
+        theirs = open_in_transformers(folder, DTYPES[dtype], device)
+
+    for kind in kinds:
+        name = f"{shape} {kind or dtype}"
+        loaders = {"minillava": lambda: load_llava(folder, device=device, dtype=DTYPES[dtype],
+                                                   quantize=kind)}
+        if theirs is not None and kind is None:
+            loaders["transformers"] = lambda: open_in_transformers(folder, DTYPES[dtype], device)
+        yield row(name, "loading", race(loaders, 1), files / limits["read"])
+
+        model, _ = loaders["minillava"]()
+        floor = floors(model, limits, limits[dtype])
+        choose_products(model.language_model)
+        runners = {"minillava": our_steps(model)}
+        if theirs is not None:
+            runners["transformers"] = their_steps(theirs, model)
+        for step in floor:
+            of_step = {who: steps[step] for who, steps in runners.items() if step in steps}
+            with torch.inference_mode():
+                taken = race(of_step, rounds)
+            yield row(name, step, taken, floor[step])
+
+
+def write_random(config, folder):
+    """A folder of weights of these shapes, in bf16."""
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = Llava(config).to(torch.bfloat16)
+    model.to_empty(device="cpu").requires_grad_(False)
+    for name, p in model.named_parameters():
+        p.fill_(1) if "norm" in name else p.normal_(0, 0.02)
+    save_llava(model, Tokenizer.load(TOY / "vicuna"), folder)
+
+
+def prompt(model):
+    """-> ids [1,T], one image among them, and pixels [1,3,S,S]."""
+    config = model.config
+    S = config.vision_config.image_size
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, config.language_config.vocab_size - 1, (1, config.image_tokens + TEXT),
+                        generator=generator)
+    ids[:, 4 : 4 + config.image_tokens] = IMAGE_TOKEN
+    pixels = torch.randn(1, 3, S, S, generator=generator)
+    return ids.to(model.device), pixels.to(model.device)
+
+
+def floors(model, limits, multiply):
+    """{step: seconds} that its arithmetic, or the bytes of its weights, take at the ceiling."""
+    vision, language = model.vision_tower.encoder, model.language_model
+    blocks = len(vision.layers)
+    used = model.config.vision_feature_layer % (blocks + 1) / blocks
+    head = language.lm_head.weight
+    per_token = 2 * matrices(language.layers)
+    read = sum(tensor.nbytes for part in (language.layers, language.lm_head)
+               for tensor in part.state_dict().values())
+    patches = model.config.image_tokens
+    vit = 2 * (used * count(vision) * (patches + 1) + count(model.mm_projector) * patches)
+    return {
+        "ViT": vit / multiply,
+        "prefill": (vit + per_token * (patches + TEXT) + 2 * head.numel()) / multiply,
+        "decode": read / limits["read"],
+        "second turn": max((per_token * TURN + 2 * head.numel()) / multiply, read / limits["read"]),
+    }
+
+
+def matrices(module):
+    """Numbers in all linear layers, whatever they are kept in."""
+    total = 0
+    for layer in module.modules():
+        if hasattr(layer, "in_features"):
+            outputs = getattr(layer, "out_features", None) or len(layer.weight)
+            total += layer.in_features * outputs
+    return total
+
+
+def our_steps(model):
+    """{step: function}"""
+    ids, pixels = prompt(model)
+    cache = new_cache(model)
+
+    def decode():
+        tokens = next_tokens(model, ids, pixels, new_cache(model), sample_token)
+        next(tokens).tolist()
+        # Each token is waited for, as a terminal would.
+        return seconds(lambda: [next(tokens).tolist() for _ in range(ANSWER)]) / ANSWER
+
+    def second_turn():
+        cache.length = 0
+        next_logits(model, ids, pixels, cache)
+        return seconds(lambda: next_logits(model, ids[:, -TURN:], None, cache))
+
+    return {
+        "ViT": lambda: model.encode_images(pixels),
+        "prefill": lambda: next_logits(model, ids, pixels, new_cache(model)),
+        "decode": decode,
+        "second turn": second_turn,
+    }
+
+
+def training(stage, dtype, limits, device, rounds):
+    """A training step of four samples: 256 image tokens, 128 of text, of which 80 are learned."""
+    config = LlavaConfig(VIT_B, LLAMA_140M)
+    torch.manual_seed(0)
+    model = Llava(config).to(device)
+    model.freeze_for(stage)
+    ids = torch.randint(3, 32000, (4, 384), device=device)
+    ids[:, 4:260] = IMAGE_TOKEN
+    labels = ids.clone()
+    labels[:, :-80] = IGNORE_INDEX
+    pixels = torch.randn(4, 3, 224, 224, device=device)
+
+    runners = {"minillava": our_training(model, DTYPES[dtype], ids, pixels, labels)}
+    if has_transformers():
+        runners["transformers"] = their_training(model, stage, DTYPES[dtype], ids, pixels, labels)
+    floor = step_flops(model, stage, ids.numel(), len(pixels)) / limits[dtype]
+    return row(f"140M {dtype}", f"training step, stage {stage}", race(runners, rounds), floor)
+
+
+def our_training(model, dtype, ids, pixels, labels):
+    for p in model.parameters():
+        if not p.requires_grad:
+            p.data = p.data.to(dtype)
+    optimizers = make_optimizers(model, 1e-5)
+
+    def step():
+        forward_backward_in(dtype, model, ids, pixels, labels=labels)
+        take_step(optimizers)
+
+    return step
+
+
+def decoding_7b(limits, rounds):
+    """A Vicuna-7B of random 4-bit weights, which never stands in 16 bits: decoding alone."""
+    with torch.device("meta"):
+        model = LanguageModel(LLAMA_7B).to(torch.bfloat16)
+        for name, layer in list(model.named_modules()):
+            if isinstance(layer, nn.Linear):
+                new = Int4Linear(layer.in_features, layer.out_features).to(torch.bfloat16)
+                model.set_submodule(name, new)
+    model.to_empty(device="cpu")
+    for tensor in model.state_dict().values():
+        tensor.random_(0, 255) if tensor.dtype == torch.uint8 else tensor.fill_(0.001)
+    for layer in model.modules():
+        if isinstance(layer, Int4Linear):
+            layer.weight = in_blocks(layer.weight, kernel_block() or BLOCK)
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    read = weights - model.embed_tokens.weight.nbytes
+
+    cache = KVCache(LLAMA_7B, 1, "cpu", torch.bfloat16)
+    token = torch.ones(1, 1, dtype=torch.int64)
+
+    def step():
+        hidden = model(model.embed_tokens(token), cache)
+        return model.lm_head(hidden[:, -1]).argmax(-1).item()
+
+    with torch.inference_mode():
+        taken = race({"minillava": step}, 4 * rounds)
+    return row("7B int4", "decode", taken, read / limits["read"]) | {"weights_gb": weights / 1e9}
+
+
+# ---- the same in transformers ----
+
+
+def has_transformers():
+    return importlib.util.find_spec("transformers") is not None
+
+
+def open_in_transformers(folder, dtype, device):
+    transformers = importlib.import_module("transformers")
+    transformers.utils.logging.disable_progress_bar()
+    cls = transformers.LlavaForConditionalGeneration
+    return cls.from_pretrained(folder, dtype=dtype).to(device).eval()
+
+
+class Clock:
+    """A streamer for their generate: notes when each token comes, and the prompt before them."""
+
+    def __init__(self):
+        self.times = []
+
+    def put(self, tokens):
+        self.times.append(time.perf_counter())
+
+    def end(self):
+        pass
+
+
+def their_steps(theirs, model):
+    """{step: function}, on the same prompt."""
+    ids, pixels = prompt(model)
+    ids = ids.masked_fill(ids == IMAGE_TOKEN, theirs.config.image_token_index)
+    pixels = pixels.to(theirs.dtype)
+    mask = torch.ones_like(ids)
+
+    def decode():
+        clock = Clock()
+        theirs.generate(input_ids=ids, pixel_values=pixels, attention_mask=mask, streamer=clock,
+                        min_new_tokens=ANSWER + 1, max_new_tokens=ANSWER + 1, do_sample=False)
+        return (clock.times[-1] - clock.times[1]) / ANSWER
+
+    return {
+        "ViT": lambda: theirs.get_image_features(pixel_values=pixels),
+        "prefill": lambda: theirs(input_ids=ids, pixel_values=pixels, attention_mask=mask,
+                                  logits_to_keep=1),
+        "decode": decode,
+    }
+
+
+def their_training(model, stage, dtype, ids, pixels, labels):
+    """Their model of the same shapes, fused AdamW, autocast where the dtype is not fp32."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_llava(model, Tokenizer.load(TOY / "vicuna"), folder)
+        theirs = open_in_transformers(folder, torch.float32, ids.device).train()
+    for name, p in theirs.named_parameters():
+        p.requires_grad_("projector" in name or stage == 2 and "vision_tower" not in name)
+    trained = [p for p in theirs.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5, weight_decay=0.0, fused=True)
+    ids = ids.masked_fill(ids == IMAGE_TOKEN, theirs.config.image_token_index)
+
+    def step():
+        with torch.autocast(ids.device.type, dtype, enabled=dtype != torch.float32):
+            output = theirs(input_ids=ids, pixel_values=pixels, labels=labels,
+                            attention_mask=torch.ones_like(ids))
+        output.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+# ---- what is shown ----
+
+
+def row(name, step, taken, floor):
+    """A figure: seconds, the fraction of the ceiling, and the ratio where there is one."""
+    ours = taken["minillava"]
+    figure = {"model": name, "step": step, "seconds": ours, "of_ceiling": floor / ours}
+    if "transformers" in taken:
+        figure["transformers_seconds"] = taken["transformers"]
+        figure["ratio"] = taken["transformers"] / ours
+    return figure
+
+
+def ceiling_line(limits):
+    return (f"{torch.get_num_threads()} threads, torch {torch.__version__}: "
+            f"read {limits['read'] / 1e9:.1f} GB/s, multiply {limits['bf16'] / 1e9:,.0f} (bf16), "
+            f"{limits['fp32'] / 1e9:,.0f} (fp32) GFLOP/s")
+
+
+def figure_line(figure):
+    line = (f"{figure['model']:16} {figure['step']:24} {1000 * figure['seconds']:10.2f} ms"
+            f"{100 * figure['of_ceiling']:8.1f} % of the ceiling")
+    if "ratio" in figure:
+        line += f"{figure['ratio']:8.2f} x transformers"
+    return line
+
+
+if __name__ == "__main__":
+    main()

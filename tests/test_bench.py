@@ -1,0 +1,41 @@
+"""The measurements run, and say of what they are fractions; what they come out at is not tested."""
+import json
+import sys
+
+from minillava import bench
+from minillava.llama import LanguageConfig
+
+
+def test_the_miniature_is_measured(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "ceilings", lambda device: {"read": 1e9, "bf16": 1e9, "fp32": 1e9})
+    monkeypatch.setattr(bench, "has_transformers", lambda: False)
+    monkeypatch.setattr(bench, "training", lambda *args: bench.row("140M", "training", {"minillava": 2.0}, 1.0))
+    monkeypatch.setattr(sys, "argv", ["bench", "--shapes", "miniature", "--rounds", "1", "--json", "--device", "cpu"])
+    bench.main()
+    found = json.loads(capsys.readouterr().out)
+    steps = {(row["model"], row["step"]) for row in found["figures"]}
+    assert {("miniature bf16", step) for step in ("loading", "ViT", "prefill", "decode", "second turn")} <= steps
+    assert all(row["seconds"] > 0 and row["of_ceiling"] > 0 for row in found["figures"])
+
+
+def test_a_second_turn_and_a_token_are_less_than_a_prefill():
+    from minillava.checkpoint import load_llava
+    model, _ = load_llava(device="cpu")
+    floor = bench.floors(model, {"read": 1e9, "bf16": 1e9}, 1e9)
+    assert floor["decode"] <= floor["second turn"] < floor["prefill"]
+    matrices = bench.matrices(model.language_model)
+    assert matrices == sum(p.numel() for name, p in model.language_model.named_parameters()
+                           if p.ndim == 2 and "embed" not in name)
+
+
+def test_runners_take_turns(monkeypatch):
+    turns = []
+    runners = {name: lambda name=name: turns.append(name) or float(len(turns)) for name in "ab"}
+    assert bench.race(runners, 3) == {"a": 5.0, "b": 6.0}  # of 1 3 5 7 and 2 4 6 8, the first for nothing
+    assert turns == list("abababab")
+
+
+def test_four_bits_are_built_without_sixteen(monkeypatch):
+    monkeypatch.setattr(bench, "LLAMA_7B", LanguageConfig(128, 64, 96, 2, 4))
+    figure = bench.decoding_7b({"read": 1e9}, 1)
+    assert figure["seconds"] > 0 and figure["weights_gb"] < 128 * 64 * 2 * 2 / 1e9 + 1e-4
