@@ -286,6 +286,7 @@ def test_what_a_reasoning_model_thinks_is_not_its_answer(tmp_path):
     ([], {"OPENAI_BASE_URL": "http://127.0.0.1 /v1"}, "OPENAI_BASE_URL"),
     ([], {"OPENAI_BASE_URL": "http://127.0.0.1:9/v 1"}, "OPENAI_BASE_URL"),
     ([], {"OPENAI_BASE_URL": "http://127.0.0.1:port/v1"}, "port"),
+    ([], {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1?key=secret"}, "OPENAI_BASE_URL"),
 ])
 def test_what_cannot_go_well_is_told_before_the_first_request(tmp_path, typed, run, words, changes,
                                                               message):

@@ -82,6 +82,15 @@ def test_coco_files_are_read_as_symbols(coco):
     assert read_symbols(coco[0])["000000000007.jpg"] == (captions, [])
 
 
+def test_half_a_character_in_a_caption_costs_no_run(tmp_path, run):
+    rows = [{"image": "1.jpg", "captions": ["A cat \ud83d sleeps."]}]
+    (tmp_path / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run("--captions", tmp_path / "s.jsonl", "--kinds", "brief", "--keep-all",
+               "--out", tmp_path / "out.json")
+    assert done.returncode == 0, done.err
+    assert "A cat ? sleeps." in (tmp_path / "out.json").read_text(encoding="utf-8")
+
+
 def test_the_toy_world_is_read_as_coco_is(tmp_path):
     annotations.make_world(tmp_path, "val", 5, seed=0)
     rng = random.Random("0 val")
