@@ -187,7 +187,7 @@ def test_a_forgotten_v1_is_told(tmp_path, typed, run):
 
 def test_billed_answers_of_nothing_count(tmp_path):
     with serving(lambda server, request: (200, {}, completion(""))) as server:
-        teacher = open_at(server, tmp_path, retries=50, budget=Budget(max_tokens=1000))
+        teacher = open_at(server, tmp_path, retries=20, backoff=0, budget=Budget(max_tokens=1000))
         with pytest.raises(LimitReached):
             teacher.ask(question("x"))
         assert sum(teacher.budget.spent) == 110 * len(server.requests) <= 1000
