@@ -152,6 +152,15 @@ def test_a_server_that_goes_down_ends_the_run_and_what_it_said_is_written(tmp_pa
         assert len(server.requests) == 40  # another address: another cache
 
 
+def test_failures_that_are_not_in_a_row_end_no_run(tmp_path, typed, run):
+    def behave(server, request):
+        return DESCRIPTION if len(server.requests) % 2 else (500, {}, b"")
+
+    with serving(behave) as server:
+        done = run(*typed, **environment(server))
+    assert done.returncode == 0 and len(samples(tmp_path)) == 20 == MAX_FAILURES == len(rejects(tmp_path))
+
+
 @pytest.mark.parametrize("trouble, words", [
     ((400, {}, b"max_tokens is not supported, use max_completion_tokens"),
      "--token-field max_completion_tokens"),

@@ -41,7 +41,9 @@ def test_an_answer_is_paid_for_once(tmp_path):
     with serving(lambda server, request: f"You said {last(request)}.") as server:
         teacher = open_at(server, tmp_path)
         assert teacher.ask(question("é")) == teacher.ask(question("é")) == "You said é."
-        assert open_at(server, tmp_path).ask(question("é")) == "You said é."
+        later = open_at(server, tmp_path)
+        assert later.ask(question("é")) == later.ask(question("é")) == "You said é."
+        assert teacher.budget.earlier == (0, 0) and later.budget.earlier == (100, 10)  # counted once
         assert len(server.requests) == 1
         assert server.requests[0] == {**SETTINGS, "messages": question("é")}
         assert server.last_path == "/v1/chat/completions" and server.last_headers["Authorization"] == f"Bearer {KEY}"
