@@ -141,6 +141,9 @@ def samples_in(path, chunk=1 << 24):
                 base += at
                 at = 0
                 continue
+            except RecursionError:
+                raise ValueError(f"{path} is not a JSON array of samples: nested too deep at byte "
+                                 f"{base + at}, after {count} samples") from None
 
             # so far an é is two characters: read again, as the UTF-8 that it is
             if not text[at:end].isascii():

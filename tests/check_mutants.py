@@ -62,7 +62,7 @@ MUTANTS = {  # file: [(text, what it becomes, a test that must fail)]
         ("F.pad(self.values[layer]", "F.pad(self.keys[layer]", "test_generate.py::test_a_cache_grows_and_changes_nothing"),
     ],
     "minillava/llava.py": [
-        ("targets = labels[:, 1:]", "targets = labels[:, :-1]",
+        ("labels.flatten()[learn_at + 1]", "labels.flatten()[learn_at]",
          "test_model.py::test_the_loss_is_the_mean_over_supervised_tokens_however_the_batch_is_cut"),
         ("loss / (supervised or max(1, len(targets)))", "loss / max(1, len(targets))",
          "test_model.py::test_the_loss_is_the_mean_over_supervised_tokens_however_the_batch_is_cut"),
@@ -70,8 +70,7 @@ MUTANTS = {  # file: [(text, what it becomes, a test that must fail)]
          "test_model.py::test_a_batch_with_nothing_to_learn_has_loss_zero_and_a_gradient"),
         ("embeddings = embeddings + self.nothing_seen()", "pass",
          "test_model.py::test_a_batch_of_text_alone_gives_every_trained_parameter_a_gradient"),
-        ("embeddings[is_image] = features.to(embeddings.dtype)",
-         "embeddings[is_image] = features.flip(0).to(embeddings.dtype)",
+        ("features.to(embeddings.dtype)", "features.flip(0).to(embeddings.dtype)",
          "test_model.py::test_each_image_goes_where_its_tokens_are"),
         ("requires_grad_(stage == 2)", "requires_grad_(True)",
          "test_model.py::test_a_stage_changes_what_it_trains_and_nothing_else"),
@@ -79,6 +78,13 @@ MUTANTS = {  # file: [(text, what it becomes, a test that must fail)]
          "test_model.py::test_a_stage_changes_what_it_trains_and_nothing_else"),
         ("logits.float()", "logits",
          "test_model.py::test_what_overflows_or_loses_digits_is_computed_in_fp32"),
+    ],
+    "minillava/linear.py": [
+        ("low | high << 4", "high | low << 4", "test_quantize.py::test_two_values_share_a_byte"),
+        (".round().clamp(0, 15)", ".clamp(0, 15)", "test_quantize.py::test_what_is_written_out_is_near_the_weights"),
+        ("REFITS = 2", "REFITS = 0", "test_quantize.py::test_what_is_written_out_is_near_the_weights"),
+        ("total = total + part @ piece", "total = part @ piece",
+         "test_quantize.py::test_gradients_reach_what_comes_before"),
     ],
     "minillava/sentencepiece.py": [
         ("(-score, -len(piece), left, right)", "(-score, 0, left, right)",
@@ -180,6 +186,14 @@ MUTANTS = {  # file: [(text, what it becomes, a test that must fail)]
     ],
     "minillava/evaluation/scienceqa_ensemble.py": [
         (" or ours[i] < 0", "", "test_scienceqa.py::test_the_judge_is_also_asked_where_neither_gave_an_answer"),
+    ],
+    "chat.py": [
+        ("except KeyboardInterrupt:   # what was said", "except ZeroDivisionError:   # what was said",
+         "test_chat.py::test_ctrl_c_stops_the_answer_and_a_full_context_loses_the_oldest_turns"),
+    ],
+    "minillava/terminal.py": [
+        ('OBEYED = {"Cc", ', 'OBEYED = {', "test_terminal.py::test_what_a_terminal_would_obey_is_shown"),
+        ("""printable(error, keep='')""", "error", "test_hostile_text.py::test_nothing_from_outside_commands_the_terminal"),
     ],
     "train.py": [
         ("        model.drop_unused_blocks()\n", "", "test_train.py::test_a_run_is_a_folder"),

@@ -85,7 +85,8 @@ def test_the_index_of_a_file_finds_what_json_finds(tmp_path, chunk, indent, asci
 
 @pytest.mark.parametrize("text, message", [
     ("", "not a JSON array"), ("[]", "holds no samples"), ('[{"id": 1}, {"id": ', "after 1 samples"),
-    ('{"id": 1}', "not a JSON array"), ("[1, nope]", "after 1 samples"), ('[{"id": 1}', "after 1")])
+    ('{"id": 1}', "not a JSON array"), ("[1, nope]", "after 1 samples"), ('[{"id": 1}', "after 1"),
+    ('[{"id": 1}, ' + '{"a":' * 10**5, "nested too deep at byte 12, after 1 samples")])
 def test_a_file_that_is_no_array_of_samples_is_refused(tmp_path, text, message):
     (tmp_path / "data.json").write_text(text)
     with pytest.raises(ValueError, match=message):
