@@ -12,10 +12,15 @@ from minillava.llama import LanguageModel
 from minillava.llava import Llava
 from minillava.tokenizer import Tokenizer
 from minillava.vit import VisionTower
-from minillava.weights.adapters import is_adapter, read_adapted
+from minillava.weights.adapters import attach, is_adapter, merged, read_adapted
 from minillava.weights.devices import choose_dtype, find_device
 from minillava.weights.layouts import compose, read_language, read_llava_folder, read_vision
-from minillava.weights.quantize import fit_to_machine, place_quantized, quantized
+from minillava.weights.quantize import (
+    fit_to_machine,
+    is_quantized,
+    place_quantized,
+    quantized,
+)
 from minillava.weights.saving import save_llava  # noqa: F401: out by the same door
 from minillava.weights.tensors import NoInitialValues, check_depth, fill
 
@@ -32,8 +37,8 @@ def load_llava(path=None, *, vision=None, language=None, projector=None, base=No
         load_llava(vision=CLIP, language=LLAMA, projector=FILE)
                                          FILE: mm_projector.bin, or the kind of a new one,
                                          "linear" or "mlp2x_gelu"
-        load_llava(ADAPTER, base=FOLDER) a LoRA merged into the LLaVA (or with vision=, the Vicuna)
-                                         that it was trained on
+        load_llava(ADAPTER, base=FOLDER) a LoRA upon the LLaVA (or with vision=, the Vicuna) that it
+                                         was trained on
 
     device "auto" is the GPU if there is one (CUDA, then MPS), dtype "auto" is that of the file,
     "fast" the one of 16 bits that the device is good at, quantize "int8" or "int4" makes the language model smaller (a folder that was saved so needs no
@@ -44,10 +49,9 @@ def load_llava(path=None, *, vision=None, language=None, projector=None, base=No
     if language is None and projector is None:
         source = Path(path or TOY / "llava")
         if is_adapter(source):
-            config, tensors, words = read_adapted(source, base, vision, dtype)
-        else:
-            config, tensors = read_llava_folder(source, vision)
-            words = source
+            return load_adapted(source, base, vision, device, dtype, quantize)
+        config, tensors = read_llava_folder(source, vision)
+        words = source
     else:
         if path is not None or None in (vision, language, projector):
             raise ValueError("give either one folder, "
@@ -57,6 +61,18 @@ def load_llava(path=None, *, vision=None, language=None, projector=None, base=No
         words = language
     model = build(Llava, config, tensors, source, device, dtype, quantize)
     return model, Tokenizer.load(words)
+
+
+def load_adapted(path, base, vision, device, dtype, quantize):
+    """A LoRA upon its base: added to its weights, or beside them where they have few bits."""
+    config, tensors, adapter, base = read_adapted(path, base, vision)
+    rounded = quantize is not None or is_quantized(tensors)
+    if not rounded:
+        tensors = merged(adapter, tensors, dtype)
+    model = build(Llava, config, tensors, path, device, dtype, quantize)
+    if rounded:
+        attach(adapter, model)
+    return model, Tokenizer.load(base)
 
 
 def load_language(path, device="auto", dtype="auto", quantize=None):

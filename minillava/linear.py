@@ -1,4 +1,6 @@
-"""Linear layers whose weights are kept in 8 or 4 bits: a half or a quarter of the memory.
+"""Linear layers of other kinds: with weights of 8 or 4 bits, and with a LoRA beside them.
+
+Weights in few bits take a half or a quarter of the memory of bf16:
 
     int8    w = q * scale                 q in -127..127, one scale for each output channel
     int4    w = (q - 8) * scale + zero    q in 0..15, a scale and a zero for each group of 64 inputs
@@ -9,6 +11,7 @@ in training, it goes into the product: weights are written out, some output chan
 others, used and dropped.
 """
 import functools
+import math
 
 import torch
 import torch.nn.functional as F
@@ -105,6 +108,27 @@ class Int4Linear(QuantizedLinear):
         for weight, scale in zip(weights, scales):
             yield write_out(weight, scale)[:left, : self.in_features]
             left -= PIECE
+
+
+class LoraLinear(nn.Module):
+    """A layer with a product of two thin matrices beside it: y = W x + (alpha / rank) B A x.
+
+    A starts at random and B at zero, so that before the first step nothing has changed.
+    """
+
+    def __init__(self, base, rank, alpha):
+        super().__init__()
+        self.base = base
+        self.A = nn.Parameter(torch.empty(rank, base.in_features))
+        self.B = nn.Parameter(torch.zeros(base.out_features, rank))
+        self.scale = alpha / rank
+        bound = 1 / math.sqrt(base.in_features)  # as nn.Linear and peft have it
+        nn.init.uniform_(self.A, -bound, bound)
+
+    def forward(self, x):
+        """[..,I] -> [..,O]"""
+        thin = F.linear(x, self.A)  # [..,rank]
+        return self.base(x) + self.scale * F.linear(thin, self.B)
 
 
 class FrozenProduct(torch.autograd.Function):

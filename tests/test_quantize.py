@@ -15,6 +15,7 @@ from minillava.llava import IMAGE_TOKEN
 from minillava.weights.__main__ import main
 
 FIXTURES = Path(__file__).parent / "fixtures"
+CPU = {"device": "cpu", "dtype": torch.float32}
 KINDS = {"int8": (Int8Linear, to_int8), "int4": (Int4Linear, to_int4)}
 
 
@@ -207,5 +208,28 @@ def test_integers_of_another_program(saved, tmp_path):
     assert "is quantised by gptq" in message(load_llava, folder)
 
 
-def test_an_adapter_wants_the_plain_base(saved):
-    assert "merge the adapter into the plain model" in message(load_llava, FIXTURES / "adapter", base=saved)
+def test_an_adapter_stays_beside_weights_of_few_bits(saved):
+    """To add it would round it away; at int8 it is nearly the sum."""
+    merged, _ = load_llava(FIXTURES / "adapter", base=FIXTURES / "llava_hf", **CPU)
+    beside, _ = load_llava(FIXTURES / "adapter", base=FIXTURES / "llava_hf", quantize="int8", **CPU)
+    name = "layers.1.mlp.down_proj"
+    x = torch.randn(5, merged.config.language_config.intermediate_size)
+    expected = merged.language_model.get_submodule(name)(x)
+    y = beside.language_model.get_submodule(name)(x)
+    assert 0 < (y - expected).norm() <= 0.01 * expected.norm()
+
+    upon_saved, _ = load_llava(FIXTURES / "adapter", base=saved, **CPU)
+    base, _ = load_llava(saved, **CPU)
+    layer = upon_saved.language_model.get_submodule(name)
+    assert torch.equal(layer.base.weight, base.language_model.get_submodule(name).weight)
+    assert not any(parameter.requires_grad for parameter in (layer.A, layer.B))
+
+
+def test_an_adapter_for_another_quantised_base(saved, tmp_path, run):
+    folder = Path(shutil.copytree(FIXTURES / "adapter", tmp_path / "adapter"))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    save_file(tensors | {name: torch.zeros(3, 31)}, folder / "adapter_model.safetensors")
+    assert "q_proj of [32, 31]" in message(load_llava, folder, base=saved)
+    said = run("merge", "--adapter", FIXTURES / "adapter", "--base", saved, "--out", tmp_path / "x")
+    assert said.returncode == 2 and "quantised" in said.err and said.err.count("\n") == 1

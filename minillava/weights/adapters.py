@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from minillava.files import read_json
+from minillava.linear import LoraLinear
 from minillava.weights.configs import check_values, is_positive, make_llava_config
 from minillava.weights.devices import find_dtype
 from minillava.weights.folders import open_folder, write_folder
@@ -60,8 +62,8 @@ def is_adapter(folder):
 
 # ---- the sum ----
 
-def read_adapted(folder, base=None, vision=None, dtype="auto"):
-    """An adapter upon its base -> (LlavaConfig, tensors, folder of the base)"""
+def read_adapted(folder, base=None, vision=None):
+    """An adapter and its base -> (LlavaConfig, the base's tensors, Adapter, folder of the base)"""
     folder = Path(folder)
     adapter = read_adapter(folder)
     base = base_folder(folder, adapter, base)
@@ -73,7 +75,7 @@ def read_adapted(folder, base=None, vision=None, dtype="auto"):
         config, tensors = read_upon_language(folder, adapter, base, vision)
 
     check_fit(adapter, tensors, folder, base)
-    return config, merged(adapter, tensors, dtype) | adapter.others, base
+    return config, tensors | adapter.others, adapter, base
 
 
 def merged(adapter, tensors, dtype="auto"):
@@ -86,6 +88,26 @@ def merged(adapter, tensors, dtype="auto"):
         wanted = weight.dtype if dtype in ("auto", "fast") else find_dtype(dtype)
         tensors[f"{name}.weight"] = summed.to(wanted)
     return tensors
+
+
+def attach(adapter, model):
+    """Leaves the weights as they are and puts A and B beside them.
+
+    For weights of few bits, whose steps are wider than what an adapter adds.
+    """
+    dtype = model.language_model.norm.weight.dtype
+    for name, (A, B) in adapter.matrices.items():
+        layer = model.get_submodule(name)
+        shape, own_shape = [len(B), A.shape[1]], [layer.out_features, layer.in_features]
+        if shape != own_shape:
+            raise ValueError(f"the adapter changes a {name} of {shape}, "
+                             f"but that of the base is {own_shape}")
+
+        beside = LoraLinear(layer, adapter.rank, adapter.alpha)
+        beside.A = nn.Parameter(A.to(model.device, dtype), requires_grad=False)
+        beside.B = nn.Parameter(B.to(model.device, dtype), requires_grad=False)
+        beside.scale = adapter.scale
+        model.set_submodule(name, beside)
 
 
 def read_upon_language(folder, adapter, base, vision):
@@ -200,6 +222,8 @@ def names_here(tensors):
 def check_fit(adapter, tensors, folder, base):
     for name, (A, B) in adapter.matrices.items():
         shape = [len(B), A.shape[1]]
+        if f"{name}.scale" in tensors:
+            continue  # its shape is that of integers: `attach` looks at the layer
         check_one(f"{name}.weight", shape, tensors, folder, base)
     for name, tensor in adapter.others.items():
         check_one(name, list(tensor.shape), tensors, folder, base)
@@ -214,9 +238,6 @@ def check_one(name, shape, tensors, folder, base):
     if name not in tensors:
         raise ValueError(f"{folder} changes {name}, which {base} does not have: "
                          "it belongs to another base")
-    if not tensors[name].is_floating_point():
-        raise ValueError(f"{base} is quantised: merge the adapter into the plain model, "
-                         "then quantise that")
     if list(tensors[name].shape) != shape:
         raise ValueError(f"{folder} changes a {name} of {shape}, but that of {base} is "
                          f"{list(tensors[name].shape)}: it belongs to another base")

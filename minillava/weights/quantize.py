@@ -62,6 +62,11 @@ def by_rows(weight, to_few_bits):
     return torch.cat(weights), torch.cat(scales, dim=channels)
 
 
+def is_quantized(tensors):
+    return any(LAYER.fullmatch(name) and not tensor.is_floating_point()
+               for name, tensor in tensors.items())
+
+
 def refuse_other_kind(tensors, kind, source):
     """What is saved in 8 bits cannot be read in 4, nor the other way round."""
     saved = {tensor.dtype for name, tensor in tensors.items() if LAYER.fullmatch(name)}
