@@ -112,7 +112,7 @@ def make_data(recipe, sources, out, tokenizer, config):
                                         text_only=sources.text_only)
             scienceqa.check_images(samples, images)
             text = json.dumps(samples)
-            if not path.exists() or path.read_text() != text:  # written anew, it wants a new index
+            if not path.exists() or path.read_text(encoding="utf-8") != text:  # a new index
                 write(path, text)
     if distributed.rank() == 0:  # one process makes the index, the others find it
         index_of(path, out, words_of)

@@ -1,4 +1,5 @@
 """Windows and macOS, as far as they can be played on Linux: what is a platform's own is one small function each."""
+import ast
 import io
 import os
 import sys
@@ -90,3 +91,20 @@ def test_no_module_of_one_platform_is_imported_without_asking():
         for line in path.read_text(encoding="utf-8").splitlines():
             if line.startswith(("import ", "from ")):
                 assert line.split()[1].split(".")[0] not in own, path
+
+
+def test_every_file_is_opened_in_an_encoding_that_is_named():
+    """The default is UTF-8 on Linux and macOS, and another one on Windows."""
+    package = files.Path(files.__file__).parent
+    for path in [*package.rglob("*.py"), *package.parent.glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            words = {keyword.arg for keyword in node.keywords}
+            plain = len(node.args) < (2 if name == "write_text" else 1)  # it may be the last argument
+            if name in ("read_text", "write_text") and plain and not isinstance(node.func, ast.Name):
+                assert "encoding" in words, f"{path}:{node.lineno}"
+            if name == "open" and isinstance(node.func, ast.Name):
+                mode = node.args[1].value if len(node.args) > 1 else "r"
+                assert "encoding" in words or "b" in mode, f"{path}:{node.lineno}"

@@ -38,8 +38,8 @@ def make_world(folder, split, scenes, seed):
 
     told = {"images": images, "annotations": captions}
     seen = {"images": images, "annotations": instances, "categories": CATEGORIES}
-    (folder / f"captions_{split}.json").write_text(json.dumps(told))
-    (folder / f"instances_{split}.json").write_text(json.dumps(seen))
+    (folder / f"captions_{split}.json").write_text(json.dumps(told), encoding="utf-8")
+    (folder / f"instances_{split}.json").write_text(json.dumps(seen), encoding="utf-8")
 
 
 def annotation(name, box):

@@ -66,7 +66,7 @@ def make_scienceqa(folder, sizes, seed):
     folder.mkdir(parents=True, exist_ok=True)
     files = {"problems": problems, "pid_splits": splits, "captions": {"captions": captions}}
     for name, content in files.items():
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=1))
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 # --------------------------------------------------------------------------------- one problem

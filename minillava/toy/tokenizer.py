@@ -84,4 +84,4 @@ def write_tokenizer(core, folder):
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(parsed, ensure_ascii=False, indent=1)
     (folder / "tokenizer.json").write_text(text, encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
