@@ -381,3 +381,24 @@ def test_the_picture_stays_when_old_turns_leave(capsys):
     assert "the context is full" in capsys.readouterr().out
     assert talk.turns[0][1].startswith("<image>\n") and len(talk.turns) < 16
     assert talk.turns[-1] == ("gpt", "The blue star is at the middle-right.")
+
+
+def test_ctrl_c_keeps_what_was_said_so_far_and_the_chat_goes_on(capsys, monkeypatch):
+    model, tokenizer = load_llava(device="cpu", dtype=torch.float32)
+    talk = chat.Chat(model, tokenizer, {"max_new_tokens": 40}, preview=False)
+    talk.start(world.draw(SHAPES, random.Random(0)))
+
+    def interrupted(*args, **settings):
+        for count, piece in enumerate(stream(*args, **settings)):
+            if count == 3:
+                raise KeyboardInterrupt
+            yield piece
+    with monkeypatch.context() as patched:
+        patched.setattr(chat, "stream", interrupted)
+        talk.take("Describe the image in detail.")
+    question, (role, said) = talk.turns
+    whole = "".join(stream(model, tokenizer, [question], talk.image, 40)).strip()
+    assert role == "gpt" and 0 < len(said) < len(whole) and whole.startswith(said)
+    assert f"{said} ..." in capsys.readouterr().out
+    talk.take(HOW_MANY)
+    assert talk.turns[-1][1] == fresh_answer(model, tokenizer, talk)
