@@ -9,7 +9,8 @@
 A stopped evaluation goes on where it was. Prompt format, template and image size are the
 checkpoint's own; the report states them. Decoding is greedy. With a text-only teacher's answers:
 they count, and ours where it gave none (--ensemble complement), or a judge is asked where the two
-differ (judge). """
+differ (judge).
+"""
 import argparse
 import contextlib
 import json

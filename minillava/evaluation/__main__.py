@@ -168,11 +168,11 @@ def run_answer(args):
     model, tokenizer = open_model(args.model, args.vision, args.language, args.projector,
                                   args.base, args.quantize, args.device, args.dtype)
     rows = answer_questions(
-        questions, args.out, model, tokenizer, args.images, name=str(args.model or args.language or "miniature"),
-        benchmark=args.benchmark, template=args.template, control=args.control,
-        max_new_tokens=max_new_tokens, temperature=args.temperature, top_p=args.top_p,
-        seed=args.seed, batch=args.batch, share=share,
-        quiet=args.num_chunks == 1 and share[0] > 0)  # of torchrun's ranks, one shows its progress
+        questions, args.out, model, tokenizer, args.images,
+        name=str(args.model or args.language or "miniature"), benchmark=args.benchmark,
+        template=args.template, control=args.control, max_new_tokens=max_new_tokens,
+        temperature=args.temperature, top_p=args.top_p, seed=args.seed, batch=args.batch,
+        share=share, quiet=args.num_chunks == 1 and share[0] > 0)  # of torchrun's ranks, one shows its progress
     report_answers(rows, args.out)
     return 0
 

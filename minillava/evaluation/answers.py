@@ -1,11 +1,11 @@
-"""Answer files: a line for each question, written as the answers come, whole and in order at the
-end.
+"""Answer files: a line for each question, written as it comes, whole and in order at the end.
 
     {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}
 
 as the official converters read them. A run that was stopped goes on; a run may be shared among
 several processes, each of which writes a part beside the file, and whoever is the last joins the
-parts. """
+parts.
+"""
 import glob
 import json
 import os
@@ -34,7 +34,8 @@ def answer_file(questions, path, answer, model_id, metadata, batch=8, share=(0, 
 
     questions: [{"question_id", "prompt", ...}]; two may share an id, as in MME, but then not the
     prompt. answer: list of questions -> list of texts, one batch. share: (index, count), the part
-    of the work that is done here; None is returned while other parts are under way. """
+    of the work that is done here; None is returned while other parts are under way.
+    """
     check_unique(questions)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +81,8 @@ def texts_of(asked, answer):
     """-> [(text, None)], or ("", the reason) for a question that cannot be answered.
 
     What stops a batch, a damaged picture or an over-long prompt, is sought among its questions one
-    by one, so that it costs no other its answer. """
+    by one, so that it costs no other its answer.
+    """
     try:
         return [(text, None) for text in answer(asked)]
     except (OSError, ValueError) as error:
@@ -103,7 +105,7 @@ def answer_row(question, text, error, model_id, metadata):
 # ---------------------------------------------------------------------------- what is there already
 
 def is_open(question, done):
-    """Not answered yet, or not to be answered then: the picture may have been mended since."""
+    """Not answered yet, or in vain: the picture may have been mended since."""
     row = done.get(key_of(question))
     return row is None or "error" in row
 
@@ -117,7 +119,7 @@ def answers_so_far(questions, path, model_id, metadata):
     for file in [path, *parts_of(path)]:
         for row in read_whole_lines(file):
             key = row.get("question_id"), row.get("prompt")
-            if key not in asked:
+            if not all(isinstance(part, (str, int)) for part in key) or key not in asked:
                 raise ValueError(f"{file} answers other questions, such as {key[0]!r}; "
                                  "name another file")
             if (row.get("model_id"), row.get("metadata")) != (model_id, metadata):
@@ -138,21 +140,21 @@ def difference(row, model_id, metadata):
 
 
 def read_whole_lines(path):
-    """The rows of an answer file that somebody may be writing to: half a line at its end is not
-    one."""
+    """The rows of a file that somebody may be writing to: half a line at its end is none."""
     try:
         text = read_text(path)
     except FileNotFoundError:
         return []
     if text.endswith("\n") or not text:
         return read_jsonl(path)
-    whole = text[: text.rfind("\n") + 1]
-    return [json.loads(line) for line in whole.split("\n") if line.strip()]
+    try:
+        return [json.loads(line) for line in text.split("\n")[:-1] if line.strip()]
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path} is no answer file: a line is not JSON") from None
 
 
 def mend(path):
-    """Takes away half a line, which a killed run has left at the end: that question is asked
-    again."""
+    """Takes away the half line that a killed run has left: that question is asked again."""
     if path.exists():
         text = read_text(path)
         if text and not text.endswith("\n"):

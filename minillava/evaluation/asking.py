@@ -54,7 +54,8 @@ def answer_batch(model, tokenizer, images, max_new_tokens, temperature, top_p, s
 def report_answers(rows, out):
     """Prints where the answers are, and names those that are empty because something was wrong."""
     if rows is None:
-        print(f"this share is answered; the last of the others to end joins them all in {printable(out)}")
+        print("this share is answered; the last of the others to end joins them all in",
+              printable(out))
         return
     print(f"{len(rows)} answers are in {printable(out)}")
     name_failures(rows)
@@ -76,8 +77,7 @@ def name_failures(rows):
 # -------------------------------------------------------------------------------- several processes
 
 def share_of_this_process(num_chunks, chunk_idx):
-    """-> (index, count): that of the flags, else torchrun's rank and number of ranks, else (0,
-    1)."""
+    """-> (index, count), of the flags, else torchrun's rank and number of ranks, else (0, 1)."""
     if num_chunks == 1 and chunk_idx == 0:
         return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if not 0 <= chunk_idx < num_chunks:

@@ -2,7 +2,8 @@
 
 The dev file states the answers. Each question stands in it several times, its options moved up by
 one each time, under indices that differ by a million: 241, 1000241, ... It counts only where all
-of them are answered right ("circular"). """
+of them are answered right ("circular").
+"""
 import csv
 import io
 import os
@@ -18,8 +19,7 @@ NOT_UPLOADED = ("hint", "category", "source", "image", "comment", "l2-category")
 
 
 def score_mmbench(answers, questions, labels):
-    """Accuracy over the questions as they are first asked, and over whole circles; letters alone
-    count.
+    """Accuracy over questions as they are first asked, and over circles; letters alone count.
 
     questions: {index: row of the dev .tsv}.
     """
@@ -59,7 +59,9 @@ def round_of(pair):
 
 def is_right(row, label):
     """The letter that is said, among the options as they stood in this round."""
-    letters = row.get("option_char") or list("ABCD")
+    letters = row.get("option_char")
+    if not isinstance(letters, list):  # of one round alone
+        letters = list("ABCD")
     choice = choice_of(row["text"], len(letters))
     return choice >= 0 and letters[choice] == label
 
@@ -67,8 +69,7 @@ def is_right(row, label):
 # ------------------------------------------------------------------------------------------- upload
 
 def upload_mmbench(answers, questions, out):
-    """Writes the server's table: the .tsv without what it does not want, and a column
-    "prediction"."""
+    """Writes the server's table: the .tsv less some columns, and a column "prediction"."""
     texts = {str(row["question_id"]): row["text"] for row in answers if not row.get("round_id", 0)}
     names = [name for name in next(iter(questions.values())) if name not in NOT_UPLOADED]
     rows = [names[:6] + ["prediction"] + names[6:]]

@@ -1,7 +1,8 @@
 """Question files: the official jsonl, and MMBench's .tsv, which has its pictures inside.
 
 A question is {"question_id", "prompt", "image" (a file's name) or "base64" (the file itself),
-...}; the prompt is the text of the file with the wish for the form of the answer. """
+...}; the prompt is the text of the file with the wish for the form of the answer.
+"""
 import base64
 import csv
 import io
@@ -48,8 +49,7 @@ def read_questions(path, form=None, all_rounds=False):
 
 
 def read_llava_json(path):
-    """LLaVA-JSON, as ScienceQA's llava_test_CQM-A.json is -> questions: the first turn of each
-    sample."""
+    """LLaVA-JSON, as llava_test_CQM-A.json of ScienceQA is -> questions: each one's first turn."""
     questions = []
     try:
         for sample in json.loads(read_text(path)):
@@ -63,8 +63,7 @@ def read_llava_json(path):
 
 
 def without_wish(text):
-    """The question alone: "Is it red?\nAnswer the question using a single word or phrase." -> "Is
-    it red?"."""
+    """The question alone, without what it says at its end of the form of the answer."""
     for wish in FORMS.values():
         text = text.strip().removesuffix(wish)
     return text.strip()
@@ -166,8 +165,10 @@ def decoded_picture(text):
 
 
 def with_control(questions, control):
-    """The same questions, to see what is guessed: control "none" without a picture, "another" with
-    the next question's that has another one."""
+    """The same questions, to see what is guessed.
+
+    control: "none" without a picture, "another" with that of the next question that has another.
+    """
     if control == "none":
         return [without_picture(question) for question in questions]
     pictures = [question.get("image") or question.get("base64") for question in questions]

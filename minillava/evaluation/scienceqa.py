@@ -1,5 +1,4 @@
-r"""ScienceQA (Lu et al. 2022; section 5.2 of the paper): its folder, and its problems as
-conversations.
+r"""ScienceQA (Lu et al. 2022; section 5.2 of the paper): its folder, its problems as dialogues.
 
     python -m minillava.evaluation.scienceqa --data ScienceQA --split train --format QCM-LEA
 
@@ -12,7 +11,8 @@ the question before the dash, those of the answer after it:
 The paper reasons first (QCM-LEPA, later QCM-LEA) and compares with answering first (QCM-ALE). In
 LEPA the answer follows upon a prompt, "###\nANSWER:", with which the first LLaVA was asked in a
 second pass. The format "zero-shot" is that of LLaVA-1.5, which was not trained for it
-(llava_test_CQM-A.json). """
+(llava_test_CQM-A.json).
+"""
 import argparse
 import json
 import re
@@ -220,8 +220,7 @@ def convert(folder, split, format="QCM-LEA", use_caption=False, text_only=False)
 
 
 def questions(samples, images, option_letter=False):
-    """LLaVA-JSON samples -> what a model is asked: [{"question_id", "prompt", "image": Path or
-    None}]."""
+    """LLaVA-JSON samples -> [{"question_id", "prompt", "image": Path or None}], to be asked."""
     asked = []
     for sample in samples:
         prompt = sample["conversations"][0]["value"].replace("<image>", "").strip()

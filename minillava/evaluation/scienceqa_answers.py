@@ -1,5 +1,4 @@
-"""ScienceQA's answers: the choice that a text settles on, and the files that answers are kept
-in."""
+"""ScienceQA's answers: the choice that a text settles on, and the files that hold answers."""
 import json
 import re
 
@@ -10,8 +9,7 @@ from minillava.files import read_jsonl, read_object, write
 # --------------------------------------------------------------------------------- text -> a choice
 
 def choice_of(text, count):
-    """What an answer settles on: the index of one of `count` choices, or -1 if it names none, or
-    two.
+    """What an answer settles on: the index of one of `count` choices; -1 if it names none or two.
 
     The letter alone ("B", "B.", "(B)", or with more after it: "B. 12 cm"), else what follows "The
     answer is" or "ANSWER:", as often as it likes but always the same.
@@ -31,7 +29,8 @@ def official_choice_of(text, count, shortcuts=True):
     """The same as eval_science_qa.py finds it, to the letter.
 
     The official scripts of the ensembles take no `shortcuts`: neither a letter alone nor "B. 12
-    cm". """
+    cm".
+    """
     alone = text in list(LETTERS)
     leading = len(text) > 2 and text[0] in LETTERS and text[1:3] == ". "
     if shortcuts and (alone or leading):
@@ -65,7 +64,8 @@ def read_results(path, data, split, problems):
 
     Lines with question_id and text, or the official results: a JSON object with "results"
     (choices) or "outputs" (texts) or both. Its ids are held against the problems of ScienceQA's
-    folder `data`. """
+    folder `data`.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"there is no answer file {path}")
     stated, settings = {}, None

@@ -2,7 +2,8 @@
 
 complement: the teacher's answer counts, ours where it gave none. judge: where the two differ,
 somebody weighs both and answers anew. All choices are {id: index of a choice, or -1 where there is
-none}. """
+none}.
+"""
 import json
 import sys
 
@@ -14,11 +15,11 @@ from minillava.terminal import printable
 
 
 def ensemble(texts, theirs, problems, strict=False, judge=None):
-    """Our texts and a teacher's, {id: text} each -> ({name: choices}, {id: text} of the last,
-    notes).
+    """Our texts and a teacher's, {id: text} -> ({name: choices}, the texts that count, notes).
 
     judge: {id: prompt of the second query} -> {id: text}; without one the two complement each
-    other. Only questions that both answered are scored. """
+    other. Only questions that both answered are scored.
+    """
     both = {i: problems[i] for i in problems if i in texts and i in theirs}
     if not both:
         raise ValueError("no question is answered both by us and by the teacher")
@@ -71,8 +72,7 @@ def upper_bound(ours, teacher, problems):
 
 
 def judge_prompt(problem, ours, teacher):
-    """The second query: the question, what the two said, and the request for an answer of its
-    own."""
+    """The second query: the question, what the two said, and that it shall answer itself."""
     question, _ = texts_of(problem, "CQM-A")
     unseen = ""
     if problem["image"]:
@@ -86,8 +86,7 @@ def judge_prompt(problem, ours, teacher):
 
 
 def ask_judge(judge, prompts):
-    """{id: prompt of the second query} -> {id: text}; a question without a usable reply is left
-    out."""
+    """{id: prompt of the second query} -> {id: text}; what has no usable reply is left out."""
     def ask(i):
         try:
             return i, judge.ask([{"role": "user", "content": prompts[i]}])

@@ -26,7 +26,8 @@ def alone(texts, stated, control, problems, strict=False):
 
     texts: {id: text}; stated: {id: choice} where the file itself states it, else {}; control: {id:
     text} of the same questions with another image, or {}. strict: as the official script reads and
-    counts. """
+    counts.
+    """
     read = choices_of(texts, problems, strict)
     rows = {"answers": stated or read}
     if control:
@@ -58,8 +59,7 @@ def official_line(chosen, problems):
 
 
 def report(rows, notes, problems, split, drawn=False, topics=False):
-    """Prints how much was scored, the table, and the notes; rows: {name: {id: choice}}, of the
-    same ids."""
+    """Prints how much was scored, the table, and the notes; rows as `alone` gives them."""
     scored = {i: problems[i] for i in next(iter(rows.values()))}
     shares = shares_right(rows, problems)
     print(f"\n{coverage(len(scored), problems, split, drawn)}")
@@ -71,8 +71,7 @@ def report(rows, notes, problems, split, drawn=False, topics=False):
 
 
 def shares_right(rows, problems):
-    """{name: {id: choice}} -> {name: {id: 1 if right, else 0}}, and the chance of a guess beside
-    them.
+    """{name: {id: choice}} -> {name: {id: 1 if right, else 0}}, and a guess's chance.
 
     All rows answer the same questions.
     """

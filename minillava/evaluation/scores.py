@@ -2,7 +2,8 @@
 
 A score function takes (answers, questions, labels): answer rows, {question_id: question} of the
 question file ({} where it is not needed), and the path of the labels. Labels are joined by what
-they say they belong to, an image and a question, never by their line. """
+they say they belong to, an image and a question, never by their line.
+"""
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +25,7 @@ class Score:
 
 
 def join_labels(answers, label_of):
-    """label_of: answer row -> its label, or None -> ([(row, label)], ids of the rows without
-    one)."""
+    """label_of: row -> its label or None -> ([(row, label)], ids of the rows without one)."""
     labelled, unlabelled = [], []
     for row in answers:
         label = label_of(row)
@@ -118,8 +118,7 @@ COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation
 
 
 def score_mme(answers, questions, labels):
-    """Fu et al. 2023: yes or no; per category the questions right and the images with both right,
-    in %."""
+    """Fu et al. 2023: yes or no; in % the questions right, and the images with both right."""
     known = mme_labels(labels) if labels else {}
 
     def label_of(row):
@@ -187,8 +186,7 @@ def mme_labels(folder):
 
 
 def read_mme_answers(path):
-    """Answer lines, or a folder of MME's own results: CATEGORY.txt with image, question, label,
-    answer."""
+    """Answer lines, or MME's own results: CATEGORY.txt with image, question, label, answer."""
     if not Path(path).is_dir():
         return read_jsonl(path)
     answers = []
@@ -223,8 +221,7 @@ def score_textvqa(answers, questions, labels):
 
 
 def textvqa_question(prompt):
-    """The line before "Reference OCR token: ...", or after it where it is the first, else the
-    first."""
+    """The first line, or the second where "Reference OCR token:" begins the first."""
     lines = prompt.split("\n")
     return lines[1] if lines[0].startswith("Reference OCR token:") and len(lines) > 1 else lines[0]
 
@@ -285,8 +282,7 @@ def listed(path, name):
 # ------------------------------------------------------------------------ LLaVA-Bench (in the wild)
 
 def score_llava_bench(reviews, questions, labels):
-    """What the official summary counts: the candidate in per cent of the reference, failures as -1
-    : -1."""
+    """As the official summary: the candidate in % of the reference, failures as -1 : -1."""
     pairs = [parse_scores_officially(review["content"]) if "content" in review else review["tuple"]
              for review in reviews]
     rows = {}

@@ -121,8 +121,7 @@ def questions_by_id(path):
 
 
 def read_answers(path, name, questions):
-    """An answer file -> its rows; ValueError unless they are answers to this benchmark's
-    questions."""
+    """An answer file -> its rows; ValueError unless they answer this benchmark's questions."""
     read = BENCHMARKS[name].answers or read_jsonl
     rows = read(path)
     if not rows:
@@ -158,8 +157,7 @@ def check_answer(where, row, name):
 
 
 def check_question(path, row, questions):
-    """A benchmark's ids are small numbers, as are another's: the question itself must be the
-    same."""
+    """A benchmark's ids are small numbers, as are another's: the question must be the same."""
     if not questions:
         return
     question, prompt = questions.get(str(row["question_id"])), without_wish(row["prompt"])

@@ -1,7 +1,8 @@
 """The files that the benchmarks' servers take, as LLaVA-1.5's converters write them.
 
 An upload function takes (answers, questions, out), writes the file, and returns the ids of the
-questions that have no answer. """
+questions that have no answer.
+"""
 import json
 
 from minillava.evaluation.scores import gqa_text
@@ -14,8 +15,7 @@ def texts_by_id(answers):
 
 
 def upload_vqav2(answers, questions, out):
-    """All of test2015, in the order of its file; a question that was not asked has an empty
-    answer."""
+    """All of test2015, in the order of its file; what was not asked has an empty answer."""
     texts = texts_by_id(answers)
     rows = [{"question_id": question["question_id"], "answer": normalize(texts.get(i, ""))}
             for i, question in questions.items()]

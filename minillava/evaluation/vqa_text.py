@@ -1,5 +1,4 @@
-"""The words of a short answer as VQA's scorers compare them: EvalAI's normalisation, oddities
-included.
+"""A short answer as VQA's scorers compare it: EvalAI's normalisation, oddities included.
 
 VQAv2, VizWiz and TextVQA are scored on it; their servers want the answers of an upload normalised
 too (MMF's EvalAIAnswerProcessor, as LLaVA-1.5's converters use it).
@@ -50,8 +49,7 @@ def normalize(text):
 
 
 def without_punctuation(text):
-    """Punctuation goes, or becomes a space where it joins two words: "black-white" -> "black
-    white"."""
+    """Punctuation goes, or becomes a space between words: "black-white" -> "black white"."""
     cleaned = text
     for mark in PUNCTUATION:
         # sic: one mark beside a space decides for all of its kind in the text

@@ -1,9 +1,9 @@
-"""A table as a spreadsheet: the few files of Office Open XML that one sheet of texts and numbers
-needs.
+"""A table as a spreadsheet: the few files of Office Open XML that one sheet needs.
 
 An .xlsx is a zip of XML: which files there are and of what kind ([Content_Types].xml), which of
 them is the workbook (_rels/.rels), its sheets (xl/workbook.xml and its .rels), and the cells
-(ECMA-376). """
+(ECMA-376).
+"""
 import io
 import re
 import zipfile
@@ -59,8 +59,7 @@ def cell(place, value):
 
 
 def without_controls(text):
-    """XML has no place for control characters, but for tab and new line, nor for half a surrogate
-    pair."""
+    """XML has no place for control characters, but for tab and new line, nor for surrogates."""
     return re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "", text)
 
 

@@ -6,7 +6,8 @@
 About each held-out scene as many things are asked for that are there as things that are not. The
 latter are drawn at random, or are the most frequent of all (popular), or those that are seen most
 often beside the things of this scene (adversarial). Both are counted in the annotated boxes, as
-POPE counts in COCO's. """
+POPE counts in COCO's.
+"""
 import argparse
 import json
 import random
