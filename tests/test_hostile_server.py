@@ -108,6 +108,24 @@ def test_ctrl_c_says_for_what_it_waits_and_a_second_one_waits_no_more(tmp_path):
         assert process.returncode == 130
 
 
+def test_a_teacher_that_was_stopped_can_be_asked_again(tmp_path):
+    trouble = [(503, {"Retry-After": "200"}, b"wait")]
+
+    def ask(text):
+        if text == "Ctrl-C":
+            while trouble:  # until the other one waits for its next try
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+        return teacher.ask(question(text))
+
+    with serving(lambda server, request: trouble.pop() if trouble else "yes") as server:
+        teacher = open_at(server, tmp_path, workers=2)
+        with pytest.raises(KeyboardInterrupt):
+            teacher.map(ask, ["a", "Ctrl-C"])
+        assert len(server.requests) == 1
+        assert teacher.map(ask, ["a", "b"]) == ["yes", "yes"]
+
+
 # ------------------------------------------------------------------- one bad reply costs one reject
 
 @pytest.mark.parametrize("trouble, reason", [

@@ -206,9 +206,7 @@ class Teacher:
                             "raise it and run again to go on")
 
     def say_what_is_waited_for(self):
-        with self.change:
-            self.change.notify_all()  # those that wait for room wait no more
-            under_way = len(self.budget.reserved)
+        under_way = len(self.budget.reserved)
         if under_way:
             print(f"stopping: {under_way} requests are under way; their answers are waited for, "
                   "since they are paid for. Ctrl-C leaves them.", file=sys.stderr)
