@@ -40,11 +40,13 @@ def load_llava(path=None, *, vision=None, language=None, projector=None, base=No
         load_llava(ADAPTER, base=FOLDER) a LoRA upon the LLaVA (or with vision=, the Vicuna) that it
                                          was trained on
 
-    device "auto" is the GPU if there is one (CUDA, then MPS), dtype "auto" is that of the file,
-    "fast" the one of 16 bits that the device is good at, quantize "int8" or "int4" makes the language model smaller (a folder that was saved so needs no
-    word). A folder without minillava.json does not say its template: it is taken for vicuna_v1, that
-    of v1.1 to v1.5, unless its tokenizer is one of v0. OSError or ValueError, in one line, if it
-    cannot be had.
+    device "auto" is the GPU if there is one (CUDA, then MPS). dtype "auto" is that of the file,
+    "fast" the one of 16 bits that the device is good at. quantize "int8" or "int4" makes the
+    language model smaller (a folder that was saved so needs no word).
+
+    A folder without minillava.json does not say its template: it is taken for vicuna_v1, that of
+    v1.1 to v1.5, unless its tokenizer is one of v0. OSError or ValueError, in one line, if it cannot
+    be had.
     """
     if language is None and projector is None:
         source = Path(path or TOY / "llava")

