@@ -14,6 +14,7 @@ from minillava.tokenizer import Tokenizer
 from minillava.vit import VisionTower
 from minillava.weights.adapters import attach, is_adapter, merged, read_adapted
 from minillava.weights.devices import choose_dtype, find_device
+from minillava.weights.filling import NoInitialValues, check_depth, fill
 from minillava.weights.layouts import compose, read_language, read_llava_folder, read_vision
 from minillava.weights.quantize import (
     fit_to_machine,
@@ -22,7 +23,6 @@ from minillava.weights.quantize import (
     quantized,
 )
 from minillava.weights.saving import save_llava  # noqa: F401: out by the same door
-from minillava.weights.tensors import NoInitialValues, check_depth, fill
 
 TOY = Path(__file__).parent / "toy" / "weights"  # the shipped miniature
 

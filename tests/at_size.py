@@ -27,6 +27,7 @@ from minillava.llama import LanguageConfig  # noqa: E402
 from minillava.llava import Llava, LlavaConfig  # noqa: E402
 from minillava.vit import VisionConfig, VisionTower  # noqa: E402
 from minillava.weights import layouts, tensors  # noqa: E402
+from minillava.weights.filling import fill  # noqa: E402
 from minillava.weights.quantize import HEAD, LAYER  # noqa: E402
 
 VISION = VisionConfig(**layouts.CLIP_L)
@@ -112,7 +113,7 @@ def tower():
         parameter.data += 0.02 * torch.randn_like(parameter)
     with torch.device("meta"):
         ours = VisionTower(VISION)
-    tensors.fill(ours, tensors.rename(theirs.state_dict(), layouts.CLIP), "transformers", "cpu", torch.float32)
+    fill(ours, tensors.rename(theirs.state_dict(), layouts.CLIP), "transformers", "cpu", torch.float32)
     pixels = torch.randn(1, 3, 336, 336)
     with torch.inference_mode():
         expected = theirs(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
