@@ -125,7 +125,8 @@ class WrappedText:
 def note(text, style="dim", indent=""):
     """A line about the conversation, wrapped at words; `indent` begins what is wrapped."""
     columns = width() or sys.maxsize // 2
-    for line in textwrap.wrap(printable(text, keep=""), columns, subsequent_indent=indent):
+    text = printable(text, keep="")
+    for line in textwrap.wrap(text, columns, subsequent_indent=indent, break_on_hyphens=False):
         print(styled(line, style))
 
 

@@ -25,14 +25,14 @@ def plain(output):
 class PseudoTerminal:
     """`python ARGUMENTS` at columns x rows; `seen` is all it has written."""
 
-    def __init__(self, *arguments, columns=80, rows=24, **environment):
+    def __init__(self, *arguments, columns=80, rows=24, cwd=ROOT, **environment):
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         environment = {"TERM": "xterm-256color", "COLORTERM": "truecolor", **environment}
         kept = {name: value for name, value in os.environ.items()
                 if name not in ("NO_COLOR", "COLORTERM", "TERM", "COLUMNS", "LINES")}
         self.program = subprocess.Popen(
-            [sys.executable, "-c", TAKE, *map(str, arguments)], cwd=ROOT, env=kept | environment,
+            [sys.executable, "-c", TAKE, *map(str, arguments)], cwd=cwd, env=kept | environment,
             stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
         os.close(slave)
         self.seen = ""

@@ -30,6 +30,7 @@ HOW_MANY = "How many shapes are there?"
 def scene(tmp_path_factory):
     path = tmp_path_factory.mktemp("chat") / "my scene's.png"
     world.draw(SHAPES, random.Random(0)).save(path)
+    (path.parent / "no-image.txt").write_text("words")
     return path
 
 
@@ -50,7 +51,7 @@ def endless(tmp_path_factory):
 @pytest.fixture(scope="module", params=[80, 40])
 def terminal(request, scene):
     """One chat for the tests of this section, at two widths."""
-    terminal = PseudoTerminal("chat.py", "--image", scene, columns=request.param, rows=20)
+    terminal = PseudoTerminal(ROOT / "chat.py", "--image", scene, columns=request.param, rows=20, cwd=scene.parent)
     terminal.columns = request.param
     terminal.first_screen = terminal.read_until("you> ")
     yield terminal
@@ -139,7 +140,7 @@ def test_a_paste_is_one_message_where_readline_does_not_join_it():
 @pytest.mark.parametrize("line, said", [
     ("/image", "name the picture"),
     ("/image https://example.org/cat.png", "not fetched from the web"),
-    ("/image README.md", "not an image"),
+    ("/image no-image.txt", "not an image"),
     ("/image nowhere.png", "there is no image nowhere.png"),
     ("/what", "there is no command /what"),
     ("/set temperature nan", "the temperature is 0 or more"),
@@ -152,13 +153,18 @@ def test_what_cannot_be_is_one_line_and_the_chat_goes_on(terminal, line, said):
     assert said in " ".join(shown.split()) and "Traceback" not in shown
 
 
-def test_each_command_does_what_help_says(terminal, tmp_path, monkeypatch):
+def test_each_command_does_what_help_says(terminal, scene, tmp_path):
     shown = terminal.ask("/help")
     assert all(f"\n{name} " in shown for name in COMMANDS)
     assert "nothing has been asked yet" in terminal.ask("/clear") + terminal.ask("/undo")
     terminal.ask("What color is the circle?")
     assert "▀" in terminal.ask("/show")
     assert "[image x36]" in terminal.ask("/tokens")
+    for command in ("look", "why"):
+        shown = " ".join(terminal.ask(f"/{command} red").split())
+        assert "▀" in shown and "hottest: row 1" in shown.replace("row 2", "row 1"), shown  # at the top
+        assert Image.open(scene.parent / f"{command}.png").size == (288, 288)
+    assert "does not say 'green'" in terminal.ask("/why green")
     assert "red" in terminal.ask("/retry")
     assert "taken back: What color is the circle?" in terminal.ask("/undo")
     terminal.ask("What color is the circle?")
