@@ -190,6 +190,20 @@ def test_gqa_and_seed_count_what_is_equal(tmp_path, run):
         "Scene": 100, "Action": 0, "image": 100, "video": 0, "all": 50}
 
 
+def test_scienceqa_is_scored_as_its_script_does(tmp_path, run):
+    problem = {"question": "Q?", "choices": ["x", "y"], "answer": 1, "hint": "", "image": None, "lecture": "",
+               "solution": "", "subject": "natural science", "grade": "grade2", "topic": "t", "split": "val"}
+    folder = tmp_path / "ScienceQA"
+    folder.mkdir()
+    (folder / "problems.json").write_text(json.dumps({"1": problem, "2": problem | {"image": "image.png"}}))
+    (folder / "pid_splits.json").write_text(json.dumps({"val": ["1", "2"]}))
+    done = run("score", "scienceqa", "--labels", folder, "--answers",
+               answers(tmp_path / "a.jsonl", [("1", "?", "B"), ("2", "?", "(B)")]))
+    assert done.returncode == 0, done.err
+    found = score_of(tmp_path / "a.score.json")  # "(B)" is no answer to the official script
+    assert found["score"] == 0 and found["rows"]["all"]["Avg"] == 50 and found["unit"] == "accuracy, IMG"
+
+
 # ------------------------------------------------------------------------------------------------------- MMBench
 
 COLUMNS = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "source", "l2-category",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from minillava.evaluation.mmbench import score_mmbench, upload_mmbench
 from minillava.evaluation.report import read_reviews
-from minillava.evaluation.scienceqa_table import score_scienceqa
+from minillava.evaluation.scienceqa_table import read_scienceqa_answers, score_scienceqa
 from minillava.evaluation.scores import (
     read_mme_answers,
     score_gqa,
@@ -58,8 +58,8 @@ BENCHMARKS = {
         reads="normalised as EvalAI does", upload=upload_vizwiz, source=TABLE_3),
     "scienceqa": Benchmark(
         "ScienceQA", "llava_test_CQM-A.json", 4241, (66.8, 71.6), "accuracy, IMG", LETTER,
-        reads="the letter", max_new_tokens=1024, score=score_scienceqa, labels="ScienceQA's folder",
-        source=TABLE_3),
+        reads="the letter", max_new_tokens=1024, answers=read_scienceqa_answers,
+        score=score_scienceqa, labels="ScienceQA's folder", source=TABLE_3),
     "textvqa": Benchmark(
         "TextVQA", "llava_textvqa_val_v051_ocr.jsonl", 5000, (58.2, 61.3), "soft accuracy", SHORT,
         reads="normalised as EvalAI does", score=score_textvqa, labels="TextVQA_0.5.1_val.json",

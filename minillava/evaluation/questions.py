@@ -35,17 +35,24 @@ def read_questions(path, form=None, all_rounds=False):
     elif Path(path).suffix == ".json" and read_text(path).lstrip().startswith("["):
         rows = read_llava_json(path)
     else:
-        rows = read_jsonl(path)
+        rows = [known_fields(row) for row in read_jsonl(path)]
     for number, row in enumerate(rows, 1):
-        has_id = isinstance(row.get("question_id"), (str, int))
+        has_id = type(row.get("question_id")) in (str, int)
         if not has_id or not isinstance(row.get("text"), str):
             raise ValueError(f"question {number} of {path} has no question_id or no text")
+        if not isinstance(row.get("image") or "", str):
+            raise ValueError(f"question {number} of {path}: its image is no file's name")
         row["prompt"] = row["text"]
         if form and not row["text"].endswith(FORMS[form]):
             row["prompt"] = f"{row['text']}\n{FORMS[form]}"
     if not rows:
         raise ValueError(f"{path} holds no questions")
     return rows
+
+
+def known_fields(row):
+    names = "question_id", "text", "image", "category"
+    return {name: row[name] for name in names if name in row}
 
 
 def read_llava_json(path):

@@ -2,9 +2,9 @@
 from pathlib import Path
 
 from minillava.evaluation.scienceqa import SPLIT_SIZES, load
-from minillava.evaluation.scienceqa_answers import choices_of
+from minillava.evaluation.scienceqa_answers import choices_of, official_results
 from minillava.evaluation.scores import Score, join_labels, percent
-from minillava.files import read_object
+from minillava.files import read_jsonl, read_object
 
 LOWER_GRADES = [f"grade{n}" for n in range(1, 7)]
 HIGHER_GRADES = [f"grade{n}" for n in range(7, 13)]
@@ -124,6 +124,15 @@ def aligned(rows):
         padded = [value.rjust(width) for value, width in zip(values, widths[1:])]
         lines.append("  ".join([name.ljust(widths[0]), *padded]))
     return "\n".join(lines)
+
+
+def read_scienceqa_answers(path):
+    """Answer lines, or the official results with their "outputs" -> answer rows."""
+    results = official_results(path)
+    if results is None:
+        return read_jsonl(path)
+    texts, _ = results
+    return [{"question_id": i, "prompt": "", "text": text} for i, text in texts.items()]
 
 
 def score_scienceqa(answers, questions, folder):
