@@ -91,7 +91,7 @@ def make_parser(teachers=None):
     command.set_defaults(run=run_upload)
 
     command = add_command(commands, "judge", "two answer files -> reviews", JUDGE)
-    add_judge_flags(command)
+    add_judge_flags(command, teachers)
     command.set_defaults(run=partial(judge, teachers=teachers))
 
     command = add_command(commands, "report", "reviews -> relative scores", REPORT)

@@ -37,7 +37,7 @@ class Comparison:
     answers: list   # two lines of answer files
 
 
-def add_judge_flags(parser):
+def add_judge_flags(parser, teachers=None):
     flag = argparse.BooleanOptionalAction
     add = parser.add_argument
     add("--questions", type=Path, required=True)
@@ -51,7 +51,7 @@ def add_judge_flags(parser):
     add("--out", type=Path, required=True)
     add("--dry-run", action=flag, default=False,
         help="ask nothing: show a request, how many there are, what they would cost")
-    add_teacher_flags(parser, temperature=0.2)
+    add_teacher_flags(parser, temperature=0.2, teachers=teachers or {})
 
 
 def judge(args, teachers=None):

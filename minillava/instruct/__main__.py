@@ -179,7 +179,7 @@ def main(teachers=None, detail_questions=None):
     add("--out", type=Path, required=True, help=".json, or .jsonl for JSON lines")
     add("--dry-run", action=flag, default=False,
         help="ask nothing: show a request, how many there are, what they would cost")
-    add_teacher_flags(parser, temperature=0.7)
+    add_teacher_flags(parser, temperature=0.7, teachers=teachers or {})
     run = partial(make_data, teachers=teachers, detail_questions=detail_questions)
     parser.set_defaults(run=run)
     run_command(parser)

@@ -15,12 +15,16 @@ from minillava.terminal import exit_with, print_in_utf8, printable
 DAY = 86400.0  # seconds
 
 
-def add_teacher_flags(parser, temperature, name="--teacher"):
-    """The flags that `open_from_flags` reads; `name` is that of the one which says who is asked."""
+def add_teacher_flags(parser, temperature, name="--teacher", teachers=()):
+    """The flags that `open_from_flags` reads.
+
+    name: that of the one which says who is asked; teachers: whom it may name beside an endpoint and
+    a folder.
+    """
     add = parser.add_argument_group("teacher").add_argument
-    add(name, metavar="toy|openai|FOLDER",
-        help="the template teacher of the toy world; the endpoint that OPENAI_BASE_URL, "
-             "OPENAI_MODEL and OPENAI_API_KEY name; or the folder of a Vicuna")
+    add(name, metavar="|".join([*teachers, "openai", "FOLDER"]),
+        help="the endpoint that OPENAI_BASE_URL, OPENAI_MODEL and OPENAI_API_KEY name, "
+             "or the folder of a Vicuna")
     add("--cache", type=Path, default=Path("runs/teacher"), help="folder that keeps every answer")
     add("--temperature", type=float, default=temperature)
     add("--max-tokens", type=int, default=1024, help="longest answer")
@@ -70,8 +74,9 @@ def open_teacher(name, teachers=None, *, cache, temperature, max_tokens=1024, ma
     """
     check_numbers(temperature, max_tokens, max_tokens_spent, max_cost, prices, concurrency, timeout,
                   retries)
+    known = ", ".join([*(teachers or {}), "openai"]) + " or the folder of a Vicuna"
     if not name:
-        raise ValueError("--teacher says who is asked: toy, openai or the folder of a Vicuna")
+        raise ValueError(f"--teacher says who is asked: {known}")
     if teachers and name in teachers:
         return free_teacher(teachers[name])
 
@@ -84,6 +89,8 @@ def open_teacher(name, teachers=None, *, cache, temperature, max_tokens=1024, ma
         settings = endpoint.settings | {"base_url": base_url}  # in the name of a cached answer
         complete = endpoint.complete
     else:
+        if not Path(name).is_dir():
+            raise ValueError(f"--teacher {name} is nobody: it is {known}")
         # a folder that was trained on gives other answers
         newest = max(file.stat().st_mtime_ns for file in Path(name).iterdir())
         settings = {"temperature": temperature, "max_tokens": max_tokens,
