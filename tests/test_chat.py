@@ -34,14 +34,12 @@ def scene(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def endless(tmp_path_factory):
-    """A folder with a miniature that never ends an answer, and has a context of 320 tokens."""
+def save_endless(folder, context):
+    """A miniature that never ends an answer, with so many tokens of context."""
     model, tokenizer = load_llava(device="cpu")
-    language = replace(model.config.language_config, max_position_embeddings=320)
+    language = replace(model.config.language_config, max_position_embeddings=context)
     model.config = replace(model.config, language_config=language)
     model.language_model.lm_head.weight.data[tokenizer.eos_id] *= -1
-    folder = tmp_path_factory.mktemp("endless") / "llava"
     save_llava(model, tokenizer, folder)
     return folder
 
@@ -180,16 +178,25 @@ def test_each_command_does_what_help_says(terminal, scene, tmp_path):
     assert LlavaData(file, tmp_path, tokenizer, model.config)[0]["bad"] == []
 
 
-def test_ctrl_c_stops_the_answer_and_a_full_context_loses_the_oldest_turns(scene, endless):
-    terminal = PseudoTerminal("chat.py", "--model", endless, "--image", scene, "--max-new-tokens", 90)
+def test_ctrl_c_stops_the_answer_and_keeps_the_chat(scene, tmp_path):
+    model = save_endless(tmp_path / "llava", context=50_000)
+    terminal = PseudoTerminal("chat.py", "--model", model, "--image", scene, "--max-new-tokens", 40_000)
     terminal.read_until("you> ")
     terminal.type("Describe the image in detail.\r")
     terminal.read_until("There is")
     terminal.type("\x03")
     shown = terminal.read_until("you> ")
     assert "..." in shown and "Traceback" not in shown and "cut after" not in shown
-    assert "cut after 90 tokens" in terminal.ask("Go on.")
-    assert "nearly full" in terminal.ask("Go on.") + terminal.ask("Go on.")
+    assert "cut after 5 tokens" in terminal.ask("/set max-new-tokens 5") + terminal.ask(HOW_MANY)
+    assert terminal.end() == 0
+
+
+def test_a_full_context_loses_the_oldest_turns(scene, tmp_path):
+    model = save_endless(tmp_path / "llava", context=320)
+    terminal = PseudoTerminal("chat.py", "--model", model, "--image", scene, "--max-new-tokens", 120)
+    terminal.read_until("you> ")
+    assert "cut after 120 tokens" in terminal.ask("Describe the image in detail.")
+    assert "nearly full" in terminal.ask("Go on.")
     shown = " ".join(terminal.ask("And now?").split())
     assert "'Describe the image in detail.' and its answer leave it" in shown
     assert terminal.end() == 0
