@@ -5,6 +5,7 @@ and 5.23 were tried), torch, tokenizers, safetensors, pillow and tqdm:
 
     python tests/check_transformers.py [FOLDER ...]    folders of save_llava; without any: tiny ones
 """
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -22,7 +23,7 @@ from minillava.llama import LanguageConfig  # noqa: E402
 from minillava.llava import IMAGE_TOKEN, Llava, LlavaConfig  # noqa: E402
 from minillava.tokenizer import Tokenizer  # noqa: E402
 from minillava.vit import VisionConfig, VisionTower  # noqa: E402
-from minillava.weights.saving import save_clip, save_language, save_llava  # noqa: E402
+from minillava.weights.saving import save_clip, save_language, save_llava, save_original_llava  # noqa: E402
 
 OLD = transformers.__version__.startswith("4.37")
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -97,6 +98,26 @@ def check_parts(path, model, tokenizer):
     compare("  layer -2", load_vision(path / "clip", device="cpu")(pixels, -2), expected)
 
 
+@torch.no_grad()
+def check_original(path, model, tokenizer):
+    """The layout of the official code: a Llama and a CLIP to transformers, with a projector that it does not know."""
+    save_original_llava(model, tokenizer, path)
+    names = json.loads((path / "config.json").read_text())
+    for name in ("architectures", "model_type"):  # those of the official class
+        names.pop(name)
+    theirs, info = transformers.LlamaForCausalLM.from_pretrained(
+        path, config=transformers.LlamaConfig(**names), output_loading_info=True, torch_dtype=torch.float32)
+    beyond = [name for name in info["unexpected_keys"] if not name.startswith("model.mm_projector.")]
+    report(f"LlamaForCausalLM {path}", not beyond and not info["missing_keys"], beyond or "")
+    ids = torch.randint(3, 40, (2, 12))
+    compare("  logits", model(ids), theirs.eval()(input_ids=ids).logits)
+
+    tower, S = opened(transformers.CLIPVisionModel, path / "vision_tower"), model.config.vision_config.image_size
+    pixels = torch.randn(1, 3, S, S)
+    expected = tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+    compare("  layer -2", model.vision_tower(pixels, -2), expected)
+
+
 def main():
     torch.manual_seed(0)
     print("transformers", transformers.__version__)
@@ -120,6 +141,7 @@ def main():
             save_llava(model, tokenizer, path / name)
             check_llava(path / name)
         check_parts(path, model, Tokenizer.load(FIXTURES / "vicuna"))
+        check_original(path / "original", model, Tokenizer.load(FIXTURES / "vicuna"))
     sys.exit(report.failed)
 
 
