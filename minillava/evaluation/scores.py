@@ -33,7 +33,8 @@ def join_labels(answers, label_of):
             unlabelled.append(row["question_id"])
         else:
             labelled.append((row, label))
-    if len(unlabelled) > len(answers) / 10:  # published files differ in up to one in twenty
+    # published files differ in up to one in twenty; in a short file that may be one more by chance
+    if not labelled or len(unlabelled) > len(answers) / 10 + 3:
         raise ValueError(f"the labels are those of other questions: {len(unlabelled)} of "
                          f"{len(answers)} answers have none, such as question {unlabelled[0]!r}; "
                          "is it another split?")

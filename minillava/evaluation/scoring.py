@@ -160,7 +160,8 @@ def check_question(path, row, questions):
     """A benchmark's ids are small numbers, as are another's: the question must be the same."""
     if not questions:
         return
-    question, prompt = questions.get(str(row["question_id"])), without_wish(row["prompt"])
+    question = questions.get(str(row["question_id"]))
+    prompt = without_wish(row["prompt"].replace("<image>", ""))
     if question is None:
         same = False
     elif "texts" in question:
