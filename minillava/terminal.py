@@ -24,6 +24,7 @@ TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 TRUE_COLOR = 2**24
 STYLES = {"plain": 0, "bold": 1, "dim": 2, "yellow": 33, "cyan": 36}
 CUBE = (0, 95, 135, 175, 215, 255)  # levels of red, green and blue in the palette of 256
+GREYS = range(8, 248, 10)           # and its greys
 QUOTES = '"""'
 
 
@@ -200,13 +201,16 @@ def two_pixels(upper, lower, depth):
 @lru_cache(maxsize=4096)
 def palette_index(pixel):
     """The nearest of 256 colours: 16 to 231 are a cube of six levels each, 232 to 255 are greys."""
-    cube = [min(range(6), key=lambda i: abs(CUBE[i] - value)) for value in pixel]
-    grey = min(range(24), key=lambda i: abs(8 + 10 * i - sum(pixel) / 3))
-    off_cube = sum((CUBE[i] - value) ** 2 for i, value in zip(cube, pixel))
-    off_grey = sum((8 + 10 * grey - value) ** 2 for value in pixel)
+    levels = [min(range(6), key=lambda i: abs(CUBE[i] - value)) for value in pixel]
+    grey = min(range(24), key=lambda i: abs(GREYS[i] - sum(pixel) / 3))
+
+    # Whichever of the two is nearer.
+    off_cube = sum((CUBE[i] - value) ** 2 for i, value in zip(levels, pixel))
+    off_grey = sum((GREYS[grey] - value) ** 2 for value in pixel)
     if off_grey < off_cube:
         return 232 + grey
-    return 16 + 36 * cube[0] + 6 * cube[1] + cube[2]
+    red, green, blue = levels
+    return 16 + 36 * red + 6 * green + blue
 
 
 # ------------------------------------------------------------------------------- reading a line

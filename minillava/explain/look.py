@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from minillava.attention import attention_mask
 from minillava.checkpoint import load_llava
 from minillava.conversation import human_turn, render
 from minillava.generate import PrefixCache, new_cache, next_logits, to_pixels
@@ -57,7 +58,7 @@ def look(model, tokenizer, turns, image, word=None, cache=None):
     end = dialogue.image + model.config.image_tokens
     keys_values = after_image(model, dialogue, image, cache, rows=1)
 
-    # The text behind the image runs once more; the queries of each layer are put aside on the way.
+    # The text behind the image runs once more, and the queries of each layer are put aside.
     queries = {}
 
     def keep_queries(attention, arguments):
@@ -75,7 +76,8 @@ def look(model, tokenizer, turns, image, word=None, cache=None):
     for layer in looking_layers(model):
         weights = attention_weights(queries[layer], keys_values.keys[layer], end)
         to_image = weights[:, dialogue.image : end]                         # [T,N]
-        maps.append(to_image[asking].mean(0) / 2 + to_image[saying].mean(0) / 2)
+        halves = to_image[asking].mean(0), to_image[saying].mean(0)
+        maps.append(sum(halves) / 2)                                        # [N]
     return as_grid(torch.stack(maps).mean(0))
 
 
@@ -109,12 +111,15 @@ def why(model, tokenizer, turns, image, word=None, cache=None):
 
 def log_probability(model, states, dialogue, said, end):
     """States [rows,T,D] of the text behind the image -> of all said tokens together, [rows]."""
-    tokens = torch.tensor([dialogue.ids[place] for place in said], device=model.device)
     # A token is predicted by the one before it.
     before = [place - end - 1 for place in said]
-    logits = model.language_model.lm_head(states[:, before]).float()        # [rows,n,V]
-    each = logits.log_softmax(-1).gather(-1, tokens.expand(len(states), -1)[..., None])
-    return each.sum((1, 2)).cpu()
+    logits = model.language_model.lm_head(states[:, before])                # [rows,n,V]
+    log_probs = logits.float().log_softmax(-1)
+
+    tokens = torch.tensor([dialogue.ids[place] for place in said], device=model.device)
+    tokens = tokens.expand(len(states), -1)                                 # [rows,n]
+    chosen = log_probs.gather(-1, tokens[..., None])                        # [rows,n,1]
+    return chosen.sum((1, 2)).cpu()
 
 
 # ---------------------------------------------------------------------- ids, and where they stand
@@ -186,11 +191,15 @@ def attention_weights(q, k, past):
 
     softmax(q k^T / sqrt(C)), which SDPA computes and never shows.
     """
-    keys = past + q.shape[2]
-    k = k[:, :, :keys].repeat_interleave(q.shape[1] // k.shape[1], dim=1)   # [1,H,K,C]
-    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5        # [1,H,T,K]
-    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(past + 1)
-    weights = scores.masked_fill(future, -torch.inf).softmax(-1)
+    T = q.shape[2]
+    k = k[:, :, : past + T]
+    # A key serves several queries, as in the model.
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)                # [1,H,K,C]
+    scores = q @ k.transpose(-1, -2)                                        # [1,H,T,K]
+    scores = scores.float() * q.shape[-1] ** -0.5
+
+    mask = attention_mask(T, past, None, q.device)
+    weights = scores.masked_fill(~mask, -torch.inf).softmax(-1)
     return weights[0].mean(0)
 
 
