@@ -559,6 +559,8 @@ def test_the_official_layout_keeps_what_it_has_no_field_for(tmp_path, tokenizer)
     save_original_llava(model, tokenizer, tmp_path)
     loaded, _ = load_llava(tmp_path, device="cpu")
     assert same(loaded, model) and loaded.config == model.config
+    processor = json.loads((tmp_path / "vision_tower" / "preprocessor_config.json").read_text())
+    assert processor["image_processor_type"] == "CLIPImageProcessor" and "do_pad" not in processor  # padded before it
     parts = {"vision": tmp_path / "vision_tower", "language": FIXTURES / "vicuna"}
     torch.save(torch.load(tmp_path / "mm_projector.bin"), tmp_path / "copy.bin")
     assert "mm_projector.0.weight" in message(ValueError, load_llava, **parts, projector=tmp_path / "copy.bin")

@@ -13,6 +13,7 @@ from minillava.checkpoint import load_language, load_llava, save_llava
 from minillava.linear import Int4Linear, Int8Linear, QuantizedLinear, in_blocks, pack, to_int4, to_int8, unpack
 from minillava.llava import IMAGE_TOKEN
 from minillava.weights.__main__ import main
+from minillava.weights.tensors import forget_pages
 
 FIXTURES = Path(__file__).parent / "fixtures"
 CPU = {"device": "cpu", "dtype": torch.float32}
@@ -170,6 +171,24 @@ def test_the_plain_files_are_not_written_from_integers(tmp_path):
     model, tokenizer = load_llava(device="cpu", quantize="int8")
     assert "quantised" in message(save_llava, model, tokenizer, tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def resident_pages_of_files():
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile"))
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says so")
+def test_a_mapped_tensor_that_was_read_is_let_go(tmp_path):
+    """Or the plain model would be whole in memory while it is quantised; and nothing is lost by it."""
+    size = 2**24
+    save_file({"a": torch.arange(size, dtype=torch.int32), "b": torch.ones(999)}, tmp_path / "x.safetensors")
+    tensors = load_file(tmp_path / "x.safetensors")
+    assert tensors["a"].sum() == size * (size - 1) // 2
+    before = resident_pages_of_files()
+    forget_pages(tensors["a"])
+    assert before - resident_pages_of_files() > 3 * size
+    assert tensors["a"].sum() == size * (size - 1) // 2 and tensors["b"].sum() == 999
 
 
 # ---- files from strangers ----
