@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from minillava.attention import attention
+from minillava.attention import attention, attention_mask, token_positions
 from minillava.llama import LanguageConfig, RMSNorm
 from minillava.llava import (IGNORE_INDEX, IMAGE_TOKEN, Llava, LlavaConfig, find_places,
                              summed_cross_entropy)
@@ -144,3 +144,15 @@ def test_the_short_path_of_attention_is_attention(is_causal, heads):
     q, k, v = torch.randn(2, 4, 7, 8), torch.randn(2, heads, 7, 8), torch.randn(2, heads, 7, 8)
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=is_causal, enable_gqa=True)
     torch.testing.assert_close(attention(q, k, v, is_causal=is_causal), expected)
+
+
+def test_where_tokens_stand_and_what_they_may_look_at():
+    """The examples in the docstrings."""
+    start = torch.tensor([0, 1, 2])
+    assert token_positions(3, 2, start).tolist() == [[2, 3, 4], [1, 2, 3], [0, 1, 2]]
+    assert token_positions(3, 0, start).tolist() == [[0, 1, 2], [0, 0, 1], [0, 0, 0]]  # padding: any will do
+    assert attention_mask(2, 3, torch.tensor([1]))[0, 0].int().tolist() == [[0, 1, 1, 1, 0], [0, 1, 1, 1, 1]]
+    assert attention_mask(2, 3)[0, 0].int().tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+    assert attention_mask(5) is None and attention_mask(1, 7) is None
+    padded = attention_mask(2, 0, torch.tensor([1]))[0, 0]
+    assert padded.int().tolist() == [[1, 0], [0, 1]]  # the padding looks at itself

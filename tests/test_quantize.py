@@ -252,3 +252,11 @@ def test_an_adapter_for_another_quantised_base(saved, tmp_path, run):
     assert "q_proj of [32, 31]" in message(load_llava, folder, base=saved)
     said = run("merge", "--adapter", FIXTURES / "adapter", "--base", saved, "--out", tmp_path / "x")
     assert said.returncode == 2 and "quantised" in said.err and said.err.count("\n") == 1
+
+
+def test_the_line_through_a_group_is_fitted_to_its_weights(monkeypatch):
+    torch.manual_seed(0)
+    weight = torch.randn(64, 640)
+    error = (linear.write_out(*linear.to_int4(weight)) - weight).norm()
+    monkeypatch.setattr(linear, "REFITS", 0)
+    assert error < 0.97 * (linear.write_out(*linear.to_int4(weight)) - weight).norm()
