@@ -97,7 +97,8 @@ def build(cls, config, tensors, source, device, dtype, quantize=None):
     check_depth(config, tensors, source)
     if quantize is not None:
         language_config = config.language_config if cls is Llava else config
-        tensors = quantized(tensors, quantize, language_config.tie_word_embeddings, source)
+        tied = language_config.tie_word_embeddings
+        tensors = quantized(tensors, quantize, tied, source, device)
 
     try:
         with torch.device("meta"), NoInitialValues():

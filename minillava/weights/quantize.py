@@ -31,8 +31,11 @@ HEAD = re.compile(r"(language_model\.)?lm_head\.weight")
 ROWS = 1024  # of a weight that are worked on at once
 
 
-def quantized(tensors, kind, tied, source):
-    """{name: tensor} with the layers' weights in few bits; the big ones are let go one by one."""
+def quantized(tensors, kind, tied, source, device):
+    """{name: tensor} with the layers' weights in few bits, on the device that shall have them.
+
+    The big ones are let go one by one.
+    """
     if kind not in KINDS:
         raise ValueError(f"quantize {kind!r:.40} is neither of {' and '.join(KINDS)}")
     refuse_other_kind(tensors, kind, source)
@@ -46,7 +49,7 @@ def quantized(tensors, kind, tied, source):
             to_few_bits = to_int8
 
         if to_few_bits is not None and tensors[name].is_floating_point():
-            weight, scale = by_rows(tensors[name], to_few_bits)
+            weight, scale = by_rows(tensors[name].to(device), to_few_bits)
             if LAYER.fullmatch(name):
                 forget_pages(tensors[name])
             tensors[name] = weight
