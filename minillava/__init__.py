@@ -4,6 +4,8 @@ The ground floor, which a first reading may pass by:
 
     files.py           JSON in, whole files out, the index of a JSON file of any size
     terminal.py        reading a line, drawing a picture, showing text that is not ours
+    sentencepiece.py   LLaMA's tokenizer.model
+    tokenizer_json.py  Hugging Face's tokenizer.json
     linear.py          linear layers with weights of 8 or 4 bits
 
 The core, what a learner reads in one sitting:
@@ -13,20 +15,25 @@ The core, what a learner reads in one sitting:
     vit.py             numbers become N feature vectors (CLIP's vision transformer)
     llama.py           embeddings become hidden states become words (LLaMA)
     llava.py           the projector between them, the splice, the loss
-    tokenizer.py       text <-> ids; sentencepiece.py and tokenizer_json.py read its files
+    tokenizer.py       text <-> ids
     conversation.py    a dialogue becomes ids and labels, in one pass
     data.py            LLaVA-JSON becomes batches
     generate.py        prefill, decode, sample, stream
 
-    checkpoint.py      the front door of weights: load_llava, load_language, save_llava
+What stands around the core, and reaches into the rooms:
 
-Around them, a room for each part of the paper:
+    checkpoint.py      the front door of weights: load_llava, load_language, save_llava
+    fastest.py         the fastest product of a linear layer on this machine
+    bench.py           the measurements: loading, prefill, decoding, a training step
+
+A room for each part of the paper; a room uses only those above it:
 
     weights/           the official layouts in and out, deltas, LoRA adapters, quantising
-    training/          section 4.2: sampler, optimizer, DDP and FSDP2, the folder of a run, plan
+    training/          section 4.2: recipes, sampler, optimizer, DDP and FSDP2, LoRA, a run's folder
     instruct/          section 3: captions and boxes become instruction data, by a teacher
-    evaluation/        section 5: answers, the judge, ScienceQA
+    evaluation/        section 5: answers, benchmarks, the judge, ScienceQA
     toy/               the synthetic world, its teacher, its backbones, the shipped weights
+    explain/           what teaches by running: a look inside the model, step by step
 
     ../train.py, ../chat.py, ../eval_scienceqa.py
 
