@@ -23,6 +23,9 @@ def files(tmp_path):
     question = {"question_id": EVIL, "image": f"{EVIL}.png", "text": EVIL, "category": EVIL}
     (folder / "questions.jsonl").write_text(json.dumps(question) + "\n")
     (folder / "broken.json").write_text("{")
+    (folder / "answers.jsonl").write_text(json.dumps({"question_id": EVIL, "prompt": EVIL, "text": EVIL}) + "\n")
+    score = {"benchmark": "pope", "title": EVIL, "score": 1.0, "answers": 1, "unit": EVIL, "model": EVIL}
+    (folder / "pope.score.json").write_text(json.dumps(score))
     return folder
 
 
@@ -39,6 +42,11 @@ COMMANDS = {
     "answer": ["minillava.evaluation.__main__", "answer", "--questions", "{}/questions.jsonl", "--images", "{}",
                "--out", "{}/answers.jsonl"],
     "report": ["minillava.evaluation.__main__", "report", "{}/reviews.jsonl"],
+    "score": ["minillava.evaluation.__main__", "score", "llava-bench", "--answers", "{}/reviews.jsonl"],
+    "score, no answers": ["minillava.evaluation.__main__", "score", "gqa", "--labels", "{}/labels.json",
+                          "--answers", "{}/questions.jsonl"],
+    "upload": ["minillava.evaluation.__main__", "upload", "gqa", "--answers", "{}/answers.jsonl", "--out", "{}/up.json"],
+    "table": ["minillava.evaluation.__main__", "table", "{}"],
     "weights": ["minillava.weights.__main__", "apply-delta", "--base", "{}", "--delta", "{}", "--out", "{}/out"],
     "instruct": ["minillava.instruct.__main__", "--captions", "{}/broken.json", "--kinds", "brief", "--out", "{}/out"],
 }
@@ -56,7 +64,7 @@ def test_nothing_from_outside_commands_the_terminal(files, name, monkeypatch, ca
     finally:
         signal.signal(signal.SIGTERM, before)
     out, err = capsys.readouterr()
-    assert (code or 0) == {"report": 0, "check data": 1}.get(name, 2), err
+    assert (code or 0) == {"report": 0, "score": 0, "upload": 0, "table": 0, "check data": 1}.get(name, 2), err
     assert not any(c in out + err for c in "\x1b\x07\u202e")
     assert "\\x1b[2J" in out + err  # it was shown
     if code == 2:

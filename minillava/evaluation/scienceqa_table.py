@@ -5,6 +5,7 @@ from minillava.evaluation.scienceqa import SPLIT_SIZES, load
 from minillava.evaluation.scienceqa_answers import choices_of, official_results
 from minillava.evaluation.scores import Score, join_labels, percent
 from minillava.files import read_jsonl, read_object
+from minillava.terminal import printable
 
 LOWER_GRADES = [f"grade{n}" for n in range(1, 7)]
 HIGHER_GRADES = [f"grade{n}" for n in range(7, 13)]
@@ -118,6 +119,7 @@ def cells(members, shares):
 
 def aligned(rows):
     """Rows of text -> lines: the first column stands to the left, all others to the right."""
+    rows = [[printable(cell, keep="") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = []
     for name, *values in rows:

@@ -89,7 +89,7 @@ def table(folder):
         size = f" of {row['size']}" if row.get("size") else ""
         rows.append([row["title"], f"{row['score']:.1f}", small, large,
                      f"{row['answers']}{size}", row["unit"], str(row.get("model") or "-")])
-    print(printable(aligned(rows)))
+    print(aligned(rows))
 
 
 def published_of(row):
@@ -189,7 +189,7 @@ def print_score(row, benchmark, found):
     lines = [[row["title"], *columns]]
     for name, figures in found.rows.items():
         lines.append([name, *(shown(figures.get(column), found.digits) for column in columns)])
-    print(printable(aligned(lines)))
+    print(aligned(lines))
     asked = f" of {row['size']}" if row["size"] else ""
     print(f"{found.scored}{asked} answers are scored, read: {benchmark.reads}")
     if found.unlabelled:
