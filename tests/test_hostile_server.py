@@ -324,6 +324,14 @@ def test_what_cannot_go_well_is_told_before_the_first_request(tmp_path, typed, r
         assert not server.requests and "Traceback" not in done.err
 
 
+def test_a_folder_in_which_nothing_can_be_written_is_told(tmp_path, typed, run, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    with serving(lambda server, request: DESCRIPTION) as server:
+        done = run(*typed, **environment(server))
+        assert done.returncode == 2 and "nothing can be written there" in done.err
+        assert not server.requests
+
+
 def test_the_folder_of_out_is_made_and_jsonl_is_json_lines(tmp_path, typed, run):
     with serving(lambda server, request: DESCRIPTION) as server:
         done = run(*typed, "--out", tmp_path / "new" / "folder" / "x.jsonl", **environment(server))
