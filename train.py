@@ -35,6 +35,7 @@ from minillava.terminal import print_in_utf8
 from minillava.toy.miniature import draw_world, report
 from minillava.toy.recipes import TOY_RECIPES
 from minillava.training import checkpoints, distributed, options, plan
+from minillava.training.allocator import keep_freed_memory
 from minillava.training.batches import step_batches
 from minillava.training.data_check import check_data
 from minillava.training.loss_picture import draw_loss
@@ -61,6 +62,8 @@ def run(recipe, sources, setup, device):
     if result.exists():
         return
 
+    if device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(setup.seed)
     model, tokenizer = make_model(recipe, sources)
     if recipe.stage == 2:

@@ -30,6 +30,7 @@ from minillava.linear import BLOCK, Int4Linear, in_blocks, kernel_block
 from minillava.llama import KVCache, LanguageConfig, LanguageModel
 from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN, Llava, LlavaConfig
 from minillava.tokenizer import Tokenizer
+from minillava.training.allocator import keep_freed_memory
 from minillava.training.optimizer import forward_backward_in, make_optimizers, take_step
 from minillava.training.plan import count, step_flops
 from minillava.vit import VisionConfig
@@ -243,7 +244,11 @@ def our_steps(model):
 
 
 def training(stage, dtype, limits, device, rounds):
-    """A training step of four samples: 256 image tokens, 128 of text, of which 80 are learned."""
+    """A training step of four samples: 256 image tokens, 128 of text, of which 80 are learned.
+
+    Both programs have the memory settings of train.py, since they share the process.
+    """
+    keep_freed_memory()
     config = LlavaConfig(VIT_B, LLAMA_140M)
     torch.manual_seed(0)
     model = Llava(config).to(device)

@@ -173,6 +173,10 @@ def chunked_cross_entropy(hidden, targets, lm_head):
     The logits of HEAD_CHUNK positions exist at once. `checkpoint` drops them and makes them again
     on the way back, so that memory does not grow with the number of answers in the batch.
     """
+    # One chunk may stay: the way back begins with it.
+    if len(targets) <= HEAD_CHUNK:
+        return summed_cross_entropy(hidden, targets, lm_head)
+
     loss = 0
     for rows, wanted in zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK)):
         loss = loss + checkpoint(summed_cross_entropy, rows, wanted, lm_head, use_reentrant=False)

@@ -2,7 +2,13 @@
 import pytest
 import torch
 
-from minillava.attention import attention, attention_mask, token_positions
+from minillava.attention import (
+    attention,
+    attention_by_formula,
+    attention_mask,
+    short_on_cpu,
+    token_positions,
+)
 from minillava.llama import LanguageConfig, RMSNorm
 from minillava.llava import (IGNORE_INDEX, IMAGE_TOKEN, Llava, LlavaConfig, find_places,
                              summed_cross_entropy)
@@ -143,7 +149,18 @@ def test_the_short_path_of_attention_is_attention(is_causal, heads):
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 4, 7, 8), torch.randn(2, heads, 7, 8), torch.randn(2, heads, 7, 8)
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=is_causal, enable_gqa=True)
-    torch.testing.assert_close(attention(q, k, v, is_causal=is_causal), expected)
+    torch.testing.assert_close(attention_by_formula(q, k, v, is_causal), expected)
+
+
+def test_attention_in_bf16_has_the_gradients_of_fp32():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 7, 8, requires_grad=True) for heads in (4, 2, 2))
+    exact = torch.autograd.grad(attention(q, k, v, is_causal=True).sum(), (q, k, v))
+    rounded = [x.detach().bfloat16().requires_grad_() for x in (q, k, v)]
+    assert short_on_cpu(rounded[0], rounded[1], None) and not short_on_cpu(q, k, None)
+    found = torch.autograd.grad(attention(*rounded, is_causal=True).sum(), rounded)
+    for a, b in zip(found, exact):
+        torch.testing.assert_close(a.float(), b, rtol=0.05, atol=0.03)
 
 
 def test_where_tokens_stand_and_what_they_may_look_at():
