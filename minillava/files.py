@@ -56,8 +56,13 @@ def read_text(path):
     try:
         return Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); "
-                         "save it as UTF-8") from None
+        raise not_utf8(path, error) from None
+
+
+def not_utf8(path, error, start=0):
+    """start: where in the file the text begins that the error is about."""
+    return ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {start + error.start}); "
+                      "save it as UTF-8")
 
 
 def write(path, text):
@@ -131,24 +136,31 @@ def samples_in(path, chunk=1 << 24):
                 return
             try:
                 sample, end = decode(text, at)
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, RecursionError) as error:
                 more = file.read(chunk).decode("latin-1")
-                if not more:
-                    raise ValueError(f"{path} is not a JSON array of samples: {error.msg} "
-                                     f"at byte {base + error.pos}, after {count} samples") from None
+                if not more or isinstance(error, RecursionError):
+                    raise no_array(path, error, base, at, count) from None
                 # what is behind us is forgotten
                 text = text[at:] + more
                 base += at
                 at = 0
                 continue
-            except RecursionError:
-                raise ValueError(f"{path} is not a JSON array of samples: nested too deep at byte "
-                                 f"{base + at}, after {count} samples") from None
 
             # so far an é is two characters: read again, as the UTF-8 that it is
             if not text[at:end].isascii():
-                sample = json.loads(text[at:end].encode("latin-1"))
+                try:
+                    sample = json.loads(text[at:end].encode("latin-1"))
+                except UnicodeDecodeError as error:
+                    raise not_utf8(path, error, base + at) from None
 
             yield base + at, base + end, sample
             count += 1
             at = end
+
+
+def no_array(path, error, base, at, count):
+    what, where = "nested too deep", at
+    if isinstance(error, json.JSONDecodeError):
+        what, where = error.msg, error.pos
+    return ValueError(f"{path} is not a JSON array of samples: {what} at byte {base + where}, "
+                      f"after {count} samples")

@@ -93,6 +93,14 @@ def test_a_file_that_is_no_array_of_samples_is_refused(tmp_path, text, message):
         index_of(tmp_path / "data.json", tmp_path, words_of)
 
 
+def test_a_file_in_another_encoding_says_so(tmp_path):
+    path = tmp_path / "data.json"
+    path.write_bytes(json.dumps([chat(), chat(answer="café")], ensure_ascii=False).encode("latin-1"))
+    byte = path.read_bytes().index(b"\xe9")
+    with pytest.raises(ValueError, match=f"data.json is not UTF-8 text .* at byte {byte}.; save it as UTF-8"):
+        index_of(path, tmp_path, words_of)
+
+
 def test_jsonl_lines_end_at_a_newline_alone_not_at_a_line_separator(tmp_path):
     rows = [{"text": "one\u2028line\x85 of \u2029text"}, {"text": "two"}]
     path = tmp_path / "a.jsonl"
