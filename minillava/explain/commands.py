@@ -10,6 +10,7 @@ from minillava.generate import check_sampling
 from minillava.images import load_image
 from minillava.terminal import note, printable
 from minillava.toy.scene import Scene
+from minillava.toy.world import SIDE
 
 SETTINGS = {  # of `stream`: type, value at the start, meaning
     "temperature": (float, 0.0, "0: always the likeliest word"),
@@ -27,7 +28,7 @@ def introduce(model, name):
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
     note(f"{name or 'The shipped miniature'}: {megabytes:,.1f} MB, {model.device}, "
          f"{' and '.join(dtypes)}, template {model.config.template}")
-    if name is None:
+    if model.config.vision_config.image_size == SIDE:  # no CLIP's are so small
         note("It knows pictures of coloured shapes: what is where, how many, how large.")
     note("Try: What do you see in the image? /help lists the commands.")
 
