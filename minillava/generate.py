@@ -35,23 +35,28 @@ def next_tokens(model, input_ids, pixels, cache, draw):
     The cache keeps the keys and values of what was run. So the prompt and its images run once, and
     then only the one token that is new. draw: `sample_token`, with what it is to be told.
     """
+    logits = next_logits(model, input_ids, pixels, cache)      # [B,V]
     written = input_ids[:, :0]                                 # [B,0]: nothing yet
     while True:
-        logits = next_logits(model, input_ids, pixels, cache)  # [B,V]
         refuse_nan(logits)
         tokens = draw(logits, written)                         # [B]
         yield tokens
-        # The next step runs what was just drawn, and nothing else.
-        input_ids = tokens[:, None]                            # [B,1]
-        written = torch.cat([written, input_ids], dim=1)
-        pixels = None
+        # The next step runs what was just drawn, and nothing else: a word, never an image.
+        words = tokens[:, None]                                # [B,1]
+        written = torch.cat([written, words], dim=1)
+        embeddings = model.language_model.embed_tokens(words)  # [B,1,D]
+        logits = last_logits(model.language_model, embeddings, cache)
 
 
 def next_logits(model, input_ids, pixels, cache):
     """Runs the new ids [B,T] through the cache -> logits [B,V] of what follows the last."""
-    embeddings = model.embed(input_ids, pixels)                # [B,T,D]
-    hidden = model.language_model(embeddings, cache)           # [B,T,D]
-    return model.language_model.lm_head(hidden[:, -1])
+    return last_logits(model.language_model, model.embed(input_ids, pixels), cache)
+
+
+def last_logits(language_model, embeddings, cache):
+    """[B,T,D] -> [B,V]: the head sees the last position alone."""
+    hidden = language_model(embeddings, cache)                 # [B,T,D]
+    return language_model.lm_head(hidden[:, -1])
 
 
 def new_cache(model, batch=1, start=None):
