@@ -19,19 +19,21 @@ import json
 import math
 import random
 import re
+import sys
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from minillava.checkpoint import load_llava
-from minillava.conversation import human_turn
-from minillava.generate import PrefixCache, generate, stream
-from minillava.toy import oddities
-from minillava.toy.annotations import as_fractions
-from minillava.toy.objects import read, with_article
-from minillava.toy.world import COLORS, NUMBERS, PLACES, SHAPES, SIDE, SIZES, draw, make_scene
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from minillava.checkpoint import load_llava  # noqa: E402
+from minillava.conversation import human_turn  # noqa: E402
+from minillava.generate import PrefixCache, generate, stream  # noqa: E402
+from minillava.toy import oddities  # noqa: E402
+from minillava.toy.annotations import as_fractions  # noqa: E402
+from minillava.toy.objects import read, with_article  # noqa: E402
+from minillava.toy.world import COLORS, NUMBERS, PLACES, SHAPES, SIDE, SIZES, draw, make_scene  # noqa: E402
 
 FIXTURES = Path(__file__).parent / "fixtures"
 # The first 40 were written before any training. The data were then mended where a first small run failed on them; the
