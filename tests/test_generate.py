@@ -29,6 +29,11 @@ from minillava.toy.questions import QUESTIONS
 from minillava.toy.world import draw, make_scene
 
 
+def a_scene():
+    rng = random.Random(1)
+    return draw(make_scene(rng, "val"), rng)
+
+
 def pictures(count):
     torch.manual_seed(3)
     return [Image.fromarray(torch.randint(0, 256, (96, 96, 3), dtype=torch.uint8).numpy()) for _ in range(count)]
@@ -220,7 +225,7 @@ def test_a_penalty_makes_less_likely_what_the_answer_has_already():
 
 def test_with_a_penalty_an_answer_says_no_word_twice(toy):
     model, tokenizer = toy
-    turns, (image,) = [("human", "<image>\nDescribe the image in detail.")], pictures(1)
+    turns, image = [("human", "<image>\nDescribe the image in detail.")], a_scene()
     cache = PrefixCache(model)
     list(stream(*toy, turns, image, 12, repetition_penalty=1e9, cache=cache))
     answer = cache.ids[-12:]
@@ -229,7 +234,7 @@ def test_with_a_penalty_an_answer_says_no_word_twice(toy):
 
 
 def test_an_answer_ends_before_a_text_of_ones_own(toy):
-    turns, (image,) = [("human", "<image>\nDescribe the image in detail.")], pictures(1)
+    turns, image = [("human", "<image>\nDescribe the image in detail.")], a_scene()
     whole = "".join(stream(*toy, turns, image))
     cut = "".join(stream(*toy, turns, image, stop=("no such text", ". There", "There is")))
     assert cut == whole.split(". There")[0] != whole

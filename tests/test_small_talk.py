@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from minillava.checkpoint import load_llava
 from minillava.toy import chats, follow_ups, oddities, talk
 from minillava.toy.annotations import as_fractions
 from minillava.toy.instruct import toy_samples
 from minillava.toy.objects import read
-from minillava.toy.world import SIDE, make_scene
+from minillava.toy.world import SIDE, draw, make_scene
 
 sys.path.insert(0, str(Path(__file__).parent))
 import check_small_talk  # noqa: E402
@@ -123,3 +125,16 @@ def test_the_scorer_tells_a_fitting_answer_from_one_that_is_not():
     again = next(row for row in ROWS if "same_as" in row)
     assert check_small_talk.fits(again, words, "Two.", ["Two."]) and not check_small_talk.fits(again, words, "Two.", ["Three."])
     assert check_small_talk.says_so("This is no picture of my world.") and not check_small_talk.says_so("There is no circle in the image.")
+
+
+def test_the_shipped_miniature_knows_what_it_knows():
+    model, tokenizer = load_llava(device="cpu", dtype=torch.float32)
+    rows = [row for row in ROWS[:40] if row["about"] not in ("who are you", "what can you do")]  # said as one takes it
+    assert check_small_talk.score_lines(model, tokenizer, rows, scenes=1, verbose=False) >= len(rows) - 4
+    odd = [(check_small_talk.QUESTIONS[0], picture) for _, picture in check_small_talk.no_scenes(60)]
+    known = [check_small_talk.says_so(answer) for answer in check_small_talk.ask_all(model, tokenizer, odd, "odd")]
+    assert sum(known) >= 54
+    rng = random.Random(0)
+    scenes = [(check_small_talk.QUESTIONS[1], draw(make_scene(rng, "val"), rng)) for _ in range(60)]
+    answers = check_small_talk.ask_all(model, tokenizer, scenes, "scenes")
+    assert sum(map(check_small_talk.says_so, answers)) <= 1
