@@ -188,6 +188,8 @@ def make_parser():
     flag("--seed", type=int, help="draws the same scene, and the same words, again")
     flag("--device", default="auto", help="cuda, mps or cpu; auto: the first of these that is here")
     flag("--quantize", choices=("int8", "int4"), help="a smaller language model, nearly as good")
+    flag("--verbose", action=argparse.BooleanOptionalAction, default=False,
+         help="say on stderr which product of the linear layers is the fastest here")
     flag("--dtype", default="fast", help="float32, bfloat16, float16; fast: as suits the device")
     return parser
 
@@ -207,7 +209,7 @@ def main():
         if not prompts:
             introduce(model, args.model or args.language)
         if args.seed is None:  # its choice may differ from run to run, and with it what is rounded
-            choose_products(model.language_model, rows=max(1, len(prompts)))
+            choose_products(model.language_model, max(1, len(prompts)), args.verbose)
         if prompts:
             answer_prompts(model, tokenizer, prompts, images, settings, args.json)
         else:

@@ -9,6 +9,7 @@ candidates are timed on real layers of the model, in tens of milliseconds.
 
 On a CPU alone, and for answering alone: what is trained stays as it is.
 """
+import sys
 import time
 from functools import partial
 
@@ -82,7 +83,7 @@ def choose_products(language_model, rows=1, verbose=False):
     """Gives the linear layers the product that is the fastest for so many rows, by a trial.
 
     The layers that are like those of the first blocks are replaced, the head among them unless it
-    is tied to the embedding. `verbose` prints what was found.
+    is tied to the embedding. `verbose` prints what was found, on stderr.
     """
     if language_model.embed_tokens.weight.device.type != "cpu":
         return
@@ -96,7 +97,7 @@ def choose_products(language_model, rows=1, verbose=False):
     if seconds[best] > GAIN * seconds["as it is"]:
         best = "as it is"
     if verbose:
-        print(trial_lines(layers[0], rows, seconds, best))
+        print(trial_lines(layers[0], rows, seconds, best), file=sys.stderr)
     if best != "as it is":
         replace_layers(language_model, type(layers[0]), candidates[best])
 

@@ -52,7 +52,7 @@ def test_the_miniature_answers_the_same_whatever_is_taken(monkeypatch, name, cap
     take(monkeypatch, name)
     choose_products(model.language_model, rows=3, verbose=True)
     assert generate(model, tokenizer, *questions, max_new_tokens=24) == before
-    assert f"{name:20}    0.000   <- taken" in capsys.readouterr().out
+    assert f"{name:20}    0.000   <- taken" in capsys.readouterr().err
     kinds = {type(layer) for name, layer in model.language_model.named_modules() if name.endswith(("proj", "head"))}
     assert kinds == {nn.Linear if name == "as it is" else KeptLinear}
 
