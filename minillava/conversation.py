@@ -47,21 +47,21 @@ SEES = (
 TAGS = ("<Image>", "</Image>")
 
 TEMPLATES = {
-    # LLaVA-1.5, and LLaVA-1 of July 2023
+    # LLaVA-1.5, and LLaVA-1 of July 2023.
     "vicuna_v1": Template("two", HELPFUL_USER, "USER", "ASSISTANT"),
     "llava_v1": Template("two", HELPFUL_HUMAN, "USER", "ASSISTANT"),
     "v1_mmtag": Template("two", SEES, "USER", "ASSISTANT", image=TAGS),
-    # the paper
+    # The paper.
     "llava_v0": Template("single", HELPFUL_HUMAN, "Human", "Assistant", stop="###"),
     "v0_mmtag": Template("single", SEES, "Human", "Assistant", image=TAGS, stop="###"),
-    # stage 1: an image and its caption
+    # Stage 1: an image and its caption.
     "plain": Template("plain", stop="\n"),
 }
 
 
 def human_turn(text, image=False):
     """What a person typed -> the turn: no <image> but the one that an image puts in front."""
-    # again and again: "<ima<image>ge>" holds another one
+    # Again and again: "<ima<image>ge>" holds another one.
     while IMAGE in text:
         text = text.replace(IMAGE, "")
     if image:
@@ -88,18 +88,18 @@ def render(turns, tokenizer, template, image_tokens):
     for piece, learned in joined(pieces):
         if isinstance(piece, str):
             new = tokenizer.segment(piece, prefix)
-            # the next text goes on where this one ends, with no dummy prefix between them
+            # The next text goes on where this one ends, with no dummy prefix between them.
             prefix = False
         else:
-            # control tokens are ids already
+            # Control tokens are ids already.
             new = piece
-            # officially, the text after an image is tokenized by itself, so it has a prefix
+            # Officially, the text after an image is tokenized by itself, so it has a prefix.
             prefix = tokenizer.legacy or piece[-1] == IMAGE_TOKEN
         ids += new
-        # a label stands where its id does: the shift by one is the model's own (llava.py)
+        # A label stands where its id does: the shift by one is the model's own (llava.py).
         labels += new if learned else [IGNORE_INDEX] * len(new)
 
-    # a prompt may hold answers of earlier turns
+    # A prompt may hold answers of earlier turns.
     if is_prompt:
         labels = [IGNORE_INDEX] * len(ids)
     return ids, labels
@@ -114,7 +114,7 @@ def joined(pieces):
         return isinstance(piece[0], str), piece[1]
 
     for (is_text, learned), run in groupby(pieces, key=kind):
-        # ids stay as they are
+        # Ids stay as they are.
         if is_text:
             yield "".join(text for text, _ in run), learned
         else:
@@ -137,10 +137,10 @@ def two(turns, t, tokenizer, image_tokens):
             yield from message(text, t, tokenizer, image_tokens)
         else:
             yield f" {t.gpt}:", False
-            # the space belongs to the answer: "▁A" is one token
+            # The space belongs to the answer: "▁A" is one token.
             if text:
                 yield " " + text, True
-            # an empty answer is one, None is the one to come
+            # An empty answer is one, None is the one to come.
             if text is not None:
                 yield [tokenizer.eos_id], True
 
@@ -157,14 +157,14 @@ def single(turns, t, tokenizer, image_tokens):
     yield t.system + "\n\n", False
     for role, text in turns:
         yield "###", True
-        # officially, the name of the role is learned too, "### Assistant:"
+        # Officially, the name of the role is learned too: "### Assistant:".
         if role == "human":
             yield f" {t.human}: ", False
             yield from message(text, t, tokenizer, image_tokens)
             yield "\n", False
         else:
             yield f" {t.gpt}: {text}\n", True
-    # and so is the ### that would open another turn
+    # And so is the ### that would open another turn.
     yield "### ", True
 
 
@@ -198,7 +198,7 @@ def message(text, t, tokenizer, image_tokens):
         yield text, False
         return
 
-    # the image, with what some versions put around it: tokens in v0 and v1.1, tags in mmtag
+    # The image, with what some versions put around it: tokens in v0 and v1.1, tags in mmtag.
     image = [IMAGE_TOKEN] * image_tokens
     start, end = tokenizer.image_start_id, tokenizer.image_end_id
     if start is not None and end is not None:
@@ -208,7 +208,7 @@ def message(text, t, tokenizer, image_tokens):
     yield image, False
     yield after, False
 
-    # the question under it
+    # The question under it.
     question = text.replace(IMAGE, "").strip()
     if question:
         yield "\n" + question, False
@@ -216,7 +216,7 @@ def message(text, t, tokenizer, image_tokens):
 
 def checked(turns, style, image_tokens):
     """The turns, or a ValueError that says what is wrong with them."""
-    # each turn by itself
+    # Each turn by itself.
     for n, (role, text) in enumerate(turns, 1):
         if role not in ("human", "gpt"):
             raise ValueError(f"turn {n} is from {role!r}; a turn is from 'human' or 'gpt'")
@@ -225,11 +225,11 @@ def checked(turns, style, image_tokens):
             raise ValueError(f"turn {n}, from {role}, is {text!r}, not text; "
                              "only a last gpt turn may be None")
 
-    # an answer before the first question answers nothing: left out, as officially
+    # An answer before the first question answers nothing: left out, as officially.
     if style == "two" and turns and turns[0][0] == "gpt":
         turns = turns[1:]
 
-    # all turns together
+    # All turns together.
     roles = [role for role, _ in turns]
     if "gpt" not in roles:
         raise ValueError("the conversation has no answer to learn; add one, "
@@ -265,7 +265,7 @@ def colored_by_loss(ids, labels, tokenizer):
             color, text = CYAN, f"[image x{len(run_ids)}]"
         else:
             color = GREEN if learned else GREY
-            # text from outside: shown, not obeyed
+            # Text from outside: shown, not obeyed.
             text = printable(tokenizer.spell(run_ids).replace("\n", "↵\n"))
         colored.append(f"{color}{text}{PLAIN}")
     return "".join(colored)

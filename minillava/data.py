@@ -33,9 +33,9 @@ def words_of(sample):
         words = sum(len(turn["value"].split()) for turn in sample["conversations"])
         with_image = "image" in sample
     except (AttributeError, KeyError, TypeError):
-        # no sample at all; loading it says why
+        # No sample at all; loading it says why.
         return 1
-    # the sign of 0 would not say whether there is an image
+    # The sign of 0 would not say whether there is an image.
     words = max(words, 1)
     return words if with_image else -words
 
@@ -60,7 +60,7 @@ class LlavaData(torch.utils.data.Dataset):
         self.config = config
         self.template = template or config.template
         self.max_length = max_length
-        # [samples, 3]: first byte and end in the file, words
+        # [samples, 3]: first byte and end in the file, words.
         self.index = index_of(path, cache or self.path.parent, words_of)
 
     def __len__(self):
@@ -80,13 +80,13 @@ class LlavaData(torch.utils.data.Dataset):
         bad = []
         for place in self.places_from(index):
             sample = self.sample(place)
-            # the usual case: the first one is usable, and nothing is bad
+            # The usual case: the first one is usable, and nothing is bad.
             try:
                 return self.prepare(sample) | {"bad": bad}
             except (OSError, ValueError) as error:
                 name = sample.get("id", place) if isinstance(sample, dict) else place
                 bad.append(f"{name}: {error}")
-            # by now the fault is not in the samples
+            # By now the fault is not in the samples.
             if len(bad) == 100:
                 break
         raise ValueError(f"{len(bad)} samples in a row cannot be used, the last: {bad[-1]}; "
@@ -96,7 +96,7 @@ class LlavaData(torch.utils.data.Dataset):
         """`index`, and those after it that have an image if it has one: a batch is of one kind."""
         with_image = self.index[index, 2] > 0
         for place in range(index, index + len(self)):
-            # after the last sample comes the first
+            # After the last sample comes the first.
             place %= len(self)
             if (self.index[place, 2] > 0) == with_image:
                 yield place
@@ -105,19 +105,19 @@ class LlavaData(torch.utils.data.Dataset):
         """A sample -> an item, or the OSError or ValueError that says why there is none."""
         turns = turns_of(sample)
         shown = image_turns(turns)
-        # a picture that no turn points at is ignored, and the text is learned: as officially
+        # A picture that no turn points at is ignored, and the text is learned: as officially.
         has_image = "image" in sample and shown > 0
         if has_image:
             refuse_several(sample, shown)
 
-        # text and image as ids, and what of them is learned
+        # Text and image as ids, and what of them is learned.
         image_tokens = self.config.image_tokens if has_image else 0
         ids, labels = render(turns, self.tokenizer, self.template, image_tokens)
         if IMAGE_TOKEN in ids[self.max_length :]:
             raise ValueError(f"too long: {len(ids)} tokens, and a cut after {self.max_length} "
                              "would fall into its image")
 
-        # the picture itself, for the vision tower
+        # The picture itself, for the vision tower.
         pixels = torch.empty(0)
         if has_image:
             image = load_image(self.images / safe_name(sample["image"]))
@@ -160,7 +160,7 @@ def safe_name(name):
     name = str(name)
     readings = [PurePosixPath(name)]
     if sys.platform == "win32":
-        # there "..\\a.png" and "C:a.png" lead out as well
+        # There "..\\a.png" and "C:a.png" lead out as well.
         readings.append(PureWindowsPath(name))
     for path in readings:
         if path.anchor or path.drive or ".." in path.parts:
@@ -170,13 +170,13 @@ def safe_name(name):
 
 def collate(items):
     """Items -> input_ids [B,T], labels [B,T], pixels [images,3,S,S] in the order of their rows."""
-    # rows of different length
+    # Rows of different length.
     input_ids = [item["input_ids"] for item in items]
     labels = [item["labels"] for item in items]
-    # text alone has no picture
+    # Text alone has no picture.
     pixels = [item["pixels"] for item in items if len(item["pixels"])]
 
-    # padding is no token of its own: labels say that it is not learned, and no token looks ahead
+    # Padding is no token of its own: labels say that it is not learned, and no token looks ahead.
     return (pad_sequence(input_ids, batch_first=True, padding_value=0),
             pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
             torch.cat(pixels or [torch.empty(0)]))

@@ -37,7 +37,7 @@ def read_json(path):
 def read_jsonl(path):
     """One JSON object a line -> list of dicts; ValueError names the line that is none."""
     rows = []
-    # not splitlines(): a JSON text may hold U+2028, which ends a line there but not in this format
+    # Not splitlines(): a JSON text may hold U+2028, which ends a line there but not in this format.
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
@@ -98,7 +98,7 @@ def index_of(path, cache, measure):
 
     The folder `cache` keeps the index for the next time. Memory never holds the file.
     """
-    # the file is the same one as last time if its size and its time are
+    # The file is the same one as last time if its size and its time are.
     stat = os.stat(path)
     kept = Path(cache) / f"index-{stat.st_size}-{stat.st_mtime_ns}.npy"
 
@@ -126,10 +126,10 @@ def samples_in(path, chunk=1 << 24):
     decode = json.JSONDecoder().raw_decode
     base = at = count = 0  # text[at] is byte base + at of the file
     with open(path, "rb") as file:
-        # one character a byte, so that places in the text are those of the file
+        # One character a byte, so that places in the text are those of the file.
         text = file.read(chunk).decode("latin-1")
         while True:
-            # to the next sample, or to the end
+            # To the next sample, or to the end.
             gap = BETWEEN if count else BEFORE_FIRST
             at = gap.match(text, at).end()
             if text[at : at + 1] == "]":
@@ -140,13 +140,13 @@ def samples_in(path, chunk=1 << 24):
                 more = file.read(chunk).decode("latin-1")
                 if not more or isinstance(error, RecursionError):
                     raise no_array(path, error, base, at, count) from None
-                # what is behind us is forgotten
+                # What is behind us is forgotten.
                 text = text[at:] + more
                 base += at
                 at = 0
                 continue
 
-            # so far an é is two characters: read again, as the UTF-8 that it is
+            # So far an é is two characters: read again, as the UTF-8 that it is.
             if not text[at:end].isascii():
                 try:
                     sample = json.loads(text[at:end].encode("latin-1"))

@@ -53,7 +53,7 @@ def from_sentencepiece(path, legacy):
     elif model.dummy_prefix:
         with_prefix.pre_tokenizer = prefix_of_the_first_segment()
 
-    # what other programs need of the file that is saved: ids to text, and <s> in front
+    # What other programs need of the file that is saved: ids to text, and <s> in front.
     steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if model.dummy_prefix:
         steps.append(decoders.Strip(" ", 1, 0))

@@ -21,7 +21,7 @@ from minillava.files import read_json
 from minillava.sentencepiece import SPACE
 from minillava.tokenizer_json import FILES, byte_level_alphabet, read_added_tokens, read_pipelines
 
-# a piece that is one byte of a character without a piece of its own
+# A piece that is one byte of a character without a piece of its own.
 BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 # Bytes that are no UTF-8 become one U+FFFD each, as in SentencePiece.
@@ -37,13 +37,13 @@ class Tokenizer:
 
     def __init__(self, pipelines, config, model=None):
         """config and model: what tokenizer_config.json and tokenizer.model hold."""
-        # two ways from text to ids, which differ in the dummy prefix alone
+        # Two ways from text to ids, which differ in the dummy prefix alone.
         self._with_prefix = pipelines.with_prefix
         self._without_prefix = pipelines.without_prefix
         self._has_prefix = pipelines.has_prefix
         self.legacy = pipelines.legacy
 
-        # kept as they came, for save()
+        # Kept as they came, for save().
         self._config = config
         self._model = model
 
@@ -58,7 +58,7 @@ class Tokenizer:
         pipelines, model = read_pipelines(folder, config.get("legacy"))
         tokenizer = cls(pipelines, config, model)
 
-        # <image>, <pad> and their like, which come after the vocabulary
+        # <image>, <pad> and their like, which come after the vocabulary.
         for i, token in sorted(read_added_tokens(folder, config).items()):
             if tokenizer.add(token) != i:
                 raise ValueError(f"{folder}: added token {token!r} should have id {i}, "
@@ -71,7 +71,7 @@ class Tokenizer:
 
     def segment(self, text, prefix=True):
         """Ids of one stretch of text, without BOS; prefix=False leaves out the dummy prefix."""
-        # not even a prefix stands before nothing
+        # Not even a prefix stands before nothing.
         if not text:
             return []
         pipeline = self._with_prefix if prefix else self._without_prefix
@@ -101,7 +101,7 @@ class Tokenizer:
     def add(self, token):
         """Gives a control token such as <image> the next free id, if it has none yet -> its id."""
         if token not in self._ids:
-            # both pipelines know the same tokens, and the tables know them too
+            # Both pipelines know the same tokens, and the tables know them too.
             self._with_prefix.add_special_tokens([token])
             self._without_prefix.add_special_tokens([token])
             self._look_up()
@@ -118,7 +118,7 @@ class Tokenizer:
             (folder / file).unlink(missing_ok=True)
 
         self._with_prefix.save(str(folder / "tokenizer.json"), pretty=False)
-        # tokenizer.model goes along as it came, for programs that read no other file
+        # `tokenizer.model` goes along as it came, for programs that read no other file.
         if self._model:
             (folder / "tokenizer.model").write_bytes(self._model)
         text = json.dumps(self._saved_config(), ensure_ascii=False, indent=2)
@@ -127,14 +127,14 @@ class Tokenizer:
     def _saved_config(self):
         config = dict(self._config)
 
-        # the special tokens by name, also where the folder left them to be guessed
+        # The special tokens by name, also where the folder left them to be guessed.
         ids = {"bos": self.bos_id, "eos": self.eos_id, "unk": self.unk_id, "pad": self.pad_id}
         for name, i in ids.items():
             if i is not None:
                 config[f"{name}_token"] = self._tokens[i]
 
-        # transformers: this class runs tokenizer.json as it is, LlamaTokenizer of version 5 would
-        # build another pipeline
+        # Transformers: this class runs tokenizer.json as it is, LlamaTokenizer of version 5 would
+        # build another pipeline.
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
         config["clean_up_tokenization_spaces"] = False
         config["legacy"] = self.legacy
@@ -147,25 +147,25 @@ class Tokenizer:
         self.vocab_size = max(self._tokens) + 1
         self._bytes = self._spelled_bytes()
 
-        # BOS opens every conversation, EOS ends every answer
+        # BOS opens every conversation, EOS ends every answer.
         self.bos_id = self._special_id("bos_token", "<s>")
         self.eos_id = self._special_id("eos_token", "</s>")
         self.unk_id = self._special_id("unk_token", "<unk>")
         self.pad_id = self._special_id("pad_token", "<pad>")
-        # LLaMA has no token for padding; LLaVA pads with <unk>
+        # LLaMA has no token for padding; LLaVA pads with <unk>.
         if self.pad_id is None:
             self.pad_id = self.unk_id
         if self.bos_id is None or self.eos_id is None:
             raise ValueError("the tokenizer has no <s> or </s>; name bos_token and eos_token "
                              "in tokenizer_config.json")
 
-        # LLaVA v0 and v1.1 put these around an image
+        # LLaVA v0 and v1.1 put these around an image.
         self.image_start_id = self._ids.get("<im_start>")
         self.image_end_id = self._ids.get("<im_end>")
 
     def _special_id(self, name, default):
         """The id of the token that the config names, as a string or as {"content": string}."""
-        # old LLaMA folders have "" here
+        # Old LLaMA folders have "" here.
         token = self._config.get(name) or default
         if isinstance(token, dict):
             token = token.get("content")
@@ -175,7 +175,7 @@ class Tokenizer:
         """{id: bytes of text}; a control token spells nothing."""
         added = self._with_prefix.get_added_tokens_decoder()
 
-        # Llama 3 writes bytes as letters, LLaMA writes text, and <0xE7> for a byte without a piece
+        # Llama 3 writes bytes as letters, LLaMA writes text, and <0xE7> for a byte without a piece.
         alphabet = {}
         if "ByteLevel" in repr(self._with_prefix.decoder):
             alphabet = byte_level_alphabet()
@@ -220,17 +220,17 @@ class Streamer:
     def put(self, *ids):
         spelled = []
         for i in ids:
-            # an element of a tensor would not be found
+            # An element of a tensor would not be found.
             i = int(i)
             piece = self._bytes.get(i, b"")
 
-            # nobody wrote the space with which the text begins
+            # Nobody wrote the space with which the text begins.
             if piece and self._prefix_to_come:
                 self._prefix_to_come = False
                 if self._tokens[i].startswith(SPACE):
                     piece = piece[1:]
             spelled.append(piece)
-        # half a character stays in the decoder until its other half comes
+        # Half a character stays in the decoder until its other half comes.
         return self._utf8.decode(b"".join(spelled))
 
     def end(self):

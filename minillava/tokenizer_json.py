@@ -68,7 +68,7 @@ def from_json(parsed, path, legacy):
     except Exception as error:  # the package raises no narrower class
         raise ValueError(f"{path} is not a tokenizer ({error}); download it again") from None
 
-    # an empty model in the same pipeline: small, and in the spelling of the installed version
+    # An empty model in the same pipeline: small, and in the spelling of the installed version.
     empty = tokenizers.Tokenizer(models.BPE())
     copy_pipeline(with_prefix, empty)
     steps = json.loads(empty.to_str())
