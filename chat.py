@@ -217,8 +217,6 @@ def main():
             scene = None if images else Scene.new()
             chat.start(scene.picture() if scene else images[0], scene)
             chat.run()
-    except BrokenPipeError:
-        terminal.exit_closed_pipe()
     except KeyboardInterrupt:
         sys.exit(130)
     except (OSError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 What it can do is asked of NO_COLOR, COLORTERM and TERM (no-color.org, termstandard/colors).
 """
+import atexit
 import os
 import select
 import shlex
@@ -51,7 +52,13 @@ def is_obeyed(character):
 
 
 def exit_with(error, code=2):
-    """Ends the program with one line on standard error; code 2: the user's input is wrong."""
+    """Ends the program with one line on standard error; code 2: the user's input is wrong.
+
+    That nobody reads the output any more, as after `| head`, is no error and needs no word.
+    """
+    if isinstance(error, BrokenPipeError):
+        discard_output()
+        sys.exit(0)
     print(f"error: {printable(error, keep='')}", file=sys.stderr)
     sys.exit(code)
 
@@ -61,12 +68,19 @@ def print_in_utf8():
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8")
+    atexit.register(flush_output)
 
 
-def exit_closed_pipe():
-    """Ends the program without a word when nobody reads its output any more, as after `| head`."""
+def flush_output():
+    """At the end, before Python does it and calls a closed pipe an error."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard_output()
+
+
+def discard_output():
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(0)
 
 
 def cell_width(character):

@@ -2,6 +2,7 @@
 import io
 import json
 import math
+import os
 import random
 import re
 import subprocess
@@ -233,9 +234,11 @@ def test_a_pipe_gets_the_conversation_without_escapes(scene):
         assert text in done.stdout
 
 
-def test_a_closed_pipe_ends_it_quietly(scene):
-    program = subprocess.Popen([sys.executable, "chat.py", "--image", scene], cwd=ROOT, stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+@pytest.mark.parametrize("arguments", [[], ["--prompt", HOW_MANY], ["--help"]])
+def test_a_closed_pipe_ends_it_quietly(scene, arguments):
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    program = subprocess.Popen([sys.executable, "chat.py", "--image", scene, *arguments], cwd=ROOT, env=buffered,
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     program.stdout.close()
     _, errors = program.communicate(f"{HOW_MANY}\n".encode() * 3)
     assert (program.returncode, errors) == (0, b"")
