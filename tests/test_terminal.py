@@ -7,6 +7,7 @@ from PIL import Image
 from minillava.terminal import (
     TRUE_COLOR,
     WrappedText,
+    color_depth,
     completions,
     exit_with,
     half_blocks,
@@ -75,6 +76,20 @@ def test_a_picture_stays_within_its_columns_and_rows(size, depth, escape):
     lines = half_blocks(Image.new("RGB", size, "red"), 40, 10, depth).split("\n")
     assert 1 <= len(lines) <= 10
     assert all(1 <= line.count("▀") <= 40 and escape in line for line in lines)
+
+
+@pytest.mark.parametrize("environment, depth", [
+    ({"TERM": "xterm-256color", "COLORTERM": "truecolor"}, TRUE_COLOR), ({"TERM": "xterm-256color"}, 256),
+    ({"TERM": "xterm"}, 0), ({"TERM": "dumb", "COLORTERM": "truecolor"}, 0), ({"WT_SESSION": "1"}, TRUE_COLOR),
+    ({"TERM": "xterm-256color", "COLORTERM": "truecolor", "NO_COLOR": "1"}, 0)])
+def test_colours_are_those_that_the_terminal_has(monkeypatch, environment, depth):
+    for name in ("TERM", "COLORTERM", "NO_COLOR", "WT_SESSION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert color_depth() == 0  # pytest reads the output: no terminal
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert color_depth() == depth
 
 
 def test_the_palette_of_256_has_the_nearest_colour():
