@@ -14,6 +14,7 @@ differ (judge).
 import argparse
 import contextlib
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -162,6 +163,9 @@ def parse_arguments():
     args = parser.parse_args()
     if args.model is None and args.language is None:  # the shipped miniature
         args.model, args.dtype = TOY / "scienceqa", "float32"
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        exit_with("eval_scienceqa.py is one process; torchrun shares the questions of `python -m "
+                  "minillava.evaluation answer scienceqa`, whose `score` reads the answers")
     if min(args.batch, args.max_new_tokens, args.questions) < 1:
         exit_with("--batch, --max-new-tokens and --questions are at least 1")
     if args.data is None and args.score_only:

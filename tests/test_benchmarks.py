@@ -120,7 +120,7 @@ def test_pope_of_the_published_answers(tmp_path, run):
 # --------------------------------------------------------------------------------------------------------- MME
 
 @pytest.mark.parametrize("text, said", [("Yes", "yes"), ("no, it", "no"), ("It is", "other"), ("Nope", "no"),
-                                        ("yes/no", "yes"), ("", "other"), (" Yes", "yes"), ("well yes", "other")])
+                                        ("yes/no", "yes"), ("", "other"), (" Yes", "yes"), ("well yes", "other"), ("It yes", "other"), ("abyes", "other")])
 def test_mme_reads_the_first_four_characters(text, said):
     assert mme_says(text) == said
 
@@ -171,7 +171,9 @@ def test_textvqa_is_joined_by_image_and_question(tmp_path, run):
     rows = [("x", f"what colour?\nReference OCR token: A, B\n{SHORT}", "Red."),
             ("x", f"Reference OCR token: A\nWhat brand?\n{SHORT}", "Nokia")]
     done = run("score", "textvqa", "--labels", tmp_path / "TextVQA.json", "--answers", answers(tmp_path / "a.jsonl", rows))
-    assert done.returncode == 0 and score_of(tmp_path / "a.score.json")["score"] == 100, done.err
+    assert done.returncode == 0, done.err
+    found = score_of(tmp_path / "a.score.json")
+    assert found["score"] == 100 and found["answers"] == 2 and not found["unlabelled"]
 
 
 def test_gqa_and_seed_count_what_is_equal(tmp_path, run):
