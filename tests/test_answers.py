@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from minillava.checkpoint import load_llava
-from minillava.evaluation.__main__ import main
+from minillava.evaluation.__main__ import form_of, main
 from minillava.evaluation.answers import answer_file, fingerprint
 from minillava.evaluation.asking import share_of_this_process
+from minillava.evaluation.benchmarks import BENCHMARKS
 from minillava.evaluation.questions import FORMS, picture_of, read_questions, with_control
 from minillava.toy import world
 
@@ -232,6 +233,14 @@ def test_one_damaged_picture_or_endless_prompt_is_named_and_counted(tmp_path, ru
     assert again.returncode == 0 and len(read(tmp_path / "b.jsonl")) == 1, again.err
     other = run(*typed[:-1], tmp_path / "b.jsonl", "--limit", 1, "--control", "none", "--temperature", 2, "--seed", 4)
     assert other.returncode == 2 and "seed 3 (now 4)" in other.err
+
+
+def test_the_benchmark_says_the_form_of_an_answer_unless_a_flag_does():
+    none = dict.fromkeys(FORMS)
+    assert form_of(none, BENCHMARKS["pope"]) == "short_answer" and form_of(none, None) is None
+    assert form_of(none | {"short_answer": False}, BENCHMARKS["pope"]) is None
+    assert form_of(none | {"option_letter": True}, BENCHMARKS["pope"]) == "option_letter"
+    assert form_of(none, BENCHMARKS["mm-vet"]) is None
 
 
 @pytest.mark.parametrize("command", ["answer", "score", "upload", "judge", "report", "table"])

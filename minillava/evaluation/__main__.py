@@ -55,6 +55,8 @@ What --labels is:
 """
 UPLOAD = """
     ... upload vizwiz --questions llava_test.jsonl --answers answers/vizwiz.jsonl --out vizwiz.json
+    ... upload vqav2 --questions llava_vqav2_mscoco_test2015.jsonl --answers answers/vqav2.jsonl \\
+        --out vqav2.json
     ... upload mmbench --questions mmbench_test.tsv --answers answers/mmbench.jsonl \\
         --out mmbench.xlsx
 """
@@ -143,8 +145,7 @@ def add_answer_flags(parser):
     add("--control", choices=("none", "another"), help="ask without the picture, or with another's")
     form = parser.add_mutually_exclusive_group()
     for name, wish in FORMS.items():
-        form.add_argument(f"--{name.replace('_', '-')}", action=flag, default=False,
-                          help=f'asks: "{wish}"')
+        form.add_argument(f"--{name.replace('_', '-')}", action=flag, help=f'asks: "{wish}"')
     add("--all-rounds", action=flag, default=False,
         help="MMBench: once for each order of the options")
     add("--limit", type=int, help="the first so many questions alone")
@@ -161,7 +162,7 @@ def run_answer(args):
     check_answer_flags(args.batch, args.limit, args.max_new_tokens, args.temperature, args.top_p)
     share = share_of_this_process(args.num_chunks, args.chunk_idx)
     benchmark = BENCHMARKS.get(args.benchmark)
-    form = next((name for name in FORMS if getattr(args, name)), benchmark and benchmark.wish)
+    form = form_of({name: getattr(args, name) for name in FORMS}, benchmark)
     questions = read_questions(args.questions, form, args.all_rounds)[: args.limit]
     max_new_tokens = args.max_new_tokens or (benchmark.max_new_tokens if benchmark else 1024)
     check_pictures(questions, args.images)  # before the model is read
@@ -175,6 +176,15 @@ def run_answer(args):
         share=share, quiet=args.num_chunks == 1 and share[0] > 0)  # of torchrun's ranks, one shows its progress
     report_answers(rows, args.out)
     return 0
+
+
+def form_of(flags, benchmark):
+    """The key of FORMS that is asked for: the flag's, else the benchmark's unless a flag says no."""
+    for name, asked in flags.items():
+        if asked:
+            return name
+    wish = benchmark.wish if benchmark else None
+    return None if flags.get(wish) is False else wish
 
 
 def check_answer_flags(batch, limit, max_new_tokens, temperature, top_p):
