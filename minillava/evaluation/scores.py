@@ -58,7 +58,7 @@ def percent(rights):
 def score_pope(answers, questions, labels):
     """Li et al. 2023: is there such a thing in the image? F1 of "yes", the mean over categories."""
     asked = {row["question_id"]: questions[str(row["question_id"])] for row in answers}
-    categories = {question.get("category") for question in asked.values()}
+    categories = {str(question.get("category")) for question in asked.values()}
     known = {}  # what is asked -> "yes" or "no"
     for category in categories:
         for label in read_jsonl(pope_labels(labels, category)):
@@ -66,24 +66,24 @@ def score_pope(answers, questions, labels):
 
     def label_of(row):
         question = asked[row["question_id"]]
-        return known.get(pope_key(question, question.get("category")))
+        return known.get(pope_key(question, str(question.get("category"))))
 
     labelled, unlabelled = join_labels(answers, label_of)
-    groups = grouped(labelled, lambda pair: asked[pair[0]["question_id"]]["category"])
+    groups = grouped(labelled, lambda pair: str(asked[pair[0]["question_id"]]["category"]))
     rows = {name: binary_scores(pairs) for name, pairs in sorted(groups.items())}
     headline = 100 * sum(row["F1"] for row in rows.values()) / max(1, len(rows))
     return Score(headline, rows, len(labelled), unlabelled, digits=5)
 
 
 def pope_key(question, category):
-    return category, question.get("image"), without_wish(str(question.get("text")))
+    return category, str(question.get("image")), without_wish(str(question.get("text")))
 
 
 def pope_labels(path, category):
     path = Path(path)
     if path.is_file():
         return path
-    found = sorted(path.glob(f"*_pope_{category}.json")) if category else []
+    found = sorted(path.glob(f"*_pope_{category}.json"))
     if len(found) != 1:
         raise FileNotFoundError(f"{path} has no file coco_pope_{category}.json with the labels of "
                                 f"the questions of category {category}")
@@ -257,13 +257,12 @@ def score_seed(answers, questions, labels):
              if "answer" in label}
     labelled, unlabelled = join_labels(answers, lambda row: known.get(str(row["question_id"])))
 
-    kinds = grouped(labelled, lambda pair: pair[1].get("question_type_id"))
-    media = grouped(labelled, lambda pair: pair[1].get("data_type"))
+    kinds = grouped(labelled, lambda pair: str(pair[1].get("question_type_id")))
+    media = grouped(labelled, lambda pair: str(pair[1].get("data_type")))
     numbers = read_object(labels).get("question_type")
     names = numbers if isinstance(numbers, dict) else {}
-    groups = {name: kinds[number] for name, number in names.items() if number in kinds}
-    groups |= {str(medium): pairs for medium, pairs in media.items()}
-    groups["all"] = labelled
+    groups = {name: kinds[str(number)] for name, number in names.items() if str(number) in kinds}
+    groups |= media | {"all": labelled}
 
     rows = {}
     for name, pairs in groups.items():
