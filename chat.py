@@ -57,7 +57,7 @@ class Chat:
                 print()
             except BrokenPipeError:
                 raise
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, torch.OutOfMemoryError) as error:
                 note(error, "plain")
 
     def take(self, message):
@@ -219,7 +219,7 @@ def main():
             chat.run()
     except KeyboardInterrupt:
         sys.exit(130)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, torch.OutOfMemoryError) as error:
         terminal.exit_with(error)
 
 
