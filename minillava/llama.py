@@ -17,7 +17,6 @@ from torch.utils.checkpoint import checkpoint
 
 from minillava.attention import attention, attention_mask, token_positions
 
-
 # Tokens by which a KV cache grows.
 BLOCK = 256
 
@@ -55,7 +54,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        # In fp32 within: the mean of squares overflows fp16 and loses digits in bf16.
+        # PyTorch computes it in fp32: the mean of squares overflows fp16 and loses digits in bf16.
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
@@ -140,11 +139,12 @@ class KVCache:
 
     def update(self, layer, k, v):
         """Writes k, v [B,G,T,C] after what is there; all so far, [B,G,K,C], comes back."""
+        keys, values = self.keys[layer], self.values[layer]
         # `length` itself moves once a step, when all layers have written.
         end = self.length + k.shape[2]
-        self.keys[layer][:, :, self.length : end] = k
-        self.values[layer][:, :, self.length : end] = v
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+        keys[:, :, self.length : end] = k
+        values[:, :, self.length : end] = v
+        return keys[:, :, :end], values[:, :, :end]
 
 
 class Attention(nn.Module):
@@ -228,19 +228,7 @@ class LanguageModel(nn.Module):
 
         Without a cache: whole texts, padded on the right. With one: the next T tokens of each row.
         """
-        T = embeddings.shape[1]
-        device = embeddings.device
-        if cache is None:
-            past, start = 0, None
-            table = rotary_table(self.config, T, device, embeddings.dtype)
-        else:
-            past, start = cache.length, cache.start
-            cache.make_room(past + T)
-            table = cache.rope
-
-        positions = token_positions(T, past, start)        # places in the table
-        mask = attention_mask(T, past, start, device)      # None in training
-        rope = table[:, positions].unsqueeze(-3)           # cos and sin, [2,(B,)1,T,C]
+        rope, mask = self.rope_and_mask(embeddings, cache)
 
         # `hidden` is the stream that every block reads from and adds to.
         hidden = embeddings
@@ -249,8 +237,24 @@ class LanguageModel(nn.Module):
             hidden = run(hidden, rope, mask, cache, layer)
 
         if cache is not None:
-            cache.length += T
+            cache.length += embeddings.shape[1]
         return self.norm(hidden)
+
+    def rope_and_mask(self, embeddings, cache):
+        """Of the T new tokens: cos and sin at their positions, and which keys they may look at."""
+        T, device = embeddings.shape[1], embeddings.device
+        if cache is None:
+            past, start = 0, None
+            table = rotary_table(self.config, T, device, embeddings.dtype)
+        else:
+            past, start = cache.length, cache.start
+            cache.make_room(past + T)
+            table = cache.rope                         # [2,room,C]
+
+        positions = token_positions(T, past, start)
+        rope = table[:, positions].unsqueeze(-3)       # [2,1,T,C] or [2,B,1,T,C]
+        mask = attention_mask(T, past, start, device)  # None in training
+        return rope, mask
 
 
 def checkpointed(block):
