@@ -60,10 +60,13 @@ class Int8Linear(QuantizedLinear):
         super().__init__(in_features, out_features, weight, torch.empty(out_features))
 
     def has_kernel(self, x):
-        # in bf16 it reads beyond the end of rows that are not whole vectors
-        return x.device.type == "cpu" and self.in_features % 32 == 0
+        # in bf16 it ends the process where a row begins at an address that is no multiple of 16
+        whole = self.in_features % 32 == 0 and self.weight.data_ptr() % 16 == 0
+        return whole and x.device.type == "cpu"
 
     def few_rows(self, x):
+        if x.data_ptr() % 32:  # part of another tensor: the same holds for activations
+            x = x.clone()
         return torch._weight_int8pack_mm(x, self.weight, self.scale.to(x.dtype))
 
     def pieces(self, dtype):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from minillava import linear
 from minillava.checkpoint import load_language, load_llava, save_llava
+from minillava.generate import generate
 from minillava.linear import Int4Linear, Int8Linear, QuantizedLinear, in_blocks, pack, to_int4, to_int8, unpack
 from minillava.llava import IMAGE_TOKEN
 from minillava.weights.__main__ import main
@@ -94,6 +95,18 @@ def test_the_kernel_for_few_rows_computes_the_same(kind, dtype, tolerance, shape
     torch.testing.assert_close(many, F.linear(x, layer.dequantized()))
 
 
+@pytest.mark.parametrize("offset", [1, 2, 4, 8, 16])
+def test_int8_at_any_address(offset):
+    """The kernel ends the process where weights or activations do not begin at a round address."""
+    layer = make_layer("int8", torch.randn(128, 64).bfloat16())
+    x = torch.randn(64 + offset).bfloat16()[offset:][None]
+    expected = F.linear(x, layer.dequantized())
+    torch.testing.assert_close(layer(x), expected, rtol=0.02, atol=0.1)
+    room = torch.zeros(128 * 64 + offset, dtype=torch.int8)
+    layer.weight = room[offset:].view(128, 64).copy_(layer.weight)
+    torch.testing.assert_close(layer(x), expected, rtol=0.02, atol=0.1)
+
+
 def test_activations_of_another_dtype():
     """As in training, where bf16 goes through what was loaded in fp32."""
     for kind in KINDS:
@@ -150,6 +163,12 @@ def test_the_miniature_saved_and_mapped(kind, error, batch, tmp_path, run):
     other = "int4" if kind == "int8" else "int8"
     assert "is quantised already" in message(load_llava, tmp_path, quantize=other)
     assert "int" in message(load_llava, quantize="int2")
+
+    prompt = ["How many shapes are there?"]
+    answers = [generate(each, tokenizer, prompt, [None], max_new_tokens=5) for each in (saved, from_plain)]
+    assert answers[0] == answers[1] and answers[0][0]
+    head = saved.language_model.lm_head
+    assert head.has_kernel(pixels) and head.weight.data_ptr() % 16 == 0
 
     in_fp32, _ = load_llava(tmp_path, device="cpu", dtype="float32")
     assert in_fp32(ids, pixels).dtype == torch.float32
