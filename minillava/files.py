@@ -78,7 +78,7 @@ def write(path, text):
 
 
 def replace_file(new, path):
-    """os.replace, with patience: Windows refuses while anybody has `path` open, a virus scanner say."""
+    """os.replace, with patience: Windows refuses while a virus scanner, say, has `path` open."""
     for seconds in WAITS:
         try:
             os.replace(new, path)
