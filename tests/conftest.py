@@ -1,8 +1,13 @@
 """What tests of several files share."""
+import signal
 import sys
 from types import SimpleNamespace
 
 import pytest
+
+# A shell starts what it runs in the background with Ctrl-C ignored, and what a test starts would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
