@@ -79,6 +79,10 @@ def test_an_official_lora_upon_a_vicuna(folder):
     upon_llava, _ = load_llava(folder, base=FIXTURES / "llava", vision=FIXTURES / "clip", **CPU)
     assert same(model, upon_llava) and model.config == upon_llava.config
     assert model.config.image_aspect_ratio == "pad"
+    words = 2 * model.language_model.embed_tokens.weight.detach()  # an embedding may be trained whole too
+    torch.save(named | {"base_model.model.model.embed_tokens.weight": words}, folder / "non_lora_trainables.bin")
+    model, _ = load_llava(folder, base=FIXTURES / "vicuna", vision=FIXTURES / "clip", **CPU)
+    assert torch.equal(model.language_model.embed_tokens.weight, words)
     (folder / "non_lora_trainables.bin").unlink()
     assert "brings no projector" in message(ValueError, load_llava, folder, base=FIXTURES / "vicuna")
 

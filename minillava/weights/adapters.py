@@ -31,7 +31,7 @@ from minillava.weights.layouts import (
     read_own_fields,
 )
 from minillava.weights.saving import original_llava_json, own_fields
-from minillava.weights.tensors import read_tensor_file, read_tensors, rename, with_prefix
+from minillava.weights.tensors import read_tensor_file, read_tensors, rename
 
 PEFT = "base_model.model."  # before the base's own name
 OTHERS = "non_lora_trainables.bin"
@@ -113,11 +113,12 @@ def attach(adapter, model):
 def read_upon_language(folder, adapter, base, vision):
     """The base is a Vicuna: config.json and the projector are the adapter's."""
     data = read_json(folder / "config.json")
-    if not any("mm_projector." in name for name in adapter.others):
+    projector = {f"model.{name}": tensor for name, tensor in adapter.others.items()
+                 if name.startswith("mm_projector.")}
+    if not projector:
         raise ValueError(f"{base} is not a LLaVA, and {folder} brings no projector: "
                          "give the LLaVA that the adapter was trained on as the base")
     open_folder(base)
-    projector = with_prefix("model.", adapter.others)
     return read_llava(folder, data, read_tensors(base) | projector, vision)
 
 
