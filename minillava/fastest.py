@@ -34,12 +34,14 @@ class KeptLinear(nn.Module):
     Few rows are multiplied in the dtype of the weight, as it is read. For many rows, as in a
     prefill, the weight is written out in the dtype of x first: their time goes into the product.
 
-    fp16 holds a bf16 weight exactly where it is above 0.00006, else to within 0.00000003.
+    fp16 holds a bf16 weight exactly where it is above 0.00006, else to within 0.00000003. What goes
+    in and comes out must be below 65,504: Llama and Vicuna are published in fp16, and run in it.
     """
 
     def __init__(self, layer, dtype, few):
         super().__init__()
         self.in_features = layer.in_features
+        self.out_features = layer.out_features
         self.weight = nn.Parameter(copied(layer.weight, dtype), requires_grad=False)
         self.few = few
 
