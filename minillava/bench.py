@@ -29,6 +29,7 @@ from minillava.generate import new_cache, next_logits, next_tokens, sample_token
 from minillava.linear import BLOCK, Int4Linear, in_blocks, kernel_block
 from minillava.llama import KVCache, LanguageConfig, LanguageModel
 from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN, Llava, LlavaConfig
+from minillava.terminal import exit_with
 from minillava.tokenizer import Tokenizer
 from minillava.training.allocator import keep_freed_memory
 from minillava.training.optimizer import forward_backward_in, make_optimizers, take_step
@@ -51,7 +52,12 @@ TURN = 20    # tokens of a second question
 
 def main():
     args = arguments()
-    device = find_device(args.device)
+    try:
+        device = find_device(args.device)
+        if args.rounds < 1:
+            raise ValueError(f"--rounds is 1 or more, not {args.rounds}")
+    except ValueError as error:
+        exit_with(error)
     shapes = ["miniature"] if args.quick else args.shapes
     rounds = 3 if args.quick else args.rounds
     limits = ceilings(device)
@@ -105,8 +111,9 @@ def seconds(function):
     """Of one call; a function may return them itself, where only a part of it counts."""
     start = time.perf_counter()
     result = function()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    # A GPU works on while Python goes on.
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
     whole = time.perf_counter() - start
     return result if isinstance(result, float) else whole
 
@@ -154,6 +161,7 @@ def answering(shape, folder, dtype, kinds, limits, device, rounds):
             loaders["transformers"] = lambda: open_in_transformers(folder, DTYPES[dtype], device)
         yield row(name, "loading", race(loaders, 1), files / limits["read"])
 
+        # The floor is that of the weights as they lie on disk, before the fastest product is chosen.
         model, _ = loaders["minillava"]()
         floor = floors(model, limits, limits[dtype])
         choose_products(model.language_model)
@@ -281,6 +289,7 @@ def our_training(model, dtype, ids, pixels, labels):
 
 def decoding_7b(limits, rounds):
     """A Vicuna-7B of random 4-bit weights, which never stands in 16 bits: decoding alone."""
+    # Layers are exchanged while nothing has memory yet.
     with torch.device("meta"):
         model = LanguageModel(LLAMA_7B).to(torch.bfloat16)
         for name, layer in list(model.named_modules()):
@@ -296,6 +305,7 @@ def decoding_7b(limits, rounds):
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     read = weights - model.embed_tokens.weight.nbytes
 
+    # Every step runs one token more, as in an answer.
     cache = KVCache(LLAMA_7B, 1, "cpu", torch.bfloat16)
     token = torch.ones(1, 1, dtype=torch.int64)
 
@@ -361,6 +371,7 @@ def their_training(model, stage, dtype, ids, pixels, labels):
     with tempfile.TemporaryDirectory() as folder:
         save_llava(model, Tokenizer.load(TOY / "vicuna"), folder)
         theirs = open_in_transformers(folder, torch.float32, ids.device).train()
+    # The same parts are trained, in fp32; autocast is their mixed precision.
     for name, p in theirs.named_parameters():
         p.requires_grad_("projector" in name or stage == 2 and "vision_tower" not in name)
     trained = [p for p in theirs.parameters() if p.requires_grad]

@@ -2,6 +2,8 @@
 import json
 import sys
 
+import pytest
+
 from minillava import bench
 from minillava.llama import LanguageConfig
 
@@ -39,3 +41,11 @@ def test_four_bits_are_built_without_sixteen(monkeypatch):
     monkeypatch.setattr(bench, "LLAMA_7B", LanguageConfig(128, 64, 96, 2, 4))
     figure = bench.decoding_7b({"read": 1e9}, 1)
     assert figure["seconds"] > 0 and figure["weights_gb"] < 128 * 64 * 2 * 2 / 1e9 + 1e-4
+
+
+def test_no_rounds_and_an_unknown_device_are_one_line(monkeypatch, capsys):
+    for flags in (["--rounds", "0"], ["--device", "abacus"]):
+        monkeypatch.setattr(sys, "argv", ["bench", *flags])
+        with pytest.raises(SystemExit) as end:
+            bench.main()
+        assert end.value.code == 2 and capsys.readouterr().err.count("\n") == 1
