@@ -53,7 +53,7 @@ MUTANTS = {  # file: [(text, what it becomes, a test that must fail)]
          "test_parity.py::test_llama"),
         (".clamp(0, 1)", "", "test_parity.py::test_llama"),
         ('frequencies / scaling["factor"]', "frequencies", "test_parity.py::test_llama"),
-        ("cache.length += T", "cache.length = T",
+        ("cache.length += embeddings", "cache.length = embeddings",
          "test_generate.py::test_cached_equals_uncached_at_every_position_in_a_batch_of_unequal_length"),
         ("mask is None and x.shape[1] > 1", "mask is None", "test_generate.py::test_a_batch_answers_as_one_by_one"),
         ("F.silu(", "F.gelu(", "test_parity.py::test_llama"),
