@@ -59,6 +59,11 @@ ANSWERS = {
 
 # ------------------------------------------------------------------------------ the official folder
 
+def is_folder(path):
+    """Whether a folder is ScienceQA's own, which train.py takes as --data."""
+    return (Path(path) / "problems.json").exists() or (Path(path) / "pid_splits.json").exists()
+
+
 def load(folder, split):
     """{id: problem} of a split, in the split's order. OSError or ValueError names what is wrong."""
     folder = Path(folder)

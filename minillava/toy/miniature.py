@@ -1,22 +1,75 @@
 """The miniature as a whole: the data its two stages learn from, and what it has learned of it.
 
-`train.py` draws the data, trains both stages and prints the held-out table.
+`train.py` draws the data, trains both stages and prints the held-out table. For any miniature:
+
+    python -m minillava.toy.miniature --model runs/own/llava     # the table, on newly drawn scenes
 """
+import argparse
 import json
 import random
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
+from minillava.checkpoint import load_llava
 from minillava.conversation import human_turn
 from minillava.files import read_json, write
 from minillava.generate import generate, stream
 from minillava.images import load_image
 from minillava.instruct.symbols import read_symbols
+from minillava.terminal import exit_with, print_in_utf8
 from minillava.toy.annotations import make_world
 from minillava.toy.instruct import FINETUNE, PRETRAIN, SCIENCE_PRETRAIN, toy_samples
 from minillava.toy.questions import heldout_questions
 from minillava.toy.scienceqa import make_scienceqa
 from minillava.toy.teacher import teach
+from minillava.toy.world import SIDE
+from minillava.training import distributed
+from minillava.training.loss_picture import draw_loss
+from minillava.training.run_folder import already_there, losses, measured
+
+
+def make_miniature(run, recipes, stage_2, sources, setup, scenes, heldout, per_type, device):
+    """The whole of LLaVA at the size of a laptop, from two backbones; stage 2 may be ScienceQA.
+
+    run: the function of train.py that carries out a recipe, the training itself.
+    """
+    since = time.time()
+    world, pretrain, result = setup.out / "world", setup.out / "pretrain", setup.out / "llava"
+    science = stage_2 == "toy-scienceqa"
+    if measured(pretrain) and not setup.resume:
+        raise already_there(setup.out)
+
+    # scenes, captions and boxes, and what is asked about them
+    if distributed.rank() == 0:
+        draw_world(world, scenes, heldout, setup.seed, science)
+    distributed.barrier()
+
+    # stage 1: the projector learns to describe
+    stage = replace(sources, data=world / "pretrain.json", images=world / "train")
+    run(recipes["toy-pretrain"], stage, replace(setup, out=pretrain), device)
+
+    # stage 2: projector and language model learn to converse
+    stage = replace(stage, init=pretrain, data=world / "finetune.json")
+    if science:
+        stage = replace(stage, data=world / "scienceqa", images=None)
+    run(recipes[stage_2], stage, setup, device)
+
+    # what has been learned
+    if distributed.rank() == 0:
+        curves = [("stage 1", losses(pretrain)), ("stage 2", losses(setup.out))]
+        draw_loss(curves, setup.out / "loss.png")
+        if not science:
+            model, tokenizer = load_llava(result, device=device, dtype=torch.float32)
+            report(model, tokenizer, world, setup.out, per_type, setup.seed)
+        score, talk = "Score it:\n    python eval_scienceqa.py", "Talk with it:\n    python chat.py"
+        print(f"\nAll in {(time.time() - since) / 60:.1f} minutes. "
+              f"The losses are in {setup.out / 'loss.png'}. "
+              f"{score if science else talk} --model {result}")
 
 
 def draw_world(world, scenes, heldout, seed, science=False):
@@ -44,6 +97,19 @@ def draw_world(world, scenes, heldout, seed, science=False):
     kinds = SCIENCE_PRETRAIN if science else PRETRAIN
     samples = toy_samples(symbols, kinds, seed, world / "train")
     write(world / "pretrain.json", json.dumps(samples))
+
+
+def with_replay(sources, world, seed, scenes=1000):
+    """The sources, with old data drawn for a miniature: the kinds that its stage 2 learned from."""
+    init = sources.init / "llava" if (sources.init / "llava").exists() else sources.init
+    config = read_json(init / "config.json")
+    if config.get("vision_config", {}).get("image_size") != SIDE:
+        raise ValueError("--replay mixes old data in: name it with --replay-data FILE "
+                         "and --replay-images DIR (only a miniature draws its own)")
+    if distributed.rank() == 0:
+        draw_world(world, scenes, 1, seed)
+    distributed.barrier()
+    return replace(sources, replay_data=world / "finetune.json", replay_images=world / "train")
 
 
 def refuse_other_world(world, scenes, heldout):
@@ -125,3 +191,28 @@ def sample_chat(model, tokenizer, picture, symbols, seed):
         answer = "".join(stream(model, tokenizer, turns, picture)).strip()
         turns.append(("gpt", answer))
         print(f"  you>   {question}\n  llava> {answer}")
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m minillava.toy.miniature", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, help="(default: the shipped miniature)")
+    parser.add_argument("--base", type=Path, help="of an adapter, where it has moved")
+    parser.add_argument("--heldout", type=int, default=400, help="scenes")
+    parser.add_argument("--per-type", type=int, default=110, help="questions of each type")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    print_in_utf8()
+    try:
+        if args.heldout < 2 or args.per_type < 1:
+            raise ValueError("--heldout is 2 or more, --per-type 1 or more")
+        model, tokenizer = load_llava(args.model, base=args.base, dtype="float32")
+        with tempfile.TemporaryDirectory() as folder:
+            make_world(folder, "val", args.heldout, args.seed)
+            report(model, tokenizer, Path(folder), Path(folder), args.per_type, args.seed)
+    except (OSError, ValueError) as error:
+        exit_with(error)
+
+
+if __name__ == "__main__":
+    main()

@@ -41,8 +41,9 @@ class Told(Dataset):
 
 def step_batches(data, indices, accumulate, workers, device):
     """One StepBatch after the other; indices: this rank's micro-batches, `accumulate` a step."""
-    loader = DataLoader(Told(data), batch_sampler=indices, collate_fn=collate_noted, num_workers=workers,
-                        pin_memory=device.type == "cuda", worker_init_fn=ignore_signals)
+    loader = DataLoader(Told(data), batch_sampler=indices, collate_fn=collate_noted,
+                        num_workers=workers, worker_init_fn=ignore_signals,
+                        pin_memory=device.type == "cuda")
     micro = []
     for tensors, notes in loader:
         if notes["error"]:

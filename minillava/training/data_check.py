@@ -4,8 +4,9 @@ import sys
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from minillava.conversation import IMAGE
-from minillava.terminal import printable
+from minillava.conversation import IMAGE, colored_by_loss
+from minillava.images import load_image
+from minillava.terminal import printable, show_picture
 
 
 class Checked(Dataset):
@@ -29,6 +30,21 @@ class Checked(Dataset):
         if item["ignored"]:
             return f"{name}: no turn has {IMAGE}, so its picture is ignored"
         return None
+
+
+def show_samples(data, tokenizer, count=3):
+    """The first samples as they will be trained: the picture, and in green what is learned."""
+    for index in range(min(count, len(data))):
+        sample = data.sample(index)
+        try:
+            item = data.prepare(sample)
+            if len(item["pixels"]):
+                show_picture(load_image(data.images / sample["image"]))
+        except (OSError, ValueError):
+            continue  # check_data will name it
+        ids, labels = item["input_ids"].tolist(), item["labels"].tolist()
+        print(f"{printable(item['id'], keep='')}, {len(ids)} tokens; green is learned, "
+              f"grey is not:\n{colored_by_loss(ids, labels, tokenizer)}\n")
 
 
 def check_data(data, workers):

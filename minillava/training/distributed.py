@@ -17,7 +17,6 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from minillava.llava import Llava
 from minillava.weights.devices import find_device
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process alone is no news
@@ -65,6 +64,13 @@ def add_up(numbers):
     return total.tolist()
 
 
+def add_up_floats(numbers):
+    total = torch.tensor(numbers, dtype=torch.float64)
+    if ranks() > 1:
+        dist.all_reduce(total)
+    return total.tolist()
+
+
 def mean_over_ranks(x):
     if ranks() > 1:
         dist.all_reduce(x)
@@ -88,6 +94,8 @@ def wrap(model, device, shard, dtype):
     for p in model.parameters():
         if not p.requires_grad:
             p.data = p.data.to(device, dtype)
+    for buffer in model.buffers():  # of quantised layers
+        buffer.data = buffer.data.to(device)
     return sharded(model, dtype) if shard else replicated(model, device)
 
 
@@ -99,22 +107,20 @@ def replicated(model, device):
     if ranks() == 1:
         return model
     device_ids = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids, gradient_as_bucket_view=True)
+    return DistributedDataParallel(
+        model, device_ids, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
 def sharded(model, dtype):
     """FSDP2, a block at a time, so that the fp32 model never stands whole in memory."""
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    for block in model.language_model.layers:
-        fully_shard(block.float(), mp_policy=policy)
-
-    frozen = set()
-    for p in model.parameters():
-        if not p.requires_grad:
-            frozen.add(p)
-        elif p.dtype != torch.float32:
-            p.data = p.data.float()
-    return fully_shard(model, mp_policy=policy, ignored_params=frozen)
+    frozen = {p for p in model.parameters() if not p.requires_grad}
+    for part in (*model.language_model.layers, model):
+        for p in part.parameters():
+            if p.requires_grad and p.dtype != torch.float32:
+                p.data = p.data.float()
+        fully_shard(part, mp_policy=policy, ignored_params=frozen)
+    return model
 
 
 def synced(model, last):
@@ -126,15 +132,12 @@ def synced(model, last):
     return nullcontext()
 
 
-def gathered(wrapped, model):
-    """The trained model, whole on rank 0: FSDP2 left each rank a part of it."""
-    if not isinstance(wrapped, FSDPModule):
-        return model
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = get_model_state_dict(wrapped, options=options)
-    if rank() > 0:
-        return model
-    with torch.device("meta"):
-        whole = Llava(model.config)
-    whole.load_state_dict(weights, assign=True)
-    return whole
+def trained_weights(wrapped, model):
+    """{name: tensor} of what was trained, whole on rank 0 where FSDP2 left each rank a part."""
+    names = {name for name, p in model.named_parameters() if p.requires_grad}
+    weights = dict(model.named_parameters())
+    if isinstance(wrapped, FSDPModule):
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True,
+                                   ignore_frozen_params=True)
+        weights = get_model_state_dict(wrapped, options=options)
+    return {name: tensor.detach() for name, tensor in weights.items() if name in names}

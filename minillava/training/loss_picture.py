@@ -5,13 +5,21 @@ from PIL import Image, ImageDraw
 
 WIDTH, HEIGHT, MARGIN = 720, 360, 46
 COLORS = ("#1f77b4", "#d62728")
+KEPT_APART = "#2ca02c"
+FLOOR = 1e-6  # a loss of 0 has no logarithm
 
 
-def draw_loss(curves, path):
-    """curves: [(name, losses)], drawn one after the other."""
+def draw_loss(curves, path, kept_apart=()):
+    """curves: [(name, losses)], drawn one after the other; kept_apart: [(step, loss)], as dots."""
     curves = [(name, smoothed(losses)) for name, losses in curves]
-    everything = [loss for _, curve in curves for loss in curve]
-    low, high = math.log(min(everything)), math.log(max(everything))
+    steps = sum(len(curve) for _, curve in curves)
+    values = [loss for _, curve in curves for loss in curve] + [loss for _, loss in kept_apart]
+    low, high = math.log(max(min(values), FLOOR)), math.log(max(values))
+
+    def point(step, loss):
+        height = (high - math.log(max(loss, FLOOR))) / max(high - low, 1e-6)
+        return (MARGIN + (WIDTH - 2 * MARGIN) * step / steps,
+                MARGIN + (HEIGHT - 2 * MARGIN) * height)
 
     image = Image.new("RGB", (WIDTH, HEIGHT), "white")
     pen = ImageDraw.Draw(image)
@@ -19,18 +27,23 @@ def draw_loss(curves, path):
 
     start = 0
     for row, ((name, curve), color) in enumerate(zip(curves, COLORS)):
-        points = []
-        for i, loss in enumerate(curve, start):
-            x = MARGIN + (WIDTH - 2 * MARGIN) * i / len(everything)
-            height = (high - math.log(loss)) / max(high - low, 1e-6)
-            points.append((x, MARGIN + (HEIGHT - 2 * MARGIN) * height))
-        pen.line(points, color, width=2)
-        text = f"{name}: {curve[-1]:.3f} after {len(curve)} steps"
-        pen.text((WIDTH - 240, 8 + 16 * row), text, color)
+        pen.line([point(step, loss) for step, loss in enumerate(curve, start)], color, width=2)
+        legend(pen, row, f"{name}: {curve[-1]:.3f} after {len(curve)} steps", color)
         start += len(curve)
 
-    pen.text((WIDTH // 2 - 40, HEIGHT - 24), f"{len(everything)} steps", "black")
+    for step, loss in kept_apart:
+        x, y = point(step, loss)
+        pen.ellipse((x - 3, y - 3, x + 3, y + 3), KEPT_APART)
+    if kept_apart:
+        best = min(loss for _, loss in kept_apart)
+        legend(pen, len(curves), f"kept apart: {best:.3f} at best", KEPT_APART)
+
+    pen.text((WIDTH // 2 - 40, HEIGHT - 24), f"{steps} steps", "black")
     image.save(path)
+
+
+def legend(pen, row, text, color):
+    pen.text((WIDTH - 240, 8 + 16 * row), text, color)
 
 
 def smoothed(losses):
@@ -38,7 +51,7 @@ def smoothed(losses):
     mean, curve = losses[0], []
     for loss in losses:
         mean = 0.95 * mean + 0.05 * loss
-        curve.append(max(mean, 1e-6))
+        curve.append(max(mean, FLOOR))
     return curve
 
 

@@ -11,17 +11,26 @@ from torch.distributed.fsdp import FSDPModule
 from torch.func import functional_call
 
 
-def make_optimizers(model, lr, muon_lr=None):
-    """AdamW over what requires a gradient; with `muon_lr`, Muon over the blocks' matrices."""
-    matrices, others = [], []
+def make_optimizers(model, lr, muon_lr=None, projector_lr=None):
+    """AdamW over what requires a gradient; with `muon_lr`, Muon over the blocks' matrices.
+
+    projector_lr: the projector's own rate, beside LoRA.
+    """
+    matrices, projector, others = [], [], []
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
-        to_muon = muon_lr and p.ndim == 2 and ".layers." in name
-        (matrices if to_muon else others).append(p)
+        if muon_lr and p.ndim == 2 and ".layers." in name:
+            matrices.append(p)
+        elif projector_lr and "mm_projector." in name:
+            projector.append(p)
+        else:
+            others.append(p)
 
-    adamw = torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.999), weight_decay=0.0, fused=True)
-    optimizers = [adamw]
+    groups = [{"params": others, "lr": lr}]
+    if projector:
+        groups.append({"params": projector, "lr": projector_lr})
+    optimizers = [torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=0.0, fused=True)]
     if matrices:
         optimizers.append(torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.0))
     for optimizer in optimizers:
@@ -55,7 +64,7 @@ def take_step(optimizers):
 
 
 def gradient_norm(model, limit=None):
-    """Of all trained weights together, a scalar on the device; a larger one is scaled to `limit`."""
+    """Of all trained weights together; where it is larger, gradients are scaled to `limit`."""
     trained = [p for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
     if limit is not None:
@@ -75,6 +84,17 @@ def loss_and_gradients(model, dtype, tensors, supervised):
         loss.backward()
         return loss.detach()
     return forward_backward_in(dtype, model, *inputs)
+
+
+@torch.no_grad()
+def summed_loss(model, dtype, tensors):
+    """The loss of one micro-batch, summed over its supervised tokens, and nothing is learned."""
+    input_ids, labels, pixels, *places = tensors
+    inputs = (input_ids, pixels, labels, 1, places)
+    if isinstance(model, FSDPModule):
+        return model(*inputs)
+    weights = {name: p.to(dtype) for name, p in model.named_parameters()}
+    return functional_call(model, weights, inputs)
 
 
 def forward_backward_in(dtype, model, *args, **kwargs):

@@ -4,8 +4,12 @@ import math
 import os
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import torch
+
+from minillava.conversation import TEMPLATES
 from minillava.terminal import exit_with
 from minillava.training.recipes import changed
 from minillava.training.run_folder import Setup, Sources
@@ -28,10 +32,20 @@ def make_parser(doc, recipes):
 def add_sources(parser):
     for name, text in (("vision", "folder of a CLIP"),
                        ("language", "folder of a Vicuna, of any Llama"),
-                       ("init", "run of stage 1, or a whole LLaVA, to begin with"),
-                       ("data", "file of LLaVA-JSON, or ScienceQA's folder"),
-                       ("images", "folder of its images")):
+                       ("init", "run of stage 1, a whole LLaVA or an adapter, to begin with"),
+                       ("data", "LLaVA-JSON (.json, .jsonl), a folder of pictures with metadata, "
+                                "or ScienceQA's folder"),
+                       ("images", "folder of its images"),
+                       ("replay-data", "LLaVA-JSON of old samples (the miniature draws its own)"),
+                       ("replay-images", "folder of their images")):
         parser.add_argument(f"--{name}", type=Path, help=text)
+    parser.add_argument("--val", help="samples kept apart: a file, or a share of --data as 0.1")
+    parser.add_argument("--replay", type=float, default=0.0,
+                        help="share of old samples that is mixed in, against forgetting")
+    parser.add_argument("--template", choices=TEMPLATES,
+                        help="(default: that of --init, where it is whole; else the recipe's)")
+    parser.add_argument("--aspect", choices=("square", "pad"), help="likewise")
+    parser.add_argument("--quantize", choices=("int8", "int4"), help="the frozen base below a LoRA")
     parser.add_argument("--answer-first", action=FLAG, default=False,
                         help="ScienceQA: answer, then reason (section 5.2)")
     parser.add_argument("--text-only", action=FLAG, default=False,
@@ -45,6 +59,13 @@ def add_changes(parser):
     parser.add_argument("--per-gpu", type=int,
                         help="samples that one GPU takes at a time; the rest is accumulated")
     parser.add_argument("--lr", type=float)
+    parser.add_argument("--projector-lr", type=float, help="the projector's own rate")
+    parser.add_argument("--lora", type=int, help="rank of LoRA: train it, not the language model")
+    parser.add_argument("--lora-alpha", type=float, help="(default: twice the rank)")
+    parser.add_argument("--words", action=FLAG, default=None,
+                        help="with LoRA: train embeddings and head too, for words never said")
+    parser.add_argument("--min-steps", type=int,
+                        help="recipes own and own-lora: so many steps, however few samples")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--max-length", type=int,
                         help="tokens, image included, where a sample is cut")
@@ -63,11 +84,20 @@ def add_setup(parser):
                         help="to compute in; weights are fp32")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...")
     parser.add_argument("--workers", type=int, default=None,
-                        help="processes that load data (default: 4, the miniature 0)")
+                        help="processes that load data (default: 4 beside a GPU)")
     parser.add_argument("--save-every", type=int, default=500,
                         help="steps from one checkpoint to the next")
+    parser.add_argument("--eval-every", type=int, default=50,
+                        help="steps from one look at --val to the next")
+    parser.add_argument("--patience", type=int,
+                        help="end after so many looks at --val without a better loss")
     parser.add_argument("--keep", type=int, default=2, help="checkpoints kept")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scenes", type=int, default=3600,
+                        help="miniature: training scenes; more teach better")
+    parser.add_argument("--heldout", type=int, default=400, help="miniature: held-out scenes")
+    parser.add_argument("--per-type", type=int, default=110,
+                        help="miniature: held-out questions of each type")
 
 
 def add_questions(parser):
@@ -87,33 +117,51 @@ def add_questions(parser):
 
 def changed_recipes(args, recipes):
     """{name: recipe}, with what the command line changes in them."""
-    return {name: changed(recipe, lr=args.lr, batch=args.batch, per_gpu=args.per_gpu,
-                          epochs=args.epochs, max_length=args.max_length,
-                          checkpointing=args.checkpointing, loss_mean=args.loss_mean)
-            for name, recipe in recipes.items()}
+    settled = {}
+    for name, recipe in recipes.items():
+        if args.lora and recipe.stage == 2:
+            alpha = args.lora_alpha or 2.0 * args.lora
+            recipe = replace(recipe, lora=args.lora, lora_alpha=alpha, muon_lr=None)
+        if args.lr:
+            recipe = replace(recipe, width=0)  # a rate that is given is not fitted any more
+        settled[name] = changed(
+            recipe, lr=args.lr, projector_lr=args.projector_lr, batch=args.batch,
+            per_gpu=args.per_gpu, epochs=args.epochs, max_length=args.max_length,
+            checkpointing=args.checkpointing, loss_mean=args.loss_mean, min_steps=args.min_steps,
+            words=args.words)
+    return settled
 
 
-def sources_of(args):
-    return Sources(args.vision, args.language, args.init, args.data, args.images,
-                   args.answer_first, args.text_only)
+def sources_of(args, recipe, toy, shipped):
+    """shipped: folder of the miniature's weights, which the toy recipes and `own` start from."""
+    init, vision, language = args.init, args.vision, args.language
+    if init is None and recipe.min_steps:
+        init = shipped / "llava"
+    if toy and not Sources(init=init).starts_whole:
+        vision, language = vision or shipped / "clip", language or shipped / "vicuna"
+    return Sources(vision, language, init, args.data, args.images,
+                   args.answer_first, args.text_only, args.val, args.replay, args.replay_data,
+                   args.replay_images, args.quantize, args.template, args.aspect)
 
 
 def setup_of(args, recipe, toy):
     shard, workers = args.shard, args.workers
     if shard is None:
-        shard = recipe.stage == 2 and not toy
+        shard = recipe.stage == 2 and not toy and not recipe.lora and not recipe.min_steps
     if workers is None:
-        workers = 0 if toy else 4
+        # on a CPU they would take the time of what they feed
+        workers = 4 if torch.cuda.is_available() and not toy else 0
     if shard and recipe.muon_lr:
         raise ValueError("Muon needs whole matrices: the toy recipes run with --no-shard")
     return Setup(args.out, args.resume, args.seed, args.dtype, shard, workers,
-                 args.save_every, args.keep)
+                 args.save_every, args.keep, args.eval_every, args.patience)
 
 
 # --------------------------------------------------------------------------- what is wrong with it
 
 POSITIVE = ("batch", "per_gpu", "epochs", "max_length", "save_every", "keep", "gpus", "scenes",
-            "heldout", "per_type", "lr")
+            "heldout", "per_type", "lr", "projector_lr", "lora", "lora_alpha", "min_steps",
+            "eval_every", "patience")
 
 
 def refuse_wrong_numbers(args):
@@ -123,17 +171,29 @@ def refuse_wrong_numbers(args):
             raise ValueError(f"--{name.replace('_', '-')} must be positive, not {value}")
     if args.workers is not None and args.workers < 0 or not 0 < args.mfu <= 1:
         raise ValueError("--workers is 0 or more, --mfu above 0 and at most 1")
+    if not 0 <= args.replay < 1:
+        raise ValueError(f"--replay is a share from 0 to below 1, not {args.replay}")
 
 
 def refuse_missing(recipe_name, sources):
     """A recipe needs data, and CLIP and Vicuna where --init is no whole LLaVA."""
-    science = sources.data and sources.data.is_dir()
-    whole = sources.init and not (sources.init / "mm_projector.bin").exists()
-    needed = {"--data": sources.data, "--images": sources.images or science,
+    folder = sources.data and sources.data.is_dir()  # its pictures are in it
+    whole = sources.starts_whole
+    needed = {"--data": sources.data, "--images": sources.images or folder,
               "--vision": sources.vision or whole, "--language": sources.language or whole}
     missing = [flag for flag, given in needed.items() if not given]
     if missing:
         raise ValueError(f"--recipe {recipe_name} needs {' and '.join(missing)}")
+
+
+def refuse_lora(recipe, lora, quantize):
+    if lora and recipe.stage == 1:
+        raise ValueError("--lora goes with a recipe of stage 2: stage 1 trains the projector alone")
+    if quantize and not recipe.lora:
+        raise ValueError("--quantize is for a base that is frozen: give --lora RANK with it")
+    if recipe.words and (quantize or not recipe.lora):
+        raise ValueError("--words goes with --lora, which else leaves words alone, "
+                         "and not with --quantize")
 
 
 def refuse_data(sources):

@@ -2,14 +2,17 @@
 
 Memory counts what PyTorch allocates: not the CUDA context (about 1 GB), not fragments. Arithmetic
 is that of the model (Kaplan et al. 2020): 2 FLOPs per weight and token forward, 2 for the gradient
-of what goes in, 2 for that of the weight. What activation checkpointing computes again is not counted,
-as usual for an MFU.
+of what goes in, 2 for that of the weight. What activation checkpointing computes again is not
+counted, as usual for an MFU.
 """
 from dataclasses import asdict
 
 import torch
 
 from minillava.llava import HEAD_CHUNK, Llava
+from minillava.training.lora import add_lora
+from minillava.weights.layouts import load_config, read_llava_folder
+from minillava.weights.filling import NoInitialValues
 
 # dense bf16 FLOP/s: NVIDIA's data sheets
 PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
@@ -28,15 +31,24 @@ def count(module, trained=None):
     return sum(p.numel() for p in module.parameters() if trained in (None, p.requires_grad))
 
 
-def skeleton(config, stage):
+def planned_config(recipe, sources):
+    """That of `init`, or of its parts, or LLaVA's own."""
+    if sources.starts_whole:
+        return read_llava_folder(sources.init, sources.vision)[0]
+    return load_config(sources.vision, sources.language, recipe.projector, recipe.image_size)
+
+
+def skeleton(config, recipe):
     """The model without its weights."""
-    with torch.device("meta"):
+    with torch.device("meta"), NoInitialValues():
         model = Llava(config)
-    model.freeze_for(stage)
+        model.freeze_for(recipe.stage)
+        if recipe.lora:
+            add_lora(model, recipe.lora, recipe.lora_alpha, recipe.words)
     return model
 
 
-def step_flops(model, stage, tokens, images):
+def step_flops(model, recipe, tokens, images):
     """Of one optimiser step over `tokens` tokens, those of `images` images included.
 
     Sequences are taken as short beside the context: attention's own part is left out.
@@ -48,14 +60,16 @@ def step_flops(model, stage, tokens, images):
     clip = 2 * used * count(model.vision_tower.encoder) * (config.image_tokens + 1) * images
     projector = 3 * 2 * count(model.mm_projector) * config.image_tokens * images
     matrices = count(language.layers) + language.lm_head.weight.numel()
-    passes = 3 if stage == 2 else 2  # forward, and one or both backwards
+    # forward, and one or both backwards: a frozen weight has no gradient of its own
+    passes = 3 if recipe.stage == 2 and not recipe.lora else 2
     return clip + projector + passes * 2 * matrices * tokens
 
 
-def memory(model, tokens, ranks, shard, checkpointing, width, accumulate=1):
+def memory(model, tokens, ranks, shard, checkpointing, width, accumulate=1, quantize=None):
     """{item: bytes} on one GPU, "in all" at the worst moment.
 
-    tokens: of the micro-batch on this GPU; width: bytes of a number that is computed with.
+    tokens: of the micro-batch on this GPU; width: bytes of a number that is computed with;
+    quantize: the frozen blocks of a LoRA in "int8" or "int4".
     """
     config = model.config.language_config
     trained, frozen = count(model, True), count(model, False)
@@ -65,7 +79,7 @@ def memory(model, tokens, ranks, shard, checkpointing, width, accumulate=1):
     kept_by_all = layers * config.hidden_size * width + kept if checkpointing else layers * kept
     logits = 12 if width == 4 else 14  # bytes: 3 copies in fp32
     items = {
-        "weights": 4 * trained + width * frozen,
+        "weights": 4 * trained + width * frozen - saved_by(quantize, model, width),
         "optimizer": 8 * trained,
         "gradients": 4 * trained,
         "activations": tokens * kept_by_all,
@@ -78,7 +92,7 @@ def memory(model, tokens, ranks, shard, checkpointing, width, accumulate=1):
         root = 0
         if model.language_model.embed_tokens.weight.requires_grad:
             root = trained - layers * block
-        items["weights"] = 4 * trained / ranks + width * (frozen + root + 2 * block)
+        items["weights"] += 4 * trained / ranks + width * (root + 2 * block) - 4 * trained
         items["gradients"] = 4 * trained / ranks + width * root
         items["optimizer"] /= ranks
     elif width < 4:
@@ -88,6 +102,14 @@ def memory(model, tokens, ranks, shard, checkpointing, width, accumulate=1):
     never_together = min(items["logits"], items["gradients"]) if accumulate == 1 else 0
     items["in all"] = sum(items.values()) - never_together
     return items
+
+
+def saved_by(quantize, model, width):
+    """Bytes that int8 (a scale a channel) or int4 (scale and zero for 64) saves in the blocks."""
+    if quantize is None:
+        return 0
+    blocks = count(model.language_model.layers, trained=False)
+    return blocks * (width - {"int8": 1.0, "int4": 0.5 + 4 / 64}[quantize])
 
 
 def kept_per_token(config, width):
@@ -101,15 +123,15 @@ def kept_per_token(config, width):
     return norms + attention + mlp
 
 
-def plan_lines(config, recipe, ranks, shard, dtype, mfu):
+def plan_lines(config, recipe, ranks, shard, dtype, mfu, quantize=None):
     """The plan as text."""
-    model = skeleton(config, recipe.stage)
-    accumulate = recipe.batch // (recipe.per_gpu * ranks)
+    model = skeleton(config, recipe)
+    accumulate = max(1, recipe.batch // (recipe.per_gpu * ranks))
     width = 2 if dtype == "bfloat16" else 4
     items = memory(model, recipe.per_gpu * recipe.max_length, ranks, shard,
-                   recipe.checkpointing, width, accumulate)
+                   recipe.checkpointing, width, accumulate, quantize)
     steps = -(-recipe.samples // recipe.batch) * recipe.epochs
-    flops = step_flops(model, recipe.stage, recipe.batch * recipe.mean, recipe.batch)
+    flops = step_flops(model, recipe, recipe.batch * recipe.mean, recipe.batch)
 
     how = "FSDP2" if shard else "DDP"
     if recipe.checkpointing:
@@ -134,7 +156,7 @@ def plan_lines(config, recipe, ranks, shard, dtype, mfu):
 
 def description(config, recipe, sources, out):
     """What a recipe would train, freeze, read and write, as text."""
-    model = skeleton(config, recipe.stage)
+    model = skeleton(config, recipe)
     parts = {"CLIP": model.vision_tower, "projector": model.mm_projector,
              "language model": model.language_model}
     lines = []

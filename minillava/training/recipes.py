@@ -1,4 +1,5 @@
 """What is trained and how: a recipe is a published training, with a source for each figure."""
+import math
 import sys
 from dataclasses import dataclass, replace
 
@@ -8,31 +9,39 @@ class Recipe:
     """All trainings use AdamW (0.9, 0.999), no weight decay, cosine, and 3 % of warm-up."""
 
     stage: int                    # 1 trains the projector alone, 2 the language model too
-    template: str                 # of conversation.TEMPLATES
+    template: str                 # of conversation.TEMPLATES; "": the checkpoint's, as aspect's
     lr: float                     # at its peak
     batch: int                    # samples a step, over all GPUs and accumulation
     per_gpu: int                  # how many of these fit on an A100 of 80 GB at a time
     epochs: int
-    projector: str                # "linear" or "mlp2x_gelu"
+    projector: str                # "linear" or "mlp2x_gelu", of a new one
     aspect: str = "square"        # "pad": the whole picture, padded to a square
     image_size: int = 224
     max_length: int = 2048        # tokens, image included, where a sample is cut
     muon_lr: float | None = None  # of Muon over the blocks' matrices; None: AdamW for all
     grouped: bool = False         # batches of like length and of one modality
     checkpointing: bool = True    # activations are computed again, not kept
-    max_grad_norm: float | None = None  # gradients are scaled down to it; None: DeepSpeed, which does not
-    loss_mean: str = "global"     # over all supervised tokens of a step; or "official": see share_of
+    max_grad_norm: float | None = None  # gradients are scaled down to it; None: as DeepSpeed, not
+    loss_mean: str = "global"     # over all supervised tokens of a step; "official": see share_of
     prompt_format: str = "QCM-LEA"      # of ScienceQA
+    lora: int = 0                 # rank; 0 trains the language model itself
+    lora_alpha: float = 0.0       # see lora.py
+    words: bool = False           # beside LoRA: embeddings and head are trained too, whole
+    projector_lr: float | None = None   # the projector's own rate; None: lr
+    min_steps: int = 0            # for data of any size: see fitted; 0: the recipe is as it stands
+    width: int = 0                # of the model that such rates are for; 0: of any
     samples: int = 0              # of the published data, for the plan
     mean: int = 0                 # tokens of one of them with its image, for the plan
 
     @property
     def result(self):
         """What a run leaves in its folder."""
-        return "mm_projector.bin" if self.stage == 1 else "llava"
+        if self.stage == 1:
+            return "mm_projector.bin"
+        return "adapter" if self.lora else "llava"
 
     def share_of(self, supervised, here, ranks, accumulate):
-        """What a micro-batch's summed loss is divided by, before DDP and FSDP2 take the ranks' mean.
+        """What a micro-batch's summed loss is divided by, before DDP takes the mean over ranks.
 
         supervised: tokens of the whole step; here: of this micro-batch. "official": the mean of the
         micro-batches' means, so that a token of a batch of short answers counts for more.
@@ -48,6 +57,29 @@ class Recipe:
             raise ValueError(f"a step takes {self.batch} samples, which {ranks} ranks x "
                              f"{self.per_gpu} do not divide; change --per-gpu or --batch")
         return accumulate
+
+
+def fitted(recipe, samples, width, ranks):
+    """A recipe for one's own data, fitted to how many samples there are and to the model's width.
+
+    No step repeats a sample, and few samples are seen in more epochs. A narrower model learns at
+    higher rates, in inverse proportion to its width (Yang et al. 2022, table 8), needs no
+    activation checkpointing, and the whole batch fits at once.
+    """
+    if not recipe.min_steps:
+        return recipe
+    narrow = width < 1024
+    per_gpu = recipe.batch // ranks if narrow else recipe.per_gpu
+    per_gpu = max(1, min(per_gpu, samples // ranks))
+    accumulate = max(1, min(recipe.batch, samples) // (per_gpu * ranks))
+    batch = per_gpu * ranks * accumulate
+    epochs = max(recipe.epochs, math.ceil(recipe.min_steps / math.ceil(samples / batch)))
+
+    wider = recipe.width / width if recipe.width else 1.0
+    return replace(
+        recipe, per_gpu=per_gpu, batch=batch, epochs=epochs, lr=recipe.lr * wider,
+        projector_lr=recipe.projector_lr and recipe.projector_lr * wider,
+        checkpointing=recipe.checkpointing and not narrow)
 
 
 def warn_of_repeats(batch, samples):
@@ -91,6 +123,16 @@ V15_FINETUNE = Recipe(
     stage=2, template="vicuna_v1", lr=2e-5, batch=128, per_gpu=16, epochs=1, projector="mlp2x_gelu",
     aspect="pad", image_size=336, grouped=True, samples=665298, mean=900)
 
+# the same; scripts/v1_5/finetune_task_lora.sh: from the whole LLaVA-1.5, on data of one's own
+V15_TASK_LORA = replace(
+    V15_FINETUNE, lr=2e-4, projector_lr=2e-5, lora=128, lora_alpha=256, samples=10000)
+
+# for any LLaVA and one's own data, not published: finetune_task.sh and its LoRA, fitted to the data
+OWN = Recipe(
+    stage=2, template="", aspect="", lr=2e-5, batch=16, per_gpu=4, epochs=3, projector="",
+    grouped=True, width=4096, min_steps=100, samples=1000, mean=700)
+OWN_LORA = replace(OWN, lr=2e-4, lora=128, lora_alpha=256)
+
 RECIPES = {
     "v1-pretrain": V1_PRETRAIN,
     "v1-finetune": V1_FINETUNE,
@@ -99,4 +141,7 @@ RECIPES = {
     "v1-scienceqa-paper": PAPER_SCIENCEQA,
     "v1.5-pretrain": V15_PRETRAIN,
     "v1.5-finetune": V15_FINETUNE,
+    "v1.5-task-lora": V15_TASK_LORA,
+    "own": OWN,
+    "own-lora": OWN_LORA,
 }

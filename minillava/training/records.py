@@ -17,24 +17,26 @@ except ImportError:  # Windows has none
 class Records:
     """Losses stay on the device until they are asked for, so that the GPU is not waited for."""
 
-    def __init__(self, out, model, stage, device):
-        self.out, self.stage, self.device = out, stage, device
+    def __init__(self, out, model, recipe, device):
+        self.out, self.recipe, self.device = out, recipe, device
         self.peak = plan.peak_flops(device)
-        self.skeleton = plan.skeleton(model.config, stage)
+        self.skeleton = plan.skeleton(model.config, recipe) if self.peak else None
         self.waiting = []
         self.since = time.time()
 
-    def add(self, step, lr, batch, loss, norm):
-        """loss: this rank's part; batch: a StepBatch."""
+    def add(self, step, lr, batch, loss, norm, val_loss=None):
+        """loss: this rank's part; batch: a StepBatch; val_loss: after the step, where measured."""
         row = {"step": step, "lr": lr, "supervised": batch.supervised, "tokens": batch.tokens,
                "images": batch.images, "bad": batch.bad, "cut": batch.cut,
                "ignored": batch.ignored}
+        if val_loss is not None:
+            row["val_loss"] = val_loss
         if hasattr(norm, "full_tensor"):  # FSDP2's
             norm = norm.full_tensor()
         self.waiting.append((row, loss, norm, batch.ids))
 
     def flush(self):
-        """Writes what waits -> the last loss; FloatingPointError on all ranks if one is not finite."""
+        """Writes what waits -> the last loss. FloatingPointError, on all ranks, for NaN or inf."""
         if not self.waiting:
             return None
         losses = torch.stack([loss for _, loss, _, _ in self.waiting])
@@ -55,7 +57,7 @@ class Records:
     def speed(self, row, seconds):
         speed = {"tokens_per_second": row["tokens"] / seconds}
         if self.peak:
-            flops = plan.step_flops(self.skeleton, self.stage, row["tokens"], row["images"])
+            flops = plan.step_flops(self.skeleton, self.recipe, row["tokens"], row["images"])
             speed["mfu"] = flops / seconds / (self.peak * distributed.ranks())
         return speed | {"memory_gib": peak_memory(self.device)}
 

@@ -3,7 +3,7 @@ import json
 import shlex
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from minillava.files import write
@@ -21,6 +21,18 @@ class Sources:
     images: Path | None = None    # the folder of its images
     answer_first: bool = False    # ScienceQA: answer, then reason
     text_only: bool = False       # ScienceQA: without the questions that have an image
+    val: str | None = None        # kept apart: a file, or a share of the data
+    replay: float = 0.0           # share of old data that is mixed in
+    replay_data: Path | None = None
+    replay_images: Path | None = None
+    quantize: str | None = None   # the frozen base below a LoRA: "int8" or "int4"
+    template: str | None = None   # in place of the recipe's or the checkpoint's, as aspect
+    aspect: str | None = None
+
+    @property
+    def starts_whole(self):
+        """Whether `init` is a LLaVA, its run or an adapter; else it is a stage 1, or nothing."""
+        return self.init is not None and not (self.init / "mm_projector.bin").exists()
 
 
 @dataclass(frozen=True)
@@ -35,10 +47,26 @@ class Setup:
     workers: int = 0         # processes that load data
     save_every: int = 500    # steps
     keep: int = 2            # checkpoints
+    eval_every: int = 100    # steps from one look at the samples kept apart to the next
+    patience: int | None = None  # looks without a better loss after which a run ends
 
 
 DEFAULTS = {field.name: field.default for kind in (Recipe, Sources, Setup)
             for field in fields(kind)}
+
+
+def carried_config(config, recipe, sources):
+    """The model's config with what it is trained with, which travels with the weights.
+
+    A whole LLaVA keeps what its own training had, unless the command line says otherwise.
+    """
+    template, aspect = sources.template, sources.aspect
+    if not sources.starts_whole:
+        aspect = aspect or recipe.aspect
+        if recipe.stage == 2:  # stage 1's is for captions alone
+            template = template or recipe.template
+    return replace(config, template=template or config.template,
+                   image_aspect_ratio=aspect or config.image_aspect_ratio)
 
 
 def asked_for(recipe, sources, setup):
@@ -77,19 +105,6 @@ def write_config(out, asked):
     write(out / "config.json", json.dumps(config, indent=1))
 
 
-def closing_words(recipe, samples, out):
-    """What was made, and what to type next."""
-    curve = losses(out)
-    result = out / recipe.result
-    trained = "the projector" if recipe.stage == 1 else "projector and language model"
-    if recipe.stage == 1:
-        then = f"Stage 2 starts from it:\n    python train.py ... --init {out}"
-    else:
-        then = f"Talk with it:\n    python chat.py --model {result}"
-    return (f"\n{len(curve)} steps over {samples} samples taught {trained}, "
-            f"loss {curve[0]:.3f} -> {curve[-1]:.3f}; the weights are {result}. {then}")
-
-
 def git_state():
     """The commit this runs from, with "+" if files have changed; None outside a repository."""
     git = ["git", "-C", Path(__file__).parent]
@@ -114,6 +129,11 @@ def measured(out):
 
 def losses(out):
     return [row["loss"] for row in measured(out)]
+
+
+def val_losses(out):
+    """[(step, loss)] of the samples kept apart."""
+    return [(row["step"], row["val_loss"]) for row in measured(out) if "val_loss" in row]
 
 
 def rewind(out, step):

@@ -28,6 +28,7 @@ from minillava.toy import annotations  # noqa: E402
 from minillava.toy.instruct import toy_samples  # noqa: E402
 from minillava.training import distributed, plan  # noqa: E402
 from minillava.training.optimizer import forward_backward_in, make_optimizers, take_step  # noqa: E402
+from minillava.training.recipes import RECIPES  # noqa: E402
 from minillava.vit import VisionConfig  # noqa: E402
 from minillava.weights.saving import save_language  # noqa: E402
 
@@ -102,12 +103,13 @@ def seven_billion(stage, layers, samples, length=2048, steps=5):
         take_step(optimizers)
     torch.cuda.synchronize()
     seconds, tokens = (time.time() - began) / steps, samples * length
-    skeleton = plan.skeleton(config, stage)
+    recipe = RECIPES["v1.5-finetune" if stage == 2 else "v1.5-pretrain"]
+    skeleton = plan.skeleton(config, recipe)
     peak = plan.peak_flops(torch.device("cuda")) or float("nan")
     foretold = plan.memory(skeleton, tokens, 1, shard, True, 2)["in all"]
     used = torch.cuda.max_memory_allocated()
     print(f"7B shapes, stage {stage}, {layers} layers, {samples} x {length} tokens: {tokens / seconds:,.0f} tokens/s, "
-          f"MFU {plan.step_flops(skeleton, stage, tokens, samples) / seconds / peak:.1%}, peak {used / 2**30:.1f} GiB "
+          f"MFU {plan.step_flops(skeleton, recipe, tokens, samples) / seconds / peak:.1%}, peak {used / 2**30:.1f} GiB "
           f"(planned {foretold / 2**30:.1f}, {foretold / used - 1:+.0%})")
 
 

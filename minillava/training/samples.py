@@ -1,0 +1,216 @@
+"""The samples of a run, in the forms people have them: what is learned from, kept apart, mixed in.
+
+LLaVA-JSON (data.py); the same as JSON lines; or a folder of pictures with a metadata.jsonl or
+metadata.csv, as Hugging Face's imagefolder has it. Several questions to a picture, a row for each,
+become one conversation, as in LLaVA-1.5's mix:
+
+    file_name,question,answer            file_name,text
+    cat.png,What is it?,A cat.           cat.png,A cat on a sofa.
+"""
+import bisect
+import csv
+import io
+import json
+import random
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+from torch.utils.data import Dataset
+
+from minillava.conversation import IMAGE
+from minillava.data import LlavaData, words_of
+from minillava.files import index_of, read_jsonl, read_text, samples_in, write
+from minillava.training import distributed
+
+METADATA = ("metadata.jsonl", "metadata.csv")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+DESCRIBE = "Provide a brief description of the given image."  # LLaVA's question to a caption
+
+
+@dataclass(frozen=True)
+class Files:
+    """Each a file of LLaVA-JSON, or None."""
+
+    train: Path
+    images: Path
+    val: Path | None = None
+    replay: Path | None = None
+
+
+def lay_out(data, images, out, val=None, replay_data=None, share=0.0, seed=0, leads=True):
+    """Writes to `out` what is not LLaVA-JSON yet, and what is split -> Files.
+
+    val: a file, or a share of the data as text; share: of replayed samples in the whole; leads:
+    this process writes, others wait for it and get the same names.
+    """
+    train, images = as_json(data, images, out, "samples", leads)
+    kept_apart = replay = None
+    if val and share_of(val):
+        if leads:
+            split(train, share_of(val), out, seed)
+        train, kept_apart = out / "train.json", out / "val.json"
+    elif val:
+        kept_apart, _ = as_json(Path(val), images, out, "val", leads)
+        if leads:
+            refuse_shared(train, kept_apart, val, data)
+    if share:
+        replay = out / "replay.json"
+        if leads:
+            draw_replay(train, replay_data, share, replay, seed)
+    return Files(train, images, kept_apart, replay)
+
+
+def as_json(data, images, out, name, leads):
+    """-> (a file of LLaVA-JSON, the folder of its pictures)"""
+    folder = data.is_dir()
+    if not folder and data.suffix != ".jsonl":
+        return data, images
+    path = out / f"{name}.json"
+    if leads:
+        write_samples(path, folder_samples(data) if folder else read_jsonl(data))
+    return path, data if folder else images
+
+
+def write_samples(path, samples):
+    text = "[" + ",\n".join(json.dumps(sample) for sample in samples) + "]"
+    # written anew, it would want a new index
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write(path, text)
+
+
+# ---------------------------------------------------------------------- a folder and its metadata
+
+def is_picture_folder(folder):
+    return any((folder / name).exists() for name in METADATA)
+
+
+def folder_samples(folder):
+    """A folder of pictures with its metadata -> samples; ValueError names what does not fit."""
+    file = next((folder / name for name in METADATA if (folder / name).exists()), None)
+    if file is None:
+        raise ValueError(f"{folder} has no {' or '.join(METADATA)}, "
+                         "which says what its pictures show")
+    if file.suffix == ".csv":
+        rows = list(csv.DictReader(io.StringIO(read_text(file).removeprefix("\ufeff"))))
+    else:
+        rows = read_jsonl(file)
+    if not rows:
+        raise ValueError(f"{file} has no rows")
+    turns = {}
+    for number, row in enumerate(rows, 1):
+        name, question, answer = read_row(row, number, file)
+        begin = "" if name in turns else f"{IMAGE}\n"
+        turns.setdefault(name, []).extend([{"from": "human", "value": begin + question},
+                                           {"from": "gpt", "value": answer}])
+
+    named = set(turns)
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*")
+             if path.suffix.lower() in PICTURES}
+    missing, unnamed = sorted(named - there), sorted(there - named)
+    if missing:
+        raise ValueError(f"{file} names {missing[0]}, which is not in {folder} "
+                         f"({len(missing)} such pictures): put them there or take their rows out")
+    if unnamed:
+        raise ValueError(f"{file} has no row for {unnamed[0]} ({len(unnamed)} such pictures): "
+                         f"add one for each, or move them out of {folder}")
+    return [{"id": name, "image": name, "conversations": turns[name]} for name in turns]
+
+
+def read_row(row, number, file):
+    """-> (name of the picture, question, answer)"""
+    question, answer = row.get("question"), row.get("answer")
+    if row.get("text") and not question and not answer:
+        question, answer = DESCRIBE, row["text"]
+    for what, value in (("file_name", row.get("file_name")), ("question", question),
+                        ("answer", answer)):
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"row {number} of {file} has no {what}: a row has file_name, "
+                             "and question and answer, or text for a caption")
+    return row["file_name"], question.replace(IMAGE, "").strip(), answer
+
+
+# ------------------------------------------------------------------- what is kept apart, mixed in
+
+def share_of(val):
+    """"0.1" -> 0.1; None for the name of a file."""
+    try:
+        share = float(val)
+    except ValueError:
+        return None
+    if not 0 < share < 1:
+        raise ValueError(f"--val is a file, or a share between 0 and 1, not {val}")
+    return share
+
+
+def split(path, share, out, seed):
+    """Writes train.json and val.json: whole pictures are kept apart, drawn by the seed."""
+    samples = [sample for _, _, sample in samples_in(path)]
+    pictures = {}
+    for n, sample in enumerate(samples):
+        name = sample.get("image", n) if isinstance(sample, dict) else n
+        pictures.setdefault(str(name), []).append(n)
+    names = sorted(pictures)
+    random.Random(seed).shuffle(names)
+
+    apart = set()
+    for name in names:
+        if len(apart) < share * len(samples):
+            apart.update(pictures[name])
+    if len(apart) == len(samples):
+        raise ValueError(f"--val {share} of {len(samples)} samples leaves none to learn from")
+    write_samples(out / "train.json", [s for n, s in enumerate(samples) if n not in apart])
+    write_samples(out / "val.json", [samples[n] for n in sorted(apart)])
+
+
+def refuse_shared(train, val, val_name, train_name):
+    """ValueError if a sample is in both files: its loss would say nothing of new ones."""
+    learned = {content(sample) for _, _, sample in samples_in(train)}
+    shared = [sample for _, _, sample in samples_in(val) if content(sample) in learned]
+    if shared:
+        raise ValueError(f"{len(shared)} samples of {val_name} are in {train_name} too, the first "
+                         f"{shared[0].get('id')}: take them out of one of the files")
+
+
+def content(sample):
+    if not isinstance(sample, dict):
+        return hash(repr(sample))
+    return hash(json.dumps([sample.get("image"), sample.get("conversations")], sort_keys=True))
+
+
+def draw_replay(train, old, share, path, seed):
+    """Writes so many samples of the file `old` that they are `share` of the whole."""
+    new = len(index_of(train, path.parent, words_of))
+    count = round(new * share / (1 - share))
+    samples = [sample for _, _, sample in samples_in(old)]
+    if count > len(samples):
+        raise ValueError(f"--replay {share} beside {new} samples takes {count} old ones, "
+                         f"and {old} has {len(samples)}")
+    write_samples(path, random.Random(seed).sample(samples, count))
+
+
+def load_samples(path, images, tokenizer, config, template, max_length, out):
+    """A file of LLaVA-JSON -> LlavaData; one process makes the index, the others find it."""
+    if distributed.rank() == 0:
+        index_of(path, out, words_of)
+    distributed.barrier()
+    return LlavaData(path, images, tokenizer, config, template, max_length, out)
+
+
+class Together(Dataset):
+    """Several LlavaData, one after the other."""
+
+    def __init__(self, parts):
+        self.parts = parts
+        self.ends = list(accumulate(len(part) for part in parts))
+
+    def __len__(self):
+        return self.ends[-1]
+
+    def lengths(self):
+        return [length for part in self.parts for length in part.lengths()]
+
+    def __getitem__(self, index):
+        n = bisect.bisect_right(self.ends, index)
+        start = self.ends[n] - len(self.parts[n])
+        return self.parts[n][index - start]

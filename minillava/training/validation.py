@@ -1,0 +1,60 @@
+"""Samples kept apart: their loss while a run learns, the best weights, and when to stop."""
+import math
+
+from minillava.training import distributed
+from minillava.training.batches import collate_noted
+from minillava.training.optimizer import summed_loss
+
+
+class Validation:
+    """data: the samples kept apart; keep: a function that saves the wrapped model's weights."""
+
+    def __init__(self, data, per_gpu, every, patience, keep):
+        self.data, self.per_gpu, self.every = data, per_gpu, every
+        self.patience, self.keep = patience, keep
+        self.best, self.last, self.waited = math.inf, math.inf, 0
+
+    def recall(self, rows):
+        """What an earlier part of the run measured, from its metrics."""
+        for row in rows:
+            if "val_loss" in row:
+                self.note(row["val_loss"])
+
+    def note(self, loss):
+        """-> whether it is the best so far."""
+        better = loss < self.best
+        self.last = loss
+        self.waited = 0 if better else self.waited + 1
+        self.best = min(loss, self.best)
+        return better
+
+    @property
+    def patience_is_over(self):
+        return self.patience is not None and self.waited >= self.patience
+
+    def is_due(self, step):
+        return (step + 1) % self.every == 0
+
+    def measure(self, wrapped, dtype, device):
+        """-> the mean loss over all supervised tokens; keeps the weights if it is the best yet."""
+        total, supervised = 0.0, 0
+        for indices, counts in self.batches():
+            tensors, notes = collate_noted([self.data[i] for i in indices])
+            if notes["error"]:
+                raise notes["error"]
+            loss = summed_loss(wrapped, dtype, [x.to(device) for x in tensors])
+            if counts:
+                total += loss.item()
+                supervised += len(tensors[-1])
+        total, supervised = distributed.add_up_floats([total, supervised])
+        loss = total / max(supervised, 1)
+        if self.note(loss):
+            self.keep(wrapped)
+        return loss
+
+    def batches(self):
+        """This rank's share: (indices, whether they count). FSDP2 wants as many on every rank."""
+        mine = list(range(distributed.rank(), len(self.data), distributed.ranks()))
+        for start in range(0, math.ceil(len(self.data) / distributed.ranks()), self.per_gpu):
+            indices = mine[start : start + self.per_gpu]
+            yield indices or [0], bool(indices)

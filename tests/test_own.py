@@ -1,0 +1,258 @@
+"""One's own pictures: the forms of data, what is kept apart, LoRA, and what a run leaves."""
+import csv
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from minillava.checkpoint import TOY, load_llava
+from minillava.data import LlavaData
+from minillava.files import read_object
+from minillava.training.lora import LoraLinear, add_lora
+from minillava.training.optimizer import loss_and_gradients
+from minillava.training.recipes import RECIPES, fitted
+from minillava.training.results import save_result
+from minillava.training.samples import Together, folder_samples, lay_out
+from minillava.training.validation import Validation
+
+ROOT = Path(__file__).parent.parent
+LORA = replace(RECIPES["own-lora"], lora=4, lora_alpha=8.0)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Eight pictures with a metadata.jsonl."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rows = []
+    for n in range(8):
+        Image.new("RGB", (96, 96), (30 * n, 90, 90)).save(folder / f"{n}.png")
+        rows.append({"file_name": f"{n}.png", "question": "Which number?", "answer": f"It is {n}."})
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def run(*command, ranks=1):
+    start = [sys.executable] if ranks == 1 else [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    return subprocess.run([*start, ROOT / "train.py", "--device", "cpu", *map(str, command)], cwd=ROOT, text=True,
+                          capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+# ------------------------------------------------------------------------------------------ LoRA
+
+@pytest.fixture
+def batch():
+    model, tokenizer = load_llava(device="cpu", dtype="float32")
+    torch.manual_seed(0)
+    ids = torch.randint(5, 200, (2, 90))
+    ids[:, 1 : 1 + model.config.image_tokens] = -200
+    labels = ids.masked_fill(ids < 0, -100)
+    return model, tokenizer, ids, torch.randn(2, 3, 96, 96), labels
+
+
+def lora_model(model, words=False):
+    """With matrices that are not zero, as after a training."""
+    add_lora(model, 4, 8.0, words)
+    torch.manual_seed(1)
+    for name, p in model.named_parameters():
+        if name.endswith(".B"):
+            torch.nn.init.normal_(p, std=0.1)
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_lora_changes_nothing_before_the_first_step(batch):
+    model, _, ids, pixels, _ = batch
+    before = model(ids, pixels)
+    add_lora(model, 4, 8.0)
+    assert torch.equal(model(ids, pixels), before)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert all(name.startswith("mm_projector.") or name.endswith((".A", ".B")) for name in trained)
+    layers = sum(isinstance(module, LoraLinear) for module in model.modules())
+    assert layers == 7 * model.config.language_config.num_hidden_layers and type(model.language_model.lm_head) is torch.nn.Linear
+
+
+@pytest.mark.parametrize("words", [False, True])
+def test_a_saved_adapter_upon_its_base_is_the_model_that_was_trained(batch, tmp_path, words):
+    model, tokenizer, ids, pixels, _ = batch
+    weights = lora_model(model, words)
+    if words:
+        weights["language_model.lm_head.weight"].data += 0.1
+    save_result(weights, model, tokenizer, LORA, TOY / "llava", tmp_path / "adapter")
+    merged, _ = load_llava(tmp_path / "adapter", device="cpu", dtype="float32")  # it knows its base
+    plain, _ = load_llava(device="cpu", dtype="float32")
+    torch.testing.assert_close(merged(ids, pixels), model(ids, pixels), rtol=1e-4, atol=1e-4)
+    assert (merged(ids, pixels) - plain(ids, pixels)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_lora_learns_upon_a_quantised_base(batch, kind):
+    _, _, ids, pixels, labels = batch
+    model, _ = load_llava(device="cpu", dtype="float32", quantize=kind)
+    weights = lora_model(model)
+    from minillava.llava import find_places
+    tensors = (ids, labels, pixels, *find_places(ids, labels))
+    losses = []
+    optimizer = torch.optim.AdamW(weights.values(), lr=1e-2)
+    for _ in range(4):
+        losses.append(loss_and_gradients(model, torch.float32, tensors, len(tensors[-1])).item())
+        assert all(p.grad is not None and p.grad.any() for p in weights.values())
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0]
+
+
+# ---------------------------------------------------------------------------------- forms of data
+
+def test_the_same_samples_in_every_form(folder, tmp_path):
+    samples = folder_samples(folder)
+    assert samples[3]["conversations"] == [{"from": "human", "value": "<image>\nWhich number?"},
+                                           {"from": "gpt", "value": "It is 3."}]
+    lines = tmp_path / "data.jsonl"
+    lines.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    for data in (folder, lines):
+        files = lay_out(data, folder, tmp_path / data.name.replace(".", "_"))
+        assert json.loads(files.train.read_text()) == samples and files.images == folder
+    (folder / "metadata.jsonl").unlink()
+    with open(folder / "metadata.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file_name", "question", "answer"])
+        writer.writerows([f"{n}.png", "Which number?", f"It is {n}."] for n in range(8))
+    assert folder_samples(folder) == samples
+
+
+def test_a_caption_is_the_answer_to_a_question(folder):
+    (folder / "metadata.jsonl").write_text("".join(json.dumps({"file_name": f"{n}.png", "text": "A number."}) + "\n"
+                                                   for n in range(8)))
+    question, answer = folder_samples(folder)[0]["conversations"]
+    assert "description" in question["value"] and answer["value"] == "A number."
+
+
+@pytest.mark.parametrize("row, message", [
+    ({"file_name": "9.png", "text": "Nine."}, "names 9.png, which is not in"),
+    ({"file_name": "0.png", "question": "What?"}, "row 9 of .* has no answer"),
+    ({"text": "Nine."}, "row 9 of .* has no file_name")])
+def test_metadata_that_does_not_fit_is_named(folder, row, message):
+    with open(folder / "metadata.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=message):
+        folder_samples(folder)
+
+
+def test_a_picture_without_metadata_and_a_folder_without_any_are_named(folder, tmp_path):
+    Image.new("RGB", (9, 9)).save(folder / "new.jpg")
+    with pytest.raises(ValueError, match="has no row for new.jpg"):
+        folder_samples(folder)
+    with pytest.raises(ValueError, match="has no metadata.jsonl or metadata.csv"):
+        folder_samples(tmp_path)
+
+
+# -------------------------------------------------------------------- kept apart, and mixed in
+
+def test_whole_pictures_are_kept_apart_by_the_seed(folder, tmp_path):
+    with open(folder / "metadata.jsonl", "a") as file:  # a second question to each picture
+        file.writelines(json.dumps({"file_name": f"{n}.png", "text": "A."}) + "\n" for n in range(8))
+    apart = []
+    for n, seed in enumerate((0, 0, 1)):
+        files = lay_out(folder, None, tmp_path / str(n), val="0.25", seed=seed)
+        learned, kept = ({s["image"] for s in json.loads(path.read_text())} for path in (files.train, files.val))
+        assert len(kept) == 2 and not learned & kept and len(learned | kept) == 8
+        assert all(len(s["conversations"]) == 4 for s in json.loads(files.train.read_text()))
+        apart.append(kept)
+    assert apart[0] == apart[1] != apart[2]
+
+
+def test_a_sample_that_is_learned_may_not_be_kept_apart_too(folder, tmp_path):
+    samples = folder_samples(folder)
+    (tmp_path / "val.json").write_text(json.dumps(samples[:1]))
+    (tmp_path / "train.json").write_text(json.dumps(samples))
+    with pytest.raises(ValueError, match="1 samples of .*val.json are in .*train.json too, the first 0.png"):
+        lay_out(tmp_path / "train.json", folder, tmp_path / "out", val=str(tmp_path / "val.json"))
+    (tmp_path / "train.json").write_text(json.dumps(samples[1:]))
+    files = lay_out(tmp_path / "train.json", folder, tmp_path / "out", val=str(tmp_path / "val.json"))
+    assert files.val == tmp_path / "val.json" and files.train == tmp_path / "train.json"
+
+
+def test_replay_is_a_share_of_the_whole(folder, tmp_path, batch):
+    model, tokenizer, *_ = batch
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps([{"id": n, "conversations": [{"from": "human", "value": "Hi!"},
+                                                           {"from": "gpt", "value": "Hello!"}]} for n in range(30)]))
+    files = lay_out(folder, None, tmp_path / "out", replay_data=old, share=0.6)
+    assert len(json.loads(files.replay.read_text())) == 12  # of 20
+    parts = [LlavaData(path, files.images, tokenizer, model.config) for path in (files.train, files.replay)]
+    both = Together(parts)
+    assert len(both) == len(both.lengths()) == 20 and both[8]["id"] == parts[1][0]["id"] and both[7]["id"] == "7.png"
+    with pytest.raises(ValueError, match="takes 72 old ones, and .* has 30"):
+        lay_out(folder, None, tmp_path / "out", replay_data=old, share=0.9)
+
+
+def test_batch_steps_and_rate_follow_the_data_and_the_width():
+    recipe = fitted(RECIPES["own"], samples=10, width=128, ranks=1)
+    assert recipe.batch <= 10 and recipe.accumulation(1) * recipe.per_gpu == recipe.batch
+    assert recipe.epochs * -(-10 // recipe.batch) >= RECIPES["own"].min_steps
+    assert recipe.per_gpu == recipe.batch and recipe.lr == pytest.approx(32 * RECIPES["own"].lr) and not recipe.checkpointing
+    assert fitted(RECIPES["own"], 10**5, 4096, 1) == RECIPES["own"]
+    assert fitted(RECIPES["v1.5-finetune"], 10, 128, 1) == RECIPES["v1.5-finetune"]
+
+
+def test_the_best_is_kept_and_patience_ends():
+    kept = []
+    validation = Validation([], 4, every=2, patience=2, keep=kept.append)
+    validation.recall([{"step": 1, "val_loss": 3.0}, {"step": 2}, {"step": 3, "val_loss": 2.0}])
+    assert (validation.best, validation.is_due(1), validation.is_due(2)) == (2.0, True, False)
+    assert not validation.note(2.5) and not validation.patience_is_over
+    assert not validation.note(2.1) and validation.patience_is_over and validation.best == 2.0
+    assert validation.note(1.9) and not validation.patience_is_over
+
+
+# ------------------------------------------------------------------------------------ whole runs
+
+def rows(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_measures_keeps_and_resumes_the_same_on_one_rank_and_on_two(folder, tmp_path):
+    command = ["--recipe", "own-lora", "--lora", 4, "--data", folder, "--val", 0.25, "--eval-every", 2, "--min-steps", 4,
+               "--epochs", 1, "--per-gpu", 2, "--batch", 4, "--dtype", "float32", "--save-every", 2]
+    out, two = tmp_path / "one", tmp_path / "two"
+    told = run(*command, "--out", out)
+    assert told.returncode == 0, told.stderr
+    assert "LoRA matrices of rank 4" in told.stdout and "kept apart" in told.stdout and "chat.py --model" in told.stdout
+    assert [("val_loss" in row) for row in rows(out)] == [False, True, False, True]
+    assert (out / "best/adapter_config.json").exists() and (out / "loss.png").exists()
+    assert read_object(out / "adapter/adapter_config.json")["r"] == 4
+
+    told = run(*command, "--out", two, ranks=2)
+    assert told.returncode == 0, told.stderr
+    for one, other in zip(rows(out), rows(two), strict=True):
+        assert abs(one["loss"] - other["loss"]) < 1e-5 and abs(one.get("val_loss", 0) - other.get("val_loss", 0)) < 1e-5
+
+    before = (out / "adapter/adapter_model.safetensors").read_bytes()
+    for file in (out / "adapter").iterdir():
+        file.unlink()
+    (out / "adapter").rmdir()
+    assert run(*command, "--out", out, "--resume").returncode == 0
+    assert (out / "adapter/adapter_model.safetensors").read_bytes() == before
+
+    looked = run("--recipe", "own", "--data", folder, "--out", tmp_path / "look", "--check-data")
+    assert looked.returncode == 0 and "8 samples, 0 of them" in looked.stdout and "It is 0." in looked.stdout
+
+
+def test_what_is_wrong_is_one_line(folder, tmp_path):
+    for more, message in (
+        (["--recipe", "own-lora", "--lora", 0], "--lora must be positive"),
+        (["--recipe", "own", "--val", 2], "--val is a file, or a share between 0 and 1"),
+        (["--recipe", "own", "--quantize", "int8"], "give --lora RANK with it"),
+        (["--recipe", "own", "--replay", 1], "--replay is a share from 0 to below 1"),
+        (["--recipe", "toy-pretrain", "--lora", 4, "--images", folder], "goes with a recipe of stage 2"),
+        (["--recipe", "own", "--data", tmp_path], "has no metadata.jsonl"),
+    ):
+        done = run("--data", folder, "--out", tmp_path / "out", *more)
+        assert done.returncode == 2 and message in done.stderr.splitlines()[-1], done.stderr
+        assert "Traceback" not in done.stderr
