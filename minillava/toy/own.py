@@ -44,22 +44,21 @@ def pink_scene(rng, split):
 
 
 def pink_rows(rng, scene, split):
-    """[(question, answer)] of one picture. To learn from: three about pink and one about the rest.
+    """[(question, answer)] of one picture: three about pink and one about the rest, of all kinds.
 
-    To be scored with ("val"): one that only who sees pink can answer.
+    To be scored with ("val"): one about pink that yes or no does not answer.
     """
     things = read(as_fractions(scene))
-    pairs = {}
+    pink, others = [], []
     for kind, ask in QUESTIONS.items():
-        for _ in range(3):
+        for _ in range(5):
             pair = ask(things, rng)
-            if pair:
-                pairs[pair] = kind
-    pink = [pair for pair in pairs if "pink" in " ".join(pair)]
-    to_see = [pair for pair in pairs if "pink" in pair[1] and "pink" not in pair[0]]
+            about_pink = pair and "pink" in " ".join(pair)
+            if pair and not (split == "val" and (kind == "exists" or not about_pink)):
+                (pink if about_pink else others).append(pair)
+                break
     if split == "val":
-        return rng.sample(to_see, min(1, len(to_see)))
-    others = [pair for pair in pairs if pair not in pink]
+        return rng.sample(pink, min(1, len(pink)))
     return rng.sample(pink, min(3, len(pink))) + rng.sample(others, min(1, len(others)))
 
 
