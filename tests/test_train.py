@@ -120,8 +120,8 @@ def toy(world, out, name="toy-pretrain"):
 def test_stage_1_leaves_clip_and_the_language_model_bit_identical(world, tmp_path):
     recipe, sources, setup = toy(world, tmp_path)
     before, _ = load_llava(vision=TOY / "clip", language=TOY / "vicuna", projector="mlp2x_gelu", device="cpu")
-    model, tokenizer = train.make_model(recipe, sources)
-    data = train.make_data(recipe, sources, tmp_path, tokenizer, model.config)
+    model, tokenizer, _ = train.make_model(recipe, sources)
+    data, _ = train.make_data(recipe, sources, setup, tokenizer, model.config)
     after = train.train(model, data, recipe, setup, torch.device("cpu")).state_dict()
     same = {name: torch.equal(tensor, after[name].to(tensor.dtype)) for name, tensor in before.state_dict().items()}
     assert all(equal != name.startswith("mm_projector") for name, equal in same.items())
