@@ -14,7 +14,8 @@ from PIL import Image
 from minillava.checkpoint import TOY, load_llava
 from minillava.data import LlavaData
 from minillava.files import read_object
-from minillava.training.lora import LoraLinear, add_lora
+from minillava.linear import LoraLinear
+from minillava.training.lora import add_lora
 from minillava.training.optimizer import loss_and_gradients
 from minillava.training.recipes import RECIPES, fitted
 from minillava.training.results import save_result

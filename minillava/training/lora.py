@@ -12,29 +12,8 @@ A word that a model has never said is beyond it. While others were learned, the 
 in the head were all pushed the same way, until they were one and the same: no hidden state can tell
 them apart. `words` trains the embeddings and the head too, whole.
 """
-import math
-
-import torch
-import torch.nn.functional as F
-from torch import nn
-
+from minillava.linear import LoraLinear
 from minillava.weights.adapters import Adapter
-
-
-class LoraLinear(nn.Module):
-    def __init__(self, base, rank, alpha):
-        super().__init__()
-        self.base = base
-        self.A = nn.Parameter(torch.empty(rank, base.in_features))
-        self.B = nn.Parameter(torch.zeros(base.out_features, rank))
-        self.scale = alpha / rank
-        bound = 1 / math.sqrt(base.in_features)  # as nn.Linear and peft have it
-        nn.init.uniform_(self.A, -bound, bound)
-
-    def forward(self, x):
-        """[..,in] -> [..,out]"""
-        thin = F.linear(x, self.A)                            # [..,rank]
-        return self.base(x) + self.scale * F.linear(thin, self.B)
 
 
 def add_lora(model, rank, alpha, words=False):
