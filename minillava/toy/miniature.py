@@ -12,7 +12,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from minillava.checkpoint import load_llava
@@ -39,7 +38,8 @@ def make_miniature(run, recipes, stage_2, sources, setup, scenes, heldout, per_t
     run: the function of train.py that carries out a recipe, the training itself.
     """
     since = time.time()
-    world, pretrain, result = setup.out / "world", setup.out / "pretrain", setup.out / "llava"
+    world, pretrain = setup.out / "world", setup.out / "pretrain"
+    result = setup.out / recipes[stage_2].result
     science = stage_2 == "toy-scienceqa"
     if measured(pretrain) and not setup.resume:
         raise already_there(setup.out)
@@ -64,7 +64,9 @@ def make_miniature(run, recipes, stage_2, sources, setup, scenes, heldout, per_t
         curves = [("stage 1", losses(pretrain)), ("stage 2", losses(setup.out))]
         draw_loss(curves, setup.out / "loss.png")
         if not science:
-            model, tokenizer = load_llava(result, device=device, dtype=torch.float32)
+            # an adapter lies upon a language model alone, which has no tower
+            clip = sources.vision if recipes[stage_2].lora else None
+            model, tokenizer = load_llava(result, vision=clip, device=device, dtype="float32")
             report(model, tokenizer, world, setup.out, per_type, setup.seed)
         score, talk = "Score it:\n    python eval_scienceqa.py", "Talk with it:\n    python chat.py"
         print(f"\nAll in {(time.time() - since) / 60:.1f} minutes. "

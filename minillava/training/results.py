@@ -47,9 +47,14 @@ def whole_copy(model, weights):
     return whole
 
 
-def show_answers(path, val, count=3):
+def tower_beside(recipe, sources):
+    """The CLIP that an adapter needs beside a base that is a language model alone; else None."""
+    return sources.vision if recipe.lora and not sources.starts_whole else None
+
+
+def show_answers(path, val, vision=None, count=3):
     """Prints what the saved model says to samples kept apart: it opens, and has learned this."""
-    model, tokenizer = load_llava(path, dtype="float32")
+    model, tokenizer = load_llava(path, vision=vision, dtype="float32")
     for index in range(min(count, len(val))):
         sample = val.sample(index)
         (_, question), (_, answer), *_ = turns_of(sample)
@@ -59,7 +64,7 @@ def show_answers(path, val, count=3):
               f"  it says  {printable(said, keep='')}\n  right is {printable(answer, keep='')}")
 
 
-def closing_words(recipe, samples, out, validation=None):
+def closing_words(recipe, sources, samples, out, validation=None):
     """What was made, and what to type next."""
     curve = losses(out)
     result = out / recipe.result
@@ -77,5 +82,7 @@ def closing_words(recipe, samples, out, validation=None):
     if recipe.stage == 1:
         lines.append(f"Stage 2 starts from it:\n    python train.py ... --init {out}")
     else:
-        lines.append(f"Talk with it:\n    python chat.py --model {result}")
+        vision = tower_beside(recipe, sources)
+        beside = f" --vision {vision}" if vision else ""
+        lines.append(f"Talk with it:\n    python chat.py --model {result}{beside}")
     return "\n".join(lines)
