@@ -1,0 +1,270 @@
+"""One question through LLaVA, step by step, with shapes: pixels, patches, words, logits, the answer.
+
+    python -m minillava.explain.walk                                   # the miniature, on a scene it has never seen
+    python -m minillava.explain.walk --image photo.jpg --question "What is this?" --model DIR --out runs/walk
+
+Nothing here computes: hooks on the real modules note what goes through them. Pictures of what cannot be said in
+words lie in the folder that --out names.
+"""
+import argparse
+import random
+import re
+from pathlib import Path
+
+import torch
+from torch.nn.functional import normalize
+
+from minillava.attention import attention_mask
+from minillava.checkpoint import TOY, load_llava
+from minillava.conversation import TEMPLATES, human_turn, render
+from minillava.explain import pictures
+from minillava.explain.look import look, paint, seen_picture
+from minillava.generate import PrefixCache, stream
+from minillava.images import load_image, preprocess
+from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN
+from minillava.terminal import exit_with, printable
+from minillava.toy import world
+
+STAGE_1 = TOY / "pretrain" / "mm_projector.bin"  # the projector that the miniature had before stage 2
+
+
+class Shapes:
+    """Notes the shape of what leaves some modules, while it is watched."""
+
+    def __init__(self, modules):
+        """modules: {name: nn.Module}"""
+        self.seen = {}
+        self.hooks = [module.register_forward_hook(self.note(name)) for name, module in modules.items()]
+
+    def note(self, name):
+        def hook(module, inputs, output):
+            self.seen.setdefault(name, list(output.shape))  # of the first call
+        return hook
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        for hook in self.hooks:
+            hook.remove()
+
+
+def say(step, shape, why):
+    """One line of the walk: what it is, its shape, why."""
+    print(f"  {step:34} {str(list(shape)):20} {why}")
+
+
+def title(number, name):
+    print(f"\n{number}. {name}")
+
+
+# ---- the steps ----
+
+def walk_picture(model, image, out):
+    """From the picture to N word embeddings."""
+    config = model.config
+    side, patch = config.vision_config.image_size, config.vision_config.patch_size
+    grid = side // patch
+    tower = model.vision_tower
+    parts = {"patches": tower.embeddings.patch_embedding, "embeddings": tower.embeddings,
+             "block": tower.encoder.layers[0], "projector": model.mm_projector}
+
+    pixel_values = preprocess([image], config)
+    with Shapes(parts) as shapes, torch.inference_mode():
+        features = model.encode_images(pixel_values.to(model.device))
+    used = config.vision_feature_layer % (len(tower.encoder.layers) + 1)
+
+    title(1, "The picture becomes numbers (images.py)")
+    say("the picture", [image.height, image.width, 3], "height, width, red green blue")
+    say("pixel_values", pixel_values.shape, f"resized to {side} x {side}, CLIP's mean taken out")
+
+    title(2, "The numbers become features (vit.py)")
+    say("patch_embedding", shapes.seen["patches"], f"{side} / {patch} = {grid}: a grid of {grid} x {grid}")
+    say("embeddings", shapes.seen["embeddings"], f"{grid * grid} patches and the class token, with positions")
+    say(f"after {used} blocks", shapes.seen["block"], "every patch has looked at every other")
+    say("without the class token", [1, grid * grid, config.vision_config.hidden_size], "LLaVA reads the grid alone")
+
+    title(3, "The features become words (llava.py)")
+    say(f"projector, {config.projector}", features.shape, "as wide as a word of the language model")
+    pictures.patch_grid(image, config, out / "patches.png")
+    return features[0]
+
+
+def walk_prompt(model, tokenizer, question):
+    """From the question to the sequence that the decoder reads."""
+    config = model.config
+    turns = [human_turn(question, image=True), ("gpt", None)]
+    ids, _ = render(turns, tokenizer, config.template, config.image_tokens)
+    first = ids.index(IMAGE_TOKEN)
+    last = first + config.image_tokens
+
+    title(4, "Among the words (conversation.py)")
+    print(f"  {tokenizer.spell(ids[:first])!r}")
+    print(f"  {config.image_tokens} times the placeholder {IMAGE_TOKEN}, which the projected features replace")
+    print(f"  {tokenizer.spell(ids[last:])!r}")
+    say("input_ids", [1, len(ids)], f"{len(ids) - config.image_tokens} words, {config.image_tokens} image tokens")
+    return ids
+
+
+def walk_answer(model, tokenizer, ids, image, most=64):
+    """The decoder's work, and the answer token by token, with what came second and third."""
+    language = model.language_model
+    parts = {"block": language.layers[0], "norm": language.norm, "head": language.lm_head}
+    pixel_values = preprocess([image], model.config).to(model.device)
+    stop = TEMPLATES[model.config.template].stop
+    answer, rows = [], []
+    with Shapes(parts) as shapes, torch.inference_mode():
+        while len(answer) < most:
+            input_ids = torch.tensor([ids + answer], device=model.device)
+            probabilities = model(input_ids, pixel_values)[0, -1].float().softmax(-1)
+            best = probabilities.topk(3)
+            answer.append(best.indices[0].item())
+            rows.append((best.indices.tolist(), best.values.tolist()))
+            if answer[-1] == tokenizer.eos_id or stop and stop in tokenizer.decode(answer):
+                break
+
+    title(5, "The decoder (llama.py)")
+    say(f"each of {len(language.layers)} blocks", shapes.seen["block"], "every token looks at all before it")
+    say("lm_head", shapes.seen["head"], "a score for every word of the vocabulary")
+
+    title(6, "The answer, token by token (generate.py)")
+    for indices, values in rows:
+        words = [f"{tokenizer.spell([i])!r:>22} {100 * p:5.1f} %" for i, p in zip(indices, values)]
+        print("  " + "   ".join(words))
+    return tokenizer.decode(answer).strip()
+
+
+def walk_attention(model, tokenizer, question, answer, image, out, most=6):
+    """Where the model looked for the longest words of its answer."""
+    turns = [human_turn(question, image=True), ("gpt", answer)]
+    words = sorted(set(re.findall(r"\w[\w-]+", answer)), key=len, reverse=True)[:most]
+    words.sort(key=answer.index)
+    picture = seen_picture(model, image)
+    maps = [(word, paint(picture, look(model, tokenizer, turns, image, word))) for word in words]
+    pictures.side_by_side(maps, out / "attention.png")
+
+
+def walk_training(model, tokenizer, question, answer):
+    """The same exchange as a training sample: who predicts what, and what is learned."""
+    config = model.config
+    turns = [human_turn(question, image=True), ("gpt", answer)]
+    ids, labels = render(turns, tokenizer, config.template, config.image_tokens)
+
+    title(7, "The same as a training sample: the shift by one (llava.py)")
+    print(f"  {'stands at':>22}   {'is to predict':>22}")
+    learned = [at for at, label in enumerate(labels) if label != IGNORE_INDEX]
+    for at in learned:
+        here = "the image's last token" if ids[at - 1] == IMAGE_TOKEN else repr(tokenizer.spell([ids[at - 1]]))
+        print(f"  {here:>22} -> {tokenizer.spell([labels[at]])!r:>22}")
+    print(f"  {len(learned)} of {len(ids)} positions are learned: the answer and its end. The system message, the "
+          "question and\n  the image have no loss: they are given, and nobody will ask the model to write them.")
+
+
+def walk_chat(model, tokenizer, image, turns, out):
+    """Two turns, and what each of them ran through the decoder: the cache at work."""
+    runs = []
+    first_block = model.language_model.layers[0]
+    hook = first_block.register_forward_pre_hook(lambda _, inputs: runs.append(inputs[0].shape[1]))
+
+    cache = PrefixCache(model)
+    said = []
+    turn_runs = []
+    for question in turns:
+        said.append(human_turn(question, image=not said))
+        pieces = stream(model, tokenizer, said, image, 32, cache=cache)
+        said.append(("gpt", "".join(pieces).strip()))
+        turn_runs.append(list(runs))
+        runs.clear()
+    hook.remove()
+
+    title(8, "The cache over two turns (generate.py)")
+    for number, tokens in enumerate(turn_runs, 1):
+        print(f"  turn {number}: a prefill of {tokens[0]} tokens, then {len(tokens) - 1} steps of one token")
+    pictures.cache_growth(turn_runs, out / "cache.png")
+
+
+def walk_masks(out):
+    """Who may look at whom: in training, and where a shorter prompt is padded on the left."""
+    words = ["<s>", "USER:", "<image>", "<image>", "What?", "ASSISTANT:", "A", "cat"]
+    T = len(words)
+    # padded on the right: the padding looks back, but no word looks at it
+    causal = torch.ones(T, T, dtype=torch.bool).tril()
+    pictures.matrix(causal.tolist(), [*words[:-2], "(padding)", "(padding)"], out / "mask_training.png")
+    # padded on the left: it is masked, or it would be looked at by all that follows
+    padded = attention_mask(T, start=torch.tensor([2]))[0, 0]
+    pictures.matrix(padded.tolist(), ["(padding)", "(padding)", *words[:-2]], out / "mask_decoding.png")
+
+
+def nearest_words(model, tokenizer, image):
+    """The word whose embedding points most in the direction of each projected patch -> [N] strings."""
+    with torch.inference_mode():
+        pixel_values = preprocess([image], model.config).to(model.device)
+        features = model.encode_images(pixel_values)[0].float()            # [N, D]
+        words = model.language_model.embed_tokens.weight.float()           # [V, D]
+        likeness = normalize(features, dim=-1) @ normalize(words, dim=-1).T  # [N, V]
+        likeness[:, [tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id or 0]] = -1
+        return [tokenizer.spell([i]).strip() for i in likeness.argmax(-1).tolist()]
+
+
+def walk_alignment(model, tokenizer, image, stage_1, out):
+    """Which words each patch looks like: with a new projector, after stage 1, after stage 2."""
+    backbones = {"vision": TOY / "clip", "language": TOY / "vicuna", "device": "cpu"}
+    torch.manual_seed(0)
+    new, _ = load_llava(projector=model.config.projector, **backbones)
+    aligned, _ = load_llava(projector=stage_1, **backbones)
+    columns = [("before stage 1", nearest_words(new, tokenizer, image)),
+               ("after stage 1", nearest_words(aligned, tokenizer, image)),
+               ("after stage 2", nearest_words(model, tokenizer, image))]
+
+    title(9, "What aligning means: the word that each patch is most like")
+    for name, words in columns:
+        cells = int(len(words) ** 0.5)
+        print(f"  {name}")
+        for row in range(cells):
+            print("    " + "".join(f"{word[:17]:18}" for word in words[row * cells:(row + 1) * cells]))
+    pictures.words_on_patches(image, model.config, columns, out / "words.png")
+
+
+# ---- the command ----
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--image", type=Path, help="a picture (default: a held-out toy scene)")
+    parser.add_argument("--question", default="What do you see in the image?")
+    parser.add_argument("--model", type=Path, help="folder of a LLaVA (default: the miniature)")
+    parser.add_argument("--out", type=Path, default=Path("runs/walk"), help="folder for the pictures")
+    args = parser.parse_args()
+    try:
+        walk(args.model, args.image, args.question, args.out)
+    except (OSError, ValueError) as error:
+        exit_with(error)
+
+
+def scene():
+    """A held-out scene, always the same."""
+    rng = random.Random(5)
+    return world.draw(world.make_scene(rng, "val"), rng)
+
+
+def walk(folder, image_file, question, out):
+    model, tokenizer = load_llava(folder)
+    image = load_image(image_file) if image_file else scene()
+
+    walk_picture(model, image, out)
+    ids = walk_prompt(model, tokenizer, question)
+    answer = walk_answer(model, tokenizer, ids, image)
+    print(f"\n  {question}\n  {printable(answer)}")
+
+    walk_attention(model, tokenizer, question, answer, image, out)
+    walk_training(model, tokenizer, question, answer)
+    walk_chat(model, tokenizer, image, [question, question], out)
+    walk_masks(out)
+    # the miniature's stage 1 is at hand, that of a model from elsewhere is not
+    if folder is None:
+        walk_alignment(model, tokenizer, image, STAGE_1, out)
+    print(f"\nPictures: {', '.join(str(path) for path in sorted(out.glob('*.png')))}")
+
+
+if __name__ == "__main__":
+    main()
