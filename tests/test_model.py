@@ -173,3 +173,12 @@ def test_where_tokens_stand_and_what_they_may_look_at():
     assert attention_mask(5) is None and attention_mask(1, 7) is None
     padded = attention_mask(2, 0, torch.tensor([1]))[0, 0]
     assert padded.int().tolist() == [[1, 0], [0, 1]]  # the padding looks at itself
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_one_new_token_looks_at_shared_keys_as_each_query_would(masked):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 6, 1, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
+    mask = attention_mask(1, 4, torch.tensor([0, 2])) if masked else None
+    repeated = (x.repeat_interleave(3, dim=1) for x in (k, v))
+    torch.testing.assert_close(attention(q, k, v, mask), attention(q, *repeated, mask))
