@@ -44,7 +44,7 @@ def pink_scene(rng, split):
 
 
 def pink_rows(rng, scene, split):
-    """[(question, answer)] of one picture: three about pink and one about the rest, of all kinds.
+    """[(question, answer)] of one picture: six about pink and four about the rest, of all kinds.
 
     To be scored with ("val"): one about pink that yes or no does not answer.
     """
@@ -59,7 +59,7 @@ def pink_rows(rng, scene, split):
                 break
     if split == "val":
         return rng.sample(pink, min(1, len(pink)))
-    return rng.sample(pink, min(3, len(pink))) + rng.sample(others, min(1, len(others)))
+    return rng.sample(pink, min(6, len(pink))) + rng.sample(others, min(4, len(others)))
 
 
 def draw_pink(folder, pictures, split, seed):
