@@ -51,6 +51,18 @@ class PseudoTerminal:
     def type(self, keys):
         os.write(self.master, keys.encode())
 
+    def interrupt(self):
+        """Ctrl-C at the prompt -> what it writes until it waits for the next line.
+
+        Between the prompt and the wait for a key Python may not notice a signal before the next key, so
+        Ctrl-C is pressed again where nothing comes of it, as a person would.
+        """
+        for _ in range(50):
+            self.type("\x03")
+            if select.select([self.master], [], [], 2)[0]:
+                return self.read_until("\nyou> ")
+        raise AssertionError("Ctrl-C does nothing")
+
     def ask(self, line):
         """Types a line and Enter -> what it writes until it waits for the next one."""
         self.type(line + "\r")
