@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import torch  # noqa: F401: once, for all that are forked
 
 ROOT = Path(__file__).parents[1]
 

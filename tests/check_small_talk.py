@@ -33,7 +33,7 @@ from minillava.generate import PrefixCache, generate, stream  # noqa: E402
 from minillava.toy import oddities  # noqa: E402
 from minillava.toy.annotations import as_fractions  # noqa: E402
 from minillava.toy.objects import read, with_article  # noqa: E402
-from minillava.toy.world import COLORS, NUMBERS, PLACES, SHAPES, SIDE, SIZES, draw, make_scene  # noqa: E402
+from minillava.toy.world import COLORS, NUMBERS, PLACES, SIDE, SIZES, draw, make_scene  # noqa: E402
 
 FIXTURES = Path(__file__).parent / "fixtures"
 # The first 40 were written before any training. The data were then mended where a first small run failed on them; the

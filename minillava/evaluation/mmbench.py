@@ -9,7 +9,7 @@ import io
 import os
 from pathlib import Path
 
-from minillava.evaluation.questions import has, options_of
+from minillava.evaluation.questions import has
 from minillava.evaluation.scienceqa_answers import choice_of
 from minillava.evaluation.scores import Score, grouped, join_labels, percent
 from minillava.evaluation.xlsx import xlsx

@@ -8,7 +8,7 @@ from minillava.toy.annotations import as_fractions
 from minillava.toy.follow_ups import about_absent, about_nothing, about_one
 from minillava.toy.objects import join, read, with_article
 from minillava.toy.questions import BRIEF, QUESTIONS, ask_detail
-from minillava.toy.talk import PICTURED, SOCIAL, answer_of, as_typed, line, small_talk
+from minillava.toy.talk import PICTURED, SOCIAL, as_typed, line, small_talk
 from minillava.toy.world import make_scene
 
 NO_SCENE = "This is no picture of my world: I know only circles, squares, triangles and stars."

@@ -14,7 +14,6 @@ import random
 from collections import Counter
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
 from minillava.checkpoint import load_llava

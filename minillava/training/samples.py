@@ -81,10 +81,6 @@ def write_samples(path, samples):
 
 # ---------------------------------------------------------------------- a folder and its metadata
 
-def is_picture_folder(folder):
-    return any((folder / name).exists() for name in METADATA)
-
-
 def folder_samples(folder):
     """A folder of pictures with its metadata -> samples; ValueError names what does not fit."""
     file = next((folder / name for name in METADATA if (folder / name).exists()), None)
