@@ -21,19 +21,9 @@ def save(image, path):
     image.save(path)
 
 
-def squared(image, config, side):
-    """The picture as the model gets it, a square of `side` pixels."""
-    width, height = image.size
-    short = min(width, height)
-    left, top = (width - short) // 2, (height - short) // 2
-    if config.image_aspect_ratio == "square":
-        image = image.crop((left, top, left + short, top + short))
-    return image.convert("RGB").resize((side, side))
-
-
-def patch_grid(image, config, path, side=480):
-    """The picture, cut as the vision transformer cuts it."""
-    picture = squared(image, config, side)
+def patch_grid(picture, config, path, side=480):
+    """The picture as the model gets it (look.seen_picture), cut as the vision transformer cuts it."""
+    picture = picture.resize((side, side))
     pen = ImageDraw.Draw(picture)
     cells = config.vision_config.image_size // config.vision_config.patch_size
     for k in range(1, cells):
@@ -74,7 +64,7 @@ def cache_growth(turns, path, width=720, row=12):
     save(image, path)
 
 
-def words_on_patches(image, config, columns, path, side=480):
+def words_on_patches(picture, config, columns, path, side=480):
     """The picture three times; on every patch the word whose embedding is nearest to its projected feature.
 
     columns: [(title, [a word per patch])]
@@ -82,7 +72,7 @@ def words_on_patches(image, config, columns, path, side=480):
     cells = config.vision_config.image_size // config.vision_config.patch_size
     font = ImageFont.load_default(max(7, side // cells // 6))
     canvas, pen = blank(len(columns) * (side + 20) + 20, side + 60)
-    picture = squared(image, config, side)
+    picture = picture.resize((side, side))
     dark = Image.blend(picture, Image.new("RGB", picture.size, "black"), 0.45)
     for number, (title, words) in enumerate(columns):
         left = 20 + number * (side + 20)

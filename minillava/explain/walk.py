@@ -86,7 +86,7 @@ def walk_picture(model, image, out):
 
     title(3, "The features become words (llava.py)")
     say(f"projector, {config.projector}", features.shape, "as wide as a word of the language model")
-    pictures.patch_grid(image, config, out / "patches.png")
+    pictures.patch_grid(seen_picture(model, image), config, out / "patches.png")
     return features[0]
 
 
@@ -222,7 +222,8 @@ def walk_alignment(model, tokenizer, image, stage_1, out):
         print(f"  {name}")
         for row in range(cells):
             print("    " + "".join(f"{word[:17]:18}" for word in words[row * cells:(row + 1) * cells]))
-    pictures.words_on_patches(image, model.config, columns, out / "words.png")
+    picture = seen_picture(model, image)
+    pictures.words_on_patches(picture, model.config, columns, out / "words.png")
 
 
 # ---- the command ----
