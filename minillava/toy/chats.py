@@ -6,17 +6,23 @@
 """
 from minillava.toy.annotations import as_fractions
 from minillava.toy.follow_ups import about_absent, about_nothing, about_one
-from minillava.toy.objects import join, read, with_article
-from minillava.toy.questions import BRIEF, QUESTIONS, ask_detail
+from minillava.toy.objects import is_or_are, join, number_of, read, with_article
+from minillava.toy.questions import BRIEF, DETAIL, QUESTIONS, ask_detail, some_kind
 from minillava.toy.talk import PICTURED, SOCIAL, as_typed, line, small_talk
 from minillava.toy.world import make_scene
 
 NO_SCENE = "This is no picture of my world: I know only circles, squares, triangles and stars."
+NO_IMAGE = "I see no image."
 # What may come next in a chat about a scene, and how often.
-NEXT = {"scene": 30, "one": 20, "absent": 4, "nothing": 3, "line": 30, "again": 13}
+NEXT = {"scene": 28, "one": 24, "absent": 5, "nothing": 3, "line": 28, "small": 2, "again": 10}
 # What is asked about a picture, the same for scenes and for odd ones: no question may give away
 # which of the two it is.
-ASKED = {"detail": 12, "brief": 12, "question": 76}
+ASKED = {"detail": 14, "brief": 11, "any": 6, "question": 69}
+# How people ask for a description, beside the wordings that the teacher has.
+TELL_ME = ("What do you see?", "What is this?", "What's this?", "What is in the image?",
+           "What's in the picture?", "What does the picture show?", "What is shown here?",
+           "Tell me about the image.", "Tell me what you see.", "Describe this.",
+           "Describe the image.", "Describe what you see.", "List the shapes.")
 
 
 def chat(boxes, rng):
@@ -45,6 +51,8 @@ def next_pairs(kind, things, rng):
         return about_nothing(things, rng)
     if kind == "line":
         return [line(rng, PICTURED | SOCIAL)]
+    if kind == "small":
+        return [small_talk(rng)]
     return [about_scene(things, rng)]
 
 
@@ -52,7 +60,10 @@ def about_scene(things, rng):
     """A description, long or short, or any of the teacher's questions."""
     kind = rng.choices(list(ASKED), list(ASKED.values()))[0]
     if kind == "detail":
-        return ask_detail(things, rng)
+        _, answer = ask_detail(things, rng)
+        return rng.choice(DETAIL + TELL_ME), answer
+    if kind == "any":
+        return ask_any(things, rng)
     if kind == "brief":
         seen = join([with_article(str(thing)) for thing in things])
         return rng.choice(BRIEF), f"A picture of {seen}."
@@ -60,6 +71,14 @@ def about_scene(things, rng):
     while not pair:  # not every question can be asked about every scene
         pair = rng.choice(list(QUESTIONS.values()))(things, rng)
     return pair
+
+
+def ask_any(things, rng):
+    noun, found = some_kind(things, rng)
+    question = rng.choice((f"Are there any {noun}s?", f"Are there {noun}s in the image?",
+                           f"Do you see any {noun}s?"))
+    yes_no = "Yes" if found else "No"
+    return question, f"{yes_no}, there {is_or_are(len(found))} {number_of(len(found), noun)}."
 
 
 def odd_chat(rng):
@@ -87,6 +106,10 @@ def about_picture(rng):
 def text_chat(rng):
     pairs = []
     for _ in range(rng.randint(1, 4)):
-        question, answer = small_talk(rng) if rng.random() < 0.15 else line(rng, SOCIAL)
+        kind = rng.choices(("line", "small", "picture"), (75, 15, 10))[0]
+        if kind == "picture":
+            question, answer = about_picture(rng), NO_IMAGE
+        else:
+            question, answer = small_talk(rng) if kind == "small" else line(rng, SOCIAL)
         pairs.append((as_typed(question, rng), answer))
     return pairs

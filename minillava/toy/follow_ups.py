@@ -90,7 +90,7 @@ def about_one(things, rng):
         aspect = aspects.pop()
         question = worded(NAMED[aspect], rng).replace("NAME", name)
         pairs = [(question, stated(name, aspect, thing))]
-        if rng.random() < 0.3:
+        if rng.random() < 0.4:
             pairs += about_another(aspect, thing, things, rng)
             return pairs
     for aspect in aspects[: rng.randint(1, 2)]:

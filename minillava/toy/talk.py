@@ -11,9 +11,11 @@ from pathlib import Path
 from minillava.toy.world import NUMBERS
 
 # How often each group of talk.txt is drawn: those about what a picture might show, and the others.
-PICTURED = {"absent": 18, "unseen": 12, "pale": 4}
+PICTURED = {"absent": 24, "unseen": 13, "pale": 5}
 SOCIAL = {"greeting": 8, "thanks": 8, "goodbye": 7, "who": 11, "able": 11, "language": 15,
           "beyond": 20, "filler": 5}
+# Those of which two may be said at once.
+TWOFOLD = ("greeting", "thanks", "goodbye", "who", "able")
 # Lists of words that may be made up, and how often.
 MADE_UP = {"noun": 0.3, "form": 0.2, "fame": 0.2, "land": 0.2, "person": 0.2, "topic": 0.15}
 # The syllables of such words; what a person may say before or after a question.
@@ -46,7 +48,10 @@ def small_talk(rng):
 def line(rng, shares):
     """A line of one of the groups of `shares` -> (question, answer)."""
     group = rng.choices(list(shares), list(shares.values()))[0]
-    return worded(rng.choice(lines_of(group)), rng), answer_of(group)
+    text = worded(rng.choice(lines_of(group)), rng)
+    if group in TWOFOLD and rng.random() < 0.25:  # "Thanks! That helped me."
+        text = f"{text} {worded(rng.choice(lines_of(group)), rng)}"
+    return text, answer_of(group)
 
 
 # ---------------------------------------------------------------------------------- talk.txt
@@ -105,7 +110,7 @@ def mend_articles(text):
 
 
 def as_typed(question, rng):
-    """As people type: British spelling, no capital, no full stop, a polite word before or after."""
+    """As people type: British spelling, no capital, no full stop, a word before or after, a slip."""
     if rng.random() < 0.25:
         question = question.replace("color", "colour").replace("center", "centre")
     if rng.random() < 0.1:
@@ -116,4 +121,14 @@ def as_typed(question, rng):
         question = question.lower()
     if rng.random() < 0.08:
         question = question.rstrip("?.!") or question
+    if rng.random() < 0.06 and len(question) > 20:
+        question = mistyped(question, rng)
     return question
+
+
+def mistyped(text, rng):
+    """A letter left out, typed twice or after its neighbour: no single spelling decides."""
+    i = rng.randrange(len(text))
+    before, letter, after = text[:i], text[i], text[i + 1 :]
+    return rng.choice((before + after, before + 2 * letter + after,
+                       before + after[:1] + letter + after[1:]))
