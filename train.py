@@ -2,6 +2,8 @@
 
     python train.py                         # the miniature: toy world, stage 1, stage 2, scores
     python chat.py --model runs/toy/llava   # talk with the result
+    python train.py --init runs/toy --scenes 12000 --seed 1 --lr 4e-4 --out runs/second
+                                            # it goes on learning, on new scenes
     python train.py --recipe toy-scienceqa --scenes 24000 --out runs/scienceqa
                                             # the miniature's ScienceQA: 23 minutes on a core
 

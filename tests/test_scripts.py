@@ -1,4 +1,5 @@
 """The scripts as a user types them: what they print, and how they say that something is wrong."""
+import json
 import random
 import subprocess
 import sys
@@ -43,3 +44,11 @@ def test_train_runs_the_whole_story_and_its_result_chats(scene, tmp_path):
     assert again.returncode == 2 and "holds a run already" in again.stderr
     answer = run("chat.py", "--model", tmp_path / "run/llava", "--image", scene, "--prompt", "How many shapes are there?")
     assert answer.returncode == 0 and answer.stdout.strip()
+
+    # a second round goes on from it: stage 2 alone, on new scenes
+    second = run("train.py", "--init", tmp_path / "run", "--out", tmp_path / "second", "--scenes", 12, "--heldout", 12,
+                 "--per-type", 1, "--seed", 1, "--lr", 5e-4)
+    assert second.returncode == 0 and "another picture" in second.stdout, second.stderr
+    asked = json.loads((tmp_path / "second/config.json").read_text())
+    assert asked["settings"]["init"] == str(tmp_path / "run") and asked["recipe"]["muon_lr"] == 0.0035
+    assert not (tmp_path / "second/pretrain").exists()

@@ -20,7 +20,8 @@ TEACHERS = {"toy": ask}  # who may be named by --teacher, beside an endpoint and
 PRETRAIN = {"brief": 1.0, "odd_brief": 0.2}
 SCIENCE_PRETRAIN = {"brief": 1.0}
 FINETUNE = {"conversation": 0.7, "detail": 0.4, "reasoning": 1.0,  # the paper's three kinds
-            "chat": 0.5, "odd": 0.2, "text": 0.25}                 # what it is to doubt
+            "chat": 0.25, "odd": 0.07, "text": 0.2}                # what it is to doubt
+SECOND_ROUND = FINETUNE | {"chat": 0.6, "odd": 0.13, "text": 0.4}  # of a finished miniature
 
 
 def toy_samples(symbols, kinds, seed, images=None):

@@ -22,7 +22,8 @@ from minillava.images import load_image
 from minillava.instruct.symbols import read_symbols
 from minillava.terminal import exit_with, print_in_utf8
 from minillava.toy.annotations import make_world
-from minillava.toy.instruct import FINETUNE, PRETRAIN, SCIENCE_PRETRAIN, toy_samples
+from minillava.toy.instruct import FINETUNE, PRETRAIN, SCIENCE_PRETRAIN, SECOND_ROUND
+from minillava.toy.instruct import toy_samples
 from minillava.toy.questions import heldout_questions
 from minillava.toy.scienceqa import make_scienceqa
 from minillava.toy.teacher import teach
@@ -35,7 +36,8 @@ from minillava.training.run_folder import already_there, losses, measured
 def make_miniature(run, recipes, stage_2, sources, setup, scenes, heldout, per_type, device):
     """The whole of LLaVA at the size of a laptop, from two backbones; stage 2 may be ScienceQA.
 
-    run: the function of train.py that carries out a recipe, the training itself.
+    run: the function of train.py that carries out a recipe, the training itself. From sources.init
+    on, a miniature that has been through both stages, it is a second round of stage 2.
     """
     since = time.time()
     world, pretrain = setup.out / "world", setup.out / "pretrain"
@@ -46,22 +48,26 @@ def make_miniature(run, recipes, stage_2, sources, setup, scenes, heldout, per_t
 
     # scenes, captions and boxes, and what is asked about them
     if distributed.rank() == 0:
-        draw_world(world, scenes, heldout, setup.seed, science)
+        kinds = SECOND_ROUND if sources.starts_whole else FINETUNE
+        draw_world(world, scenes, heldout, setup.seed, kinds, science)
     distributed.barrier()
 
     # stage 1: the projector learns to describe
     stage = replace(sources, data=world / "pretrain.json", images=world / "train")
-    run(recipes["toy-pretrain"], stage, replace(setup, out=pretrain), device)
+    if not sources.init:
+        run(recipes["toy-pretrain"], stage, replace(setup, out=pretrain), device)
 
     # stage 2: projector and language model learn to converse
-    stage = replace(stage, init=pretrain, data=world / "finetune.json")
+    stage = replace(stage, init=sources.init or pretrain, data=world / "finetune.json")
     if science:
         stage = replace(stage, data=world / "scienceqa", images=None)
     run(recipes[stage_2], stage, setup, device)
 
     # what has been learned
     if distributed.rank() == 0:
-        curves = [("stage 1", losses(pretrain)), ("stage 2", losses(setup.out))]
+        curves = [("stage 2", losses(setup.out))]
+        if not sources.init:
+            curves.insert(0, ("stage 1", losses(pretrain)))
         draw_loss(curves, setup.out / "loss.png")
         if not science:
             # an adapter lies upon a language model alone, which has no tower
@@ -74,11 +80,12 @@ def make_miniature(run, recipes, stage_2, sources, setup, scenes, heldout, per_t
               f"{score if science else talk} --model {result}")
 
 
-def draw_world(world, scenes, heldout, seed, science=False):
+def draw_world(world, scenes, heldout, seed, kinds=FINETUNE, science=False):
     """Draws the folder `world`: pictures and annotations (train, val), a file of samples per stage.
 
-    world/pretrain.json is for stage 1, world/finetune.json or the folder world/scienceqa for
-    stage 2. A world that is there already stays; ValueError if it has another number of scenes.
+    world/pretrain.json is for stage 1, world/finetune.json with samples of these kinds or the
+    folder world/scienceqa for stage 2. A world that is there already stays; ValueError if it has
+    another number of scenes.
     """
     if (world / "pretrain.json").exists():
         refuse_other_world(world, scenes, heldout)
@@ -92,7 +99,7 @@ def draw_world(world, scenes, heldout, seed, science=False):
     if science:
         make_scienceqa(world / "scienceqa", {"train": 2 * scenes}, seed)
     else:
-        samples = toy_samples(symbols, FINETUNE, seed, world / "train")
+        samples = toy_samples(symbols, kinds, seed, world / "train")
         write(world / "finetune.json", json.dumps(samples))
 
     # the last file to be written: where it is, all others are

@@ -58,7 +58,7 @@ def add_changes(parser):
                         help="samples per step, over all GPUs (default, as below: the recipe's)")
     parser.add_argument("--per-gpu", type=int,
                         help="samples that one GPU takes at a time; the rest is accumulated")
-    parser.add_argument("--lr", type=float)
+    parser.add_argument("--lr", type=float, help="the rate at its peak; Muon's changes with it")
     parser.add_argument("--projector-lr", type=float, help="the projector's own rate")
     parser.add_argument("--lora", type=int, help="rank of LoRA: train it, not the language model")
     parser.add_argument("--lora-alpha", type=float, help="(default: twice the rank)")
@@ -93,7 +93,7 @@ def add_setup(parser):
                         help="end after so many looks at --val without a better loss")
     parser.add_argument("--keep", type=int, default=2, help="checkpoints kept")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scenes", type=int, default=3600,
+    parser.add_argument("--scenes", type=int, default=4200,
                         help="miniature: training scenes; more teach better")
     parser.add_argument("--heldout", type=int, default=400, help="miniature: held-out scenes")
     parser.add_argument("--per-type", type=int, default=110,
@@ -123,7 +123,9 @@ def changed_recipes(args, recipes):
             alpha = args.lora_alpha or 2.0 * args.lora
             recipe = replace(recipe, lora=args.lora, lora_alpha=alpha, muon_lr=None)
         if args.lr:
-            recipe = replace(recipe, width=0)  # a rate that is given is not fitted any more
+            muon_lr = recipe.muon_lr and recipe.muon_lr * args.lr / recipe.lr
+            # a rate that is given is not fitted any more
+            recipe = replace(recipe, muon_lr=muon_lr, width=0)
         settled[name] = changed(
             recipe, lr=args.lr, projector_lr=args.projector_lr, batch=args.batch,
             per_gpu=args.per_gpu, epochs=args.epochs, max_length=args.max_length,
@@ -197,9 +199,9 @@ def refuse_lora(recipe, lora, quantize):
 
 
 def refuse_data(sources):
-    if sources.data or sources.images or sources.init:
-        raise ValueError("the miniature draws its own data: --data, --images and --init "
-                         "go with a --recipe")
+    if sources.data or sources.images:
+        raise ValueError("the miniature draws its own data: "
+                         "--data and --images go with a --recipe")
 
 
 @contextmanager
