@@ -30,25 +30,26 @@ from minillava.toy.teacher import teach
 from minillava.toy.world import SIDE
 from minillava.training import distributed
 from minillava.training.loss_picture import draw_loss
+from minillava.training.results import tower_beside
 from minillava.training.run_folder import already_there, losses, measured
 
 
 def make_miniature(run, recipes, stage_2, sources, setup, scenes, heldout, per_type, device):
     """The whole of LLaVA at the size of a laptop, from two backbones; stage 2 may be ScienceQA.
 
-    run: the function of train.py that carries out a recipe, the training itself. From sources.init
-    on, a miniature that has been through both stages, it is a second round of stage 2.
+    run: the function of train.py that carries out a recipe. From a finished miniature on
+    (sources.init) it is a second round of stage 2.
     """
     since = time.time()
     world, pretrain = setup.out / "world", setup.out / "pretrain"
     result = setup.out / recipes[stage_2].result
     science = stage_2 == "toy-scienceqa"
+    kinds = SECOND_ROUND if sources.starts_whole else FINETUNE
     if measured(pretrain) and not setup.resume:
         raise already_there(setup.out)
 
     # scenes, captions and boxes, and what is asked about them
     if distributed.rank() == 0:
-        kinds = SECOND_ROUND if sources.starts_whole else FINETUNE
         draw_world(world, scenes, heldout, setup.seed, kinds, science)
     distributed.barrier()
 
@@ -65,19 +66,22 @@ def make_miniature(run, recipes, stage_2, sources, setup, scenes, heldout, per_t
 
     # what has been learned
     if distributed.rank() == 0:
-        curves = [("stage 2", losses(setup.out))]
         if not sources.init:
-            curves.insert(0, ("stage 1", losses(pretrain)))
-        draw_loss(curves, setup.out / "loss.png")
+            curves = [("stage 1", losses(pretrain)), ("stage 2", losses(setup.out))]
+            draw_loss(curves, setup.out / "loss.png")
         if not science:
-            # an adapter lies upon a language model alone, which has no tower
-            clip = sources.vision if recipes[stage_2].lora else None
-            model, tokenizer = load_llava(result, vision=clip, device=device, dtype="float32")
+            tower = tower_beside(recipes[stage_2], sources)
+            model, tokenizer = load_llava(result, vision=tower, device=device, dtype="float32")
             report(model, tokenizer, world, setup.out, per_type, setup.seed)
-        score, talk = "Score it:\n    python eval_scienceqa.py", "Talk with it:\n    python chat.py"
-        print(f"\nAll in {(time.time() - since) / 60:.1f} minutes. "
-              f"The losses are in {setup.out / 'loss.png'}. "
-              f"{score if science else talk} --model {result}")
+        print_ending(setup.out, result, science, time.time() - since)
+
+
+def print_ending(out, result, science, seconds):
+    following = "Talk with it:\n    python chat.py"
+    if science:
+        following = "Score it:\n    python eval_scienceqa.py"
+    print(f"\nAll in {seconds / 60:.1f} minutes. The losses are in {out / 'loss.png'}. "
+          f"{following} --model {result}")
 
 
 def draw_world(world, scenes, heldout, seed, kinds=FINETUNE, science=False):

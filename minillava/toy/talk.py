@@ -110,7 +110,7 @@ def mend_articles(text):
 
 
 def as_typed(question, rng):
-    """As people type: British spelling, no capital, no full stop, a word before or after, a slip."""
+    """As people type: British spelling, no capital, no full stop, a polite word, a slip."""
     if rng.random() < 0.25:
         question = question.replace("color", "colour").replace("center", "centre")
     if rng.random() < 0.1:
