@@ -1,0 +1,129 @@
+"""Every command of the documents is run; every flag, file and link that they name exists."""
+import argparse
+import io
+import re
+import runpy
+import shlex
+import sys
+
+import pytest
+from torch.distributed.run import get_args_parser
+
+from tests import made_up
+from tests.doc_commands import ARGUMENTS_ONLY, COMMANDS, DOCUMENTS, NOT_HERE, ROOT, STARTS, all_commands
+from tests.servers import serving
+
+TEXTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in DOCUMENTS}
+QUESTION = "/set max-new-tokens 4\nWhat is it?\n"
+
+
+def is_known(command):
+    return command in COMMANDS or command.startswith(tuple(NOT_HERE))
+
+
+def test_every_command_is_known_to_this_test():
+    for command, document in all_commands().items():
+        assert is_known(command), (f"{document} has a new command, `{command}`: say in COMMANDS of "
+                                   "tests/doc_commands.py how it is run within seconds")
+    for command in COMMANDS:
+        assert command in all_commands(), f"no document has `{command}` any more: out of COMMANDS with it"
+
+
+# ------------------------------------------------------------------------------- running them, in their order
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A clone in which everything lies that the documents speak of; what commands make stays for those after them."""
+    folder = tmp_path_factory.mktemp("reader")
+    made_up.folders(folder)
+    with serving(made_up.endpoint) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_BASE_URL", server.base_url)
+        patch.setenv("OPENAI_MODEL", "made-up")
+        yield folder
+
+
+def test_the_python_of_the_readme_runs(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    for code in re.findall(r"^```python\n(.*?)^```", TEXTS["README.md"], re.M | re.S):
+        exec(code, {})
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize("command", [command for command in all_commands() if command in COMMANDS], ids=str)
+def test_a_command_of_the_documents_runs(command, folder, monkeypatch, capsys):
+    how = COMMANDS[command]
+    changed = how if how.startswith(STARTS) else f"{command} {how}"
+    words = words_of(command if how == ARGUMENTS_ONLY else changed)
+    if how == ARGUMENTS_ONLY or command.startswith("torchrun "):
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", read_arguments)
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(QUESTION))
+    status = status_of(words, monkeypatch)
+    out, err = capsys.readouterr()
+    assert status == 0, f"{shlex.join(words)}\n{err}"
+    # A chat says what went wrong and goes on.
+    if "chat.py" in words:
+        assert re.search(r"llava> *\S", out) or out.count("\n") == 1, out + err
+
+
+def words_of(command):
+    """What stands behind the pipe, behind `python`, behind `torchrun` and its own flags."""
+    words = shlex.split(command.split(" | ")[-1])
+    if words[0] == "torchrun":
+        known = get_args_parser().parse_args(words[1:])
+        words = ["python", *(["-m"] if known.module else []), known.training_script, *known.training_script_args]
+    return words[1:]
+
+
+def status_of(words, monkeypatch):
+    """Runs a script or a module in this process, which has PyTorch already -> its exit status."""
+    is_module = words[0] == "-m"
+    name, *flags = words[1:] if is_module else words
+    monkeypatch.setattr(sys, "argv", [name, *flags])
+    try:
+        if is_module:
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(str(ROOT / name), run_name="__main__")
+    except SystemExit as exit:
+        return exit.code or 0
+    return 0
+
+
+READ_ARGUMENTS = argparse.ArgumentParser.parse_args
+
+
+def read_arguments(parser, *words):
+    """In parse_args' place: what is wrong ends the script with 2 as ever, what is right with 0."""
+    READ_ARGUMENTS(parser, *words)
+    sys.exit(0)
+
+
+# ------------------------------------------------------------------------------- what they name
+
+def test_no_link_is_dead():
+    for name, text in TEXTS.items():
+        for link in re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"", text):
+            target = "".join(link).partition("#")[0]
+            if target and "://" not in target:
+                assert (ROOT / name).parent.joinpath(target).exists(), f"{name} links to {target}, which is not there"
+
+
+def test_every_file_of_the_project_that_they_name_is_there():
+    for name, text in TEXTS.items():
+        for path in re.findall(r"`((?:minillava|tests|docs|\.ci)/[\w./-]*)`", text):
+            assert (ROOT / path).exists(), f"{name} speaks of {path}, which is not there"
+
+
+def test_every_flag_that_they_name_is_one():
+    sources = [path.read_text(encoding="utf-8") for path in [*ROOT.glob("*.py"), *ROOT.glob("minillava/**/*.py")]]
+    # "--lora", or a name from which a flag is made: f"--{name}"
+    known = set(re.findall(r"\"(?:--)?([a-z][\w-]*)\"", "\n".join(sources)))
+    for name, text in TEXTS.items():
+        prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+        for code in re.findall(r"`([^`]+)`", prose):
+            if not code.startswith(STARTS):
+                for flag in re.findall(r"--((?!no-)[a-z][\w-]*)", code.replace("--no-", "--")):
+                    assert {flag, flag.replace("-", "_")} & known, f"{name} names --{flag}, which no command has"
