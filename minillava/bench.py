@@ -2,7 +2,7 @@
 
     python -m minillava.bench                    all of it: about a quarter of an hour on two cores
     python -m minillava.bench --quick            the miniature and a training step: two minutes
-    python -m minillava.bench --shapes 1.4B --json
+    python -m minillava.bench --shapes 1.4B --json    a line of JSON for each figure
 
 The ceilings are measured in the same run: how fast all cores together read memory, and how fast
 they multiply matrices. A figure is stated as the fraction of its ceiling that it reaches (bytes of
@@ -34,6 +34,7 @@ from minillava.tokenizer import Tokenizer
 from minillava.training.allocator import keep_freed_memory
 from minillava.training.optimizer import forward_backward_in, make_optimizers, take_step
 from minillava.training.plan import count, step_flops
+from minillava.training.recipes import RECIPES
 from minillava.vit import VisionConfig
 from minillava.weights.devices import find_device
 
@@ -43,7 +44,8 @@ LLAMA_1B = LanguageConfig(32064, 2048, 5632, 22, 32, 4, rms_norm_eps=1e-5)
 LLAMA_7B = LanguageConfig(32064, max_position_embeddings=4096)
 LLAMA_140M = LanguageConfig(32064, 768, 2048, 12, 12)
 
-SHAPES = ("miniature", "1.4B", "7B")
+SHAPES = ("miniature", "1.4B", "7B", "140M")
+STAGES = {1: RECIPES["v1.5-pretrain"], 2: RECIPES["v1.5-finetune"]}
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TEXT = 64    # tokens of a prompt, beside its image
 ANSWER = 32  # tokens that are decoded
@@ -58,19 +60,12 @@ def main():
             raise ValueError(f"--rounds is 1 or more, not {args.rounds}")
     except ValueError as error:
         exit_with(error)
-    shapes = ["miniature"] if args.quick else args.shapes
+    shapes = ["miniature", "140M"] if args.quick else args.shapes
     rounds = 3 if args.quick else args.rounds
     limits = ceilings(device)
-    if not args.json:
-        print(ceiling_line(limits))
-
-    figures = []
+    print(json.dumps(limits) if args.json else ceiling_line(limits), flush=True)
     for figure in all_parts(shapes, limits, device, rounds, args.quick):
-        figures.append(figure)
-        if not args.json:
-            print(figure_line(figure), flush=True)
-    if args.json:
-        print(json.dumps({"ceilings": limits, "figures": figures}))
+        print(json.dumps(figure) if args.json else figure_line(figure), flush=True)
 
 
 def arguments():
@@ -99,9 +94,10 @@ def all_parts(shapes, limits, device, rounds, quick):
             yield from answering("1.4B", folder, "bf16", kinds, limits, device, rounds)
     if "7B" in shapes:
         yield decoding_7b(limits, rounds)
-    for stage in (2, 1):
-        for dtype in ("bf16",) if quick else ("bf16", "fp32"):
-            yield training(stage, dtype, limits, device, rounds)
+    if "140M" in shapes:
+        for stage in (2, 1):
+            for dtype in ("bf16",) if quick else ("bf16", "fp32"):
+                yield training(stage, dtype, limits, device, rounds)
 
 
 # ---- time, and what the machine can do ----
@@ -270,7 +266,7 @@ def training(stage, dtype, limits, device, rounds):
     runners = {"minillava": our_training(model, DTYPES[dtype], ids, pixels, labels)}
     if has_transformers():
         runners["transformers"] = their_training(model, stage, DTYPES[dtype], ids, pixels, labels)
-    floor = step_flops(model, stage, ids.numel(), len(pixels)) / limits[dtype]
+    floor = step_flops(model, STAGES[stage], ids.numel(), len(pixels)) / limits[dtype]
     return row(f"140M {dtype}", f"training step, stage {stage}", race(runners, rounds), floor)
 
 

@@ -6,18 +6,19 @@ import pytest
 
 from minillava import bench
 from minillava.llama import LanguageConfig
+from minillava.vit import VisionConfig
 
 
 def test_the_miniature_is_measured(monkeypatch, capsys):
     monkeypatch.setattr(bench, "ceilings", lambda device: {"read": 1e9, "bf16": 1e9, "fp32": 1e9})
     monkeypatch.setattr(bench, "has_transformers", lambda: False)
-    monkeypatch.setattr(bench, "training", lambda *args: bench.row("140M", "training", {"minillava": 2.0}, 1.0))
     monkeypatch.setattr(sys, "argv", ["bench", "--shapes", "miniature", "--rounds", "1", "--json", "--device", "cpu"])
     bench.main()
-    found = json.loads(capsys.readouterr().out)
-    steps = {(row["model"], row["step"]) for row in found["figures"]}
+    limits, *figures = map(json.loads, capsys.readouterr().out.splitlines())
+    steps = {(row["model"], row["step"]) for row in figures}
+    assert limits["read"] == 1e9
     assert {("miniature bf16", step) for step in ("loading", "ViT", "prefill", "decode", "second turn")} <= steps
-    assert all(row["seconds"] > 0 and row["of_ceiling"] > 0 for row in found["figures"])
+    assert all(row["seconds"] > 0 and row["of_ceiling"] > 0 for row in figures)
 
 
 def test_a_second_turn_and_a_token_are_less_than_a_prefill():
@@ -35,6 +36,16 @@ def test_runners_take_turns(monkeypatch):
     runners = {name: lambda name=name: turns.append(name) or float(len(turns)) for name in "ab"}
     assert bench.race(runners, 3) == {"a": 5.0, "b": 6.0}  # of 1 3 5 7 and 2 4 6 8, the first for nothing
     assert turns == list("abababab")
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_training_step_is_measured(monkeypatch, stage):
+    monkeypatch.setattr(bench, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(bench, "has_transformers", lambda: False)
+    monkeypatch.setattr(bench, "VIT_B", VisionConfig(32, 48, 2, 2, 224, 14))
+    monkeypatch.setattr(bench, "LLAMA_140M", LanguageConfig(32064, 32, 48, 2, 2))
+    figure = bench.training(stage, "fp32", {"fp32": 1e9}, "cpu", 1)
+    assert figure["step"] == f"training step, stage {stage}" and figure["of_ceiling"] > 0
 
 
 def test_four_bits_are_built_without_sixteen(monkeypatch):
