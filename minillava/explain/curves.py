@@ -1,0 +1,76 @@
+"""Loss curves on top of each other: in characters for a terminal, and as a PNG."""
+import math
+
+from PIL import Image, ImageDraw
+
+from minillava.training.loss_picture import (
+    COLORS,
+    FLOOR,
+    HEIGHT,
+    MARGIN,
+    WIDTH,
+    draw_axis,
+    legend,
+    smoothed,
+)
+
+MARKS = "ox+*"
+LOWEST = 1e-3  # in characters: what is below is drawn there
+
+
+def in_characters(curves, columns=60, rows=10):
+    """{name: losses} -> lines of text, on a log scale; each point is the mean of a few steps.
+
+         2.30 |x
+              |oxx
+         0.41 | ooxxxxxxx
+              +----------  o healthy  x labels shifted twice
+    """
+    drawn = {name: averaged(losses, columns) for name, losses in curves.items()}
+    logs = [math.log(loss) for points in drawn.values() for loss in points]
+    low, high = min(logs), max(logs)
+
+    cells = [[" "] * columns for _ in range(rows)]
+    for points, mark in zip(drawn.values(), MARKS):
+        for column, loss in enumerate(points):
+            height = (high - math.log(loss)) / max(high - low, FLOOR)
+            cells[round(height * (rows - 1))][column] = mark
+
+    lines = []
+    for row, line in enumerate(cells):
+        scale = {0: high, rows - 1: low}.get(row)
+        label = "" if scale is None else f"{math.exp(scale):.3f}"
+        lines.append(f"{label:>8} |{''.join(line)}".rstrip())
+    names = "  ".join(f"{mark} {name}" for name, mark in zip(drawn, MARKS))
+    return [*lines, f"{'':8} +{'-' * columns}", f"{'':10}{names}"]
+
+
+def averaged(losses, columns):
+    """Losses in `columns` groups of neighbours -> the mean of each."""
+    points = []
+    for column in range(columns):
+        start = column * len(losses) // columns
+        end = max(start + 1, (column + 1) * len(losses) // columns)
+        group = losses[start:end]
+        points.append(max(LOWEST, sum(group) / len(group)))
+    return points
+
+
+def as_picture(curves, path):
+    """{name: losses}, smoothed, in one frame on a log scale; at most as many as there are COLORS."""
+    drawn = {name: smoothed(losses) for name, losses in curves.items()}
+    values = [max(loss, LOWEST) for curve in drawn.values() for loss in curve]
+    low, high = math.log(min(values)), math.log(max(values))
+    image = Image.new("RGB", (WIDTH, HEIGHT), "white")
+    pen = ImageDraw.Draw(image)
+    draw_axis(pen, low, high)
+
+    for row, ((name, curve), color) in enumerate(zip(drawn.items(), COLORS)):
+        points = []
+        for step, loss in enumerate(curve):
+            height = (high - math.log(max(loss, LOWEST))) / max(high - low, FLOOR)
+            points.append((MARGIN + (WIDTH - 2 * MARGIN) * step / len(curve),
+                           MARGIN + (HEIGHT - 2 * MARGIN) * height))
+        pen.line(points, color, width=2)
+        legend(pen, row, f"{name}: {curve[-1]:.3f} after {len(curve)} steps", color)
+    image.save(path)

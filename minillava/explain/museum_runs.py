@@ -1,0 +1,99 @@
+"""What a bug does, measured: a short stage 2 by train.py itself, then held-out questions.
+
+A result is {"losses", "seen", "blind", "answers"}: the curve of the training, whole answers that
+are right with the picture and without any, and what is said to a few questions. It is kept in its
+folder, which is that of these weights and this size, so that the healthy run is made once.
+"""
+import contextlib
+import io
+import json
+import runpy
+import sys
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import minillava
+from minillava.checkpoint import TOY, load_llava
+from minillava.explain.bugs import healthy
+from minillava.explain.exhibits import EXHIBITS
+from minillava.files import read_json, write
+from minillava.generate import generate
+from minillava.images import load_image
+from minillava.instruct.symbols import read_symbols
+from minillava.toy.miniature import draw_world, score
+from minillava.toy.questions import heldout_questions
+from minillava.training.run_folder import losses
+
+TRAIN = Path(minillava.__file__).parent.parent / "train.py"
+SYMPTOMS = ("color", "exists", "detail")  # types of question whose answers are shown
+
+
+@dataclass(frozen=True)
+class Museum:
+    """Where runs are kept, and how long they are."""
+
+    out: Path
+    scenes: int     # that stage 2 learns from: 3 samples each, 16 to a step
+    per_type: int   # held-out questions of each of the 13 types
+
+    @property
+    def folder(self):
+        """Of this size, and of the shipped weights that all begins with."""
+        weights = b"".join(path.read_bytes() for path in sorted(TOY.rglob("model.safetensors")))
+        return self.out / f"{self.scenes}-{self.per_type}-{zlib.crc32(weights):08x}"
+
+    def compare(self, name):
+        """-> the results of the healthy run and of this bug, from the folder if they are there."""
+        exhibit = EXHIBITS[name]
+        well = "trained" if exhibit.trained else "shipped"
+        return (self.result(f"healthy-{well}", healthy, exhibit.trained),
+                self.result(name, exhibit.bug, exhibit.trained))
+
+    def result(self, name, bug, trained):
+        folder = self.folder / name
+        if not (folder / "result.json").exists():
+            world = self.folder / "world"
+            draw_world(world, self.scenes, max(2, self.scenes // 10), seed=7)
+            with bug():
+                found = measure(folder, world, trained, self.per_type)
+            write(folder / "result.json", json.dumps(found, indent=1))
+        return read_json(folder / "result.json")
+
+
+def measure(folder, world, trained, per_type):
+    """Trains if asked to, and asks the held-out questions -> a result."""
+    if trained:
+        train(world, folder)
+    model, tokenizer = load_llava(folder / "llava" if trained else None, dtype="float32")
+
+    symbols = read_symbols(world / "captions_val.json", world / "instances_val.json")
+    questions = heldout_questions(symbols, per_type, seed=7)
+    pictures = [load_image(world / "val" / question["image"]) for question in questions]
+    nothing = [None] * len(questions)
+
+    seen = score(model, tokenizer, questions, pictures, "with their pictures")
+    blind = score(model, tokenizer, questions, nothing, "without a picture")
+    return {"losses": losses(folder) if trained else [],
+            "seen": sum(seen.values()) / len(seen),
+            "blind": sum(blind.values()) / len(blind),
+            "answers": symptoms(model, tokenizer, questions, pictures)}
+
+
+def train(world, folder):
+    """train.py in this process, with whatever is patched in it; its own words are not shown."""
+    words = ["--recipe", "toy-finetune", "--init", TOY / "pretrain", "--data", world / "finetune.json",
+             "--images", world / "train", "--out", folder, "--resume"]
+    typed = ["train.py", *map(str, words)]
+    with patch.object(sys, "argv", typed), contextlib.redirect_stdout(io.StringIO()):
+        runpy.run_path(str(TRAIN), run_name="__main__")
+
+
+def symptoms(model, tokenizer, questions, pictures):
+    """-> [(question, right answer, answer)], one of each type in SYMPTOMS, asked as one batch."""
+    first = [next(i for i, q in enumerate(questions) if q["type"] == kind) for kind in SYMPTOMS]
+    asked = [questions[i] for i in first]
+    said = generate(model, tokenizer, [q["question"] for q in asked], [pictures[i] for i in first],
+                    max_new_tokens=48)
+    return [(q["question"], q["answer"], answer) for q, answer in zip(asked, said)]
