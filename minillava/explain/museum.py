@@ -62,10 +62,14 @@ def symptoms(well, ill, title):
         print(f"{row:32}{100 * well[key]:10.1f}{100 * ill[key]:14.1f}")
 
     for (question, right, healthy), (_, _, answer) in zip(well["answers"], ill["answers"]):
-        print(f"\n  {question}\n    right         {right}")
-        print(f"    healthy       {printable(healthy, keep='')}")
-        print(f"    with the bug  {printable(answer, keep='')}")
+        print(f"\n  {question}\n    right         {in_one_line(right)}")
+        print(f"    healthy       {in_one_line(healthy)}")
+        print(f"    with the bug  {in_one_line(answer)}")
     print()
+
+
+def in_one_line(text):
+    return textwrap.shorten(printable(text, keep=""), 84, placeholder=" ...")
 
 
 def paragraph(text):

@@ -55,8 +55,9 @@ class Museum:
         folder = self.folder / name
         if not (folder / "result.json").exists():
             world = self.folder / "world"
-            draw_world(world, self.scenes, max(2, self.scenes // 10), seed=7)
-            with bug():
+            # Progress is on standard error; what else the parts say of themselves is not shown.
+            with bug(), contextlib.redirect_stdout(io.StringIO()):
+                draw_world(world, self.scenes, max(2, self.scenes // 10), seed=7)
                 found = measure(folder, world, trained, self.per_type)
             write(folder / "result.json", json.dumps(found, indent=1))
         return read_json(folder / "result.json")
@@ -82,11 +83,11 @@ def measure(folder, world, trained, per_type):
 
 
 def train(world, folder):
-    """train.py in this process, with whatever is patched in it; its own words are not shown."""
+    """train.py in this process, with whatever is patched in it."""
     words = ["--recipe", "toy-finetune", "--init", TOY / "pretrain", "--data", world / "finetune.json",
              "--images", world / "train", "--out", folder, "--resume"]
     typed = ["train.py", *map(str, words)]
-    with patch.object(sys, "argv", typed), contextlib.redirect_stdout(io.StringIO()):
+    with patch.object(sys, "argv", typed):
         runpy.run_path(str(TRAIN), run_name="__main__")
 
 

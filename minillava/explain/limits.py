@@ -1,0 +1,70 @@
+"""What LLaVA cannot do, shown on the miniature: each limit that the paper and its readers name.
+
+    python -m minillava.explain.limits                     # all of them, a minute
+    python -m minillava.explain.limits counting two-pictures
+    python -m minillava.explain.limits --model runs/toy/llava
+
+Each prints a small table: what the model was trained for in the first rows, what it was not below.
+Shares are of whole answers, word for word.
+"""
+import argparse
+import textwrap
+from pathlib import Path
+
+from minillava.checkpoint import load_llava
+from minillava.explain import limit_rows
+from minillava.terminal import exit_with, print_in_utf8
+from minillava.toy.world import SIDE
+
+LIMITS = {
+    "small": limit_rows.small_shapes,
+    "between": limit_rows.between_places,
+    "counting": limit_rows.counting,
+    "bag": limit_rows.bag_of_patches,
+    "wording": limit_rows.wording,
+    "resolution": limit_rows.resolution,
+    "shrunk": limit_rows.shrunk,
+    "two-pictures": limit_rows.two_pictures,
+}
+
+
+def show(limit, model, tokenizer, count):
+    """One limit: what it is, and its table. The docstring's first line is its title."""
+    title, _, why = limit.__doc__.partition("\n\n")
+    columns, rows = limit(model, tokenizer, count)
+    print(f"\n{title}\n")
+    for first, *others in (columns, *rows):
+        print(f"  {first:32}" + "".join(f"{cell(value):>20}" for value in others))
+    print("\n" + textwrap.fill(" ".join(why.split()), 96))
+
+
+def cell(value):
+    """A share in %, anything else as it is."""
+    return f"{100 * value:.0f} %" if isinstance(value, float) else str(value)
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m minillava.explain.limits", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(LIMITS)} (all)")
+    parser.add_argument("--model", type=Path, help="a miniature (default: the shipped one)")
+    parser.add_argument("--count", type=int, default=100, help="questions to a cell of a table")
+    args = parser.parse_args()
+    print_in_utf8()
+    try:
+        unknown = [name for name in args.names if name not in LIMITS]
+        if unknown:
+            raise ValueError(f"there is no limit {unknown[0]!r}, only {', '.join(LIMITS)}")
+        if args.count < 1:
+            raise ValueError("--count is 1 or more")
+        model, tokenizer = load_llava(args.model, dtype="float32")
+        if model.config.vision_config.image_size != SIDE:
+            raise ValueError(f"{args.model} is no miniature: these scenes are of {SIDE} pixels")
+        for name in args.names or LIMITS:
+            show(LIMITS[name], model, tokenizer, args.count)
+    except (OSError, ValueError) as error:
+        exit_with(error)
+
+
+if __name__ == "__main__":
+    main()
