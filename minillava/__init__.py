@@ -1,4 +1,4 @@
-"""minillava: LLaVA from scratch. Read the files in this order; each imports only from those above it.
+"""minillava: LLaVA from scratch. Read the files in this order; each uses only those above it.
 
 The ground floor, which a first reading may pass by:
 
@@ -37,7 +37,7 @@ A room for each part of the paper; a room uses only those above it:
 
     ../train.py, ../chat.py, ../eval_scienceqa.py
 
-Letters in shape comments: B batch, T tokens (where there is a cache, the new ones), K keys (the cached
-ones too), N image tokens, S side of an image in pixels, D width, H heads, G groups of heads that share
-keys and values, C channels of one head, V vocabulary, P side of a patch in pixels.
+Letters in shape comments: B batch, T tokens (where there is a cache, the new ones), K keys (the
+cached ones too), N image tokens, S side of an image in pixels, D width, H heads, G groups of heads
+that share keys and values, C channels of one head, V vocabulary, P side of a patch in pixels.
 """

@@ -1,4 +1,4 @@
-"""Softmax attention (Vaswani et al. 2017, section 3.2.1), and who may look at whom.
+"""Softmax attention (Vaswani et al. 2017, section 3.2.1, equation 1), and who may look at whom.
 
     attention(q, k, v) = softmax(q k^T / sqrt(C)) v
 
@@ -87,6 +87,8 @@ def attention_mask(length, past=0, start=None, device=None):
 
     None in training and in a prefill, where `is_causal` says it all (text is padded on the right,
     and nobody looks ahead at the padding), and for one token alone, which may look at all keys.
+    Several tokens after cached ones do need it: `is_causal` would count their places from 0, and
+    let the first of them look at the first key alone.
     """
     if start is None and (past == 0 or length == 1):
         return None

@@ -1,4 +1,4 @@
-"""A dialogue becomes ids and labels, in one pass (section 4.2 and table 2 of the paper).
+"""A dialogue becomes ids and labels, in one pass (section 4.2: equation 2 and table 2).
 
 A question about an image of two tokens, and its answer, in the template of LLaVA-1.5 (the system
 text is left out here; -200 is IMAGE_TOKEN, -100 IGNORE_INDEX):
@@ -193,7 +193,10 @@ STYLES = {"two": two, "single": single, "plain": plain}
 
 
 def message(text, t, tokenizer, image_tokens):
-    """A human text with its image in front, wherever and however often the data has <image>."""
+    """A human text with its image in front, wherever and however often the data has <image>.
+
+    (Equation 2 draws whether image or question comes first; the official code puts it in front.)
+    """
     if not image_tokens or IMAGE not in text:
         yield text, False
         return
@@ -272,7 +275,7 @@ def colored_by_loss(ids, labels, tokenizer):
 
 
 def token_texts(ids, tokenizer):
-    """Token by token what the model sees, an image as one: ["<s>", "A", " chat", "[image x576]"]."""
+    """Token by token what the model sees, an image as one: ["<s>", "A", " chat", "[image x576]"]"""
     texts = []
     for is_image, run in groupby(ids, key=lambda i: i == IMAGE_TOKEN):
         run = list(run)

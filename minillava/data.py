@@ -1,4 +1,4 @@
-"""LLaVA-JSON becomes batches.
+"""LLaVA-JSON becomes batches: the instruction data of section 3, as section 4.2 trains on it.
 
 A sample of LLaVA's published files (llava_instruct_150k.json, llava_v1_5_mix665k.json) is
 

@@ -1,5 +1,7 @@
 """Answers, token by token: the prompt is run once, then each new word alone (autoregression).
 
+Equation 3 read forwards: the model gives the probability of every next token, and one is drawn.
+
 `generate` answers many questions at once, `stream` one conversation as the words come. A word is
 drawn as in the official demo: the likeliest at temperature 0, else one of the smallest set of
 words that together hold the probability top_p (Holtzman et al. 2019).
@@ -13,6 +15,7 @@ from minillava.conversation import TEMPLATES, human_turn, render
 from minillava.images import preprocess
 from minillava.llama import KVCache
 from minillava.llava import IMAGE_TOKEN
+
 
 @torch.inference_mode()
 def generate_naively(model, input_ids, pixels, max_new_tokens):
@@ -33,7 +36,7 @@ def next_tokens(model, input_ids, pixels, cache, draw):
     """Yields what follows each row, [B], and what follows that, for as long as it is asked.
 
     The cache keeps the keys and values of what was run. So the prompt and its images run once, and
-    then only the one token that is new. draw: `sample_token`, with what it is to be told.
+    then only the one token that is new. draw: `sample_token`, with its settings filled in.
     """
     logits = next_logits(model, input_ids, pixels, cache)      # [B,V]
     written = input_ids[:, :0]                                 # [B,0]: nothing yet
@@ -123,7 +126,7 @@ def generate(model, tokenizer, prompts, images, max_new_tokens=512, temperature=
     steps = next_tokens(model, input_ids, pixels, cache, draw)
     for step, tokens in zip(range(max(limits)), steps):
         for answer, token, limit in zip(answers, tokens.tolist(), limits):
-            # Alone, the row would end at its limit too.
+            # A row ends at its own limit, as it would alone.
             if step < limit:
                 answer.put(token)
         if all(answer.done for answer in answers):
@@ -204,9 +207,9 @@ class PrefixCache:
 
 
 class Answer:
-    """One answer's ids become text, up to the end token or a stop string, the template's or another.
+    """One answer's ids become text, up to the end token or a stop string.
 
-    Text is let out once it is certain. With the stop string "###":
+    Text is let out once it is certain. With the stop string "###", as in llava_v0:
 
         put    "a red"    " circle #"    "1"
         out    "a red"    " circle "     "#1"      "#" might have begun the stop string

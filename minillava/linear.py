@@ -172,7 +172,7 @@ def to_int4(weight):
     scale = ((high - low) / 15).clamp(min=TINY)
     zero = low + 8 * scale
 
-    # then, of all lines, the one closest to the weights that were rounded so (a tenth less error)
+    # then, of all lines, the one closest to the weights that were rounded so: off by 4 % less
     for _ in range(REFITS):
         scale, zero = closest_line(to_4_bits(groups, scale, zero), groups)
 

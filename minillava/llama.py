@@ -59,7 +59,7 @@ class RMSNorm(nn.Module):
 
 
 def rotary_table(config, length, device, dtype):
-    """-> [2,length,C]: cos and sin at the positions 0, 1, ... RoFormer (Su et al. 2021), equation 34.
+    """-> [2,length,C]: cos and sin at positions 0, 1, ... RoFormer (Su et al. 2021), equation 34.
 
     The channels of a head are read as C/2 points in the plane, channel i with channel i + C/2. At
     position p, point i is turned by p * theta^(-2i/C). For C = 4 and theta = 10000, at p = 3:
@@ -67,6 +67,8 @@ def rotary_table(config, length, device, dtype):
         (x0, x2) by 3 radians         (x1, x3) by 3 / 100
 
     The product of a query and a key then depends on their distance, not on where they stand.
+    Meta's own files pair channel 2i with 2i + 1; Hugging Face's, which are read here, have them
+    in another order. Weights of one kind under the turns of the other fit, and talk nonsense.
     """
     # One frequency a point, [C/2]: from 1 radian a token down to almost none.
     even = torch.arange(0, config.head_dim, 2, device=device)
@@ -125,7 +127,7 @@ class KVCache:
         self.length = 0
 
     def make_room(self, length):
-        """For so many tokens in all: what does not depend on the tokens is made here, once a block."""
+        """Room for `length` tokens in all; it grows by blocks, and the rotary table with it."""
         room = self.keys[0].shape[2]
         if length <= room:
             return

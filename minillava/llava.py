@@ -2,6 +2,7 @@
 
     H_v = W Z_v                  equation 1, one matrix: LLaVA, "linear"
     H_v = W_2 GELU(W_1 Z_v)      LLaVA-1.5, two of them: "mlp2x_gelu"
+    loss = -log p(X_a | X_v, X_instruct)         equation 3, the answer's tokens alone
 
 An image is N tokens, and `input_ids` hold IMAGE_TOKEN N times where it stands. So ids, labels and
 positions have their true length from the start. A picture of four patches between two words:
@@ -173,7 +174,7 @@ def chunked_cross_entropy(hidden, targets, lm_head):
     The logits of HEAD_CHUNK positions exist at once. `checkpoint` drops them and makes them again
     on the way back, so that memory does not grow with the number of answers in the batch.
     """
-    # One chunk may stay: the way back begins with it.
+    # A single chunk is kept as it is: the backward pass begins with it at once.
     if len(targets) <= HEAD_CHUNK:
         return summed_cross_entropy(hidden, targets, lm_head)
 

@@ -55,7 +55,7 @@ class Embeddings(nn.Module):
         class_token = self.class_embedding.expand(len(pixels), 1, -1)  # [B,1,D]
         tokens = torch.cat([class_token, patches], dim=1)              # [B,1+N,D]
 
-        # Without it, nobody could tell one corner from another.
+        # Attention knows no order: without this, a patch could be anywhere in the picture.
         return tokens + self.position_embedding.weight
 
 
@@ -90,7 +90,7 @@ class MLP(nn.Module):
 
     def forward(self, x):
         x = self.fc1(x)
-        # "Quick GELU": the exact one is not what CLIP was trained with.
+        # "Quick GELU", which CLIP was trained with. The exact GELU gives features a little off.
         x = x * torch.sigmoid(1.702 * x)
         return self.fc2(x)
 
@@ -113,7 +113,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The blocks under the name that they have on disk; who runs them decides how far."""
+    """The blocks, under their name on disk; `hidden_state` runs as many as are asked for."""
 
     def __init__(self, config):
         super().__init__()
