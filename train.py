@@ -36,7 +36,6 @@ from minillava.training import checkpoints, distributed, options, plan
 from minillava.training.allocator import keep_freed_memory
 from minillava.training.batches import step_batches
 from minillava.training.data_check import check_data, show_samples
-from minillava.training.lora import add_lora
 from minillava.training.loss_picture import draw_loss
 from minillava.training.optimizer import gradient_norm, loss_and_gradients, make_optimizers
 from minillava.training.optimizer import set_lr, take_step
@@ -48,6 +47,7 @@ from minillava.training.run_folder import refuse_mixing, rewind, val_losses, wri
 from minillava.training.sampler import micro_batches
 from minillava.training.samples import Together, lay_out, load_samples, write_samples
 from minillava.training.signals import Stop, end_by_signal
+from minillava.training.trained_parts import choose_trained
 from minillava.training.validation import Validation
 from minillava.weights.saving import refuse_projector
 
@@ -116,9 +116,7 @@ def make_model(recipe, sources):
     config = carried_config(model.config, recipe, sources)
     model.config = replace(config, prompt_format=prompt_format)
 
-    model.freeze_for(recipe.stage)
-    if recipe.lora:
-        add_lora(model, recipe.lora, recipe.lora_alpha, recipe.words)
+    choose_trained(model, recipe)
     return model, tokenizer, base.resolve()
 
 
@@ -232,8 +230,10 @@ def story(args):
     recipes = options.changed_recipes(args, RECIPES | TOY_RECIPES)
     recipe, toy = recipes[name], name in TOY_RECIPES
     options.refuse_lora(recipe, args.lora, args.quantize)
+    options.refuse_tower(recipe, args.tower, args.lora)
     setup = options.setup_of(args, recipe, toy)
     sources = options.sources_of(args, recipe, toy, shipped=TOY)
+    options.refuse_parts(sources, args.projector, args.feature_layer)
 
     if args.print:
         print(plan.description(plan.planned_config(recipe, sources), recipe, sources, setup.out))

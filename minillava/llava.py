@@ -71,6 +71,8 @@ class Llava(nn.Module):
         self.vision_tower = VisionTower(config.vision_config)
         self.mm_projector = make_projector(config.projector, vision_width, language_width)
         self.language_model = LanguageModel(config.language_config)
+        # Neither stage of the paper does; an ablation may.
+        self.trains_tower = False
 
     def forward(self, input_ids, pixels=None, labels=None, supervised=None, places=None):
         """ids [B,T], images [images,3,S,S] -> logits [B,T,V]; with labels [B,T] the loss, a scalar.
@@ -118,7 +120,7 @@ class Llava(nn.Module):
     def encode_images(self, pixels):
         """[images,3,S,S] -> H_v [images,N,D]: a word embedding for each patch."""
         # No gradient is kept within the tower, which neither stage trains.
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.trains_tower and torch.is_grad_enabled()):
             pixels = pixels.to(self.vision_tower.pre_layrnorm.weight.dtype)
             features = self.vision_tower(pixels, self.config.vision_feature_layer)
         return self.mm_projector(features)

@@ -12,9 +12,9 @@ from minillava.instruct.teacher import free_teacher
 from minillava.toy import questions
 from minillava.toy.chats import NO_SCENE, chat, odd_chat, text_chat
 from minillava.toy.oddities import draw_odd
-from minillava.toy.teacher import ask
+from minillava.toy.teacher import ask, ask_carelessly
 
-TEACHERS = {"toy": ask}  # who may be named by --teacher, beside an endpoint and a folder
+TEACHERS = {"toy": ask, "toy-careless": ask_carelessly}  # who may be named by --teacher, beside an endpoint and a folder
 
 # What the miniature learns from in its two stages: samples of each kind for each of its scenes.
 PRETRAIN = {"brief": 1.0, "odd_brief": 0.2}
@@ -24,7 +24,7 @@ FINETUNE = {"conversation": 0.7, "detail": 0.4, "reasoning": 1.0,  # the paper's
 SECOND_ROUND = FINETUNE | {"chat": 0.6, "odd": 0.13, "text": 0.4}  # of a finished miniature
 
 
-def toy_samples(symbols, kinds, seed, images=None):
+def toy_samples(symbols, kinds, seed, images=None, teacher=ask):
     """The miniature's data -> LLaVA-JSON.
 
     symbols: {image file: (captions, boxes)}; kinds: as in FINETUNE; images: the folder of these
@@ -38,7 +38,7 @@ def toy_samples(symbols, kinds, seed, images=None):
     # the paper's kinds, through the very code that would ask GPT-4
     taught = {kind: count for kind, count in counts.items() if kind in PAPER_MIX}
     jobs = jobs_for(symbols, taught, seed)
-    samples += make_samples(symbols, jobs, free_teacher(ask), seed, questions.DETAIL)[0]
+    samples += make_samples(symbols, jobs, free_teacher(teacher), seed, questions.DETAIL)[0]
 
     names = sorted(symbols)
     for kind in [kind for kind in counts if kind not in PAPER_MIX]:

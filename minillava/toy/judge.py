@@ -22,11 +22,16 @@ def judge(text, boxes):
     for number, answer in enumerate(answers, 1):
         said = statements(answer)
         right = len(said & truth)
-        f1 = 2 * right / (len(said) + len(truth))
-        scores.append(f"{1 + 9 * f1:.3g}")
+        scores.append(f"{mark(said, truth):.3g}")
         reasons.append(f"Assistant {number}: {len(said)} statements, {right} of them "
                        f"among the {len(truth)} of the annotations.")
     return "\n".join([" ".join(scores), *reasons])
+
+
+def mark(said, truth):
+    """Two sets of statements -> 1 to 10."""
+    f1 = 2 * len(said & truth) / (len(said) + len(truth))
+    return 1 + 9 * f1
 
 
 def true_answer(question, things):

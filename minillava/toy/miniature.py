@@ -168,21 +168,30 @@ def heldout_table(model, tokenizer, questions, pictures):
     return table
 
 
-def score(model, tokenizer, questions, images, desc, batch=128):
+def score(model, tokenizer, questions, images, desc):
     """-> {type: share of questions whose whole answer is exactly right}.
 
     images: a PIL image or None per question.
     """
+    right = {}
+    answers = answers_to(model, tokenizer, questions, images, desc)
+    for question, answer in zip(questions, answers):
+        right.setdefault(question["type"], []).append(answer == question["answer"])
+    return {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items())}
+
+
+def answers_to(model, tokenizer, questions, images, desc, batch=128):
+    """-> the model's answer to each question."""
     # rows of a batch end together
     order = sorted(range(len(questions)), key=lambda i: len(questions[i]["answer"]))
-    right = {}
+    answers = [None] * len(questions)
     for start in tqdm(range(0, len(order), batch), desc=desc):
         rows = order[start : start + batch]
         prompts = [questions[i]["question"] for i in rows]
-        answers = generate(model, tokenizer, prompts, [images[i] for i in rows], max_new_tokens=96)
-        for i, answer in zip(rows, answers):
-            right.setdefault(questions[i]["type"], []).append(answer == questions[i]["answer"])
-    return {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items())}
+        texts = generate(model, tokenizer, prompts, [images[i] for i in rows], max_new_tokens=96)
+        for i, text in zip(rows, texts):
+            answers[i] = text
+    return answers
 
 
 def print_table(table, questions):

@@ -48,11 +48,21 @@ def ask(messages):
     user's message is a judge's task. All else is in the user's message: captions, perhaps boxes.
     ValueError if it is not about the toy world.
     """
-    system, text = messages[0]["content"], messages[-1]["content"]
+    text = messages[-1]["content"]
     boxes = boxes_in(text)
     if text.startswith("[Context]"):
         return judge(text, boxes)
+    return reply(messages, boxes)
 
+
+def ask_carelessly(messages):
+    """The same of a teacher who gets one fact of ten wrong: a color, shape, size or place."""
+    text = messages[-1]["content"]
+    return reply(messages, misread(boxes_in(text), random.Random(text), share=0.1))
+
+
+def reply(messages, boxes):
+    system, text = messages[0]["content"], messages[-1]["content"]
     rng = random.Random(zlib.crc32((system + text).encode()))
     kind = next(kind for kind in KINDS if kind in system)
     pairs = teach(kind, text.split("\n"), boxes, rng)
@@ -60,6 +70,22 @@ def ask(messages):
         return pairs[0][1]
     return "\n===\n".join(f"Question:\n{question}\n===\nAnswer:\n{answer}"
                           for question, answer in pairs)
+
+
+def misread(boxes, rng, share):
+    """The boxes, of whose facts this share is taken for another; two never share a place."""
+    things = read(boxes)
+    free = [place for place in PLACES if place not in {thing.place for thing in things}]
+    rng.shuffle(free)
+    misread_boxes = []
+    for thing in things:
+        facts = {"size": thing.size, "color": thing.color, "shape": thing.shape}
+        for name, values in (("size", SIZES), ("color", COLORS), ("shape", SHAPES)):
+            if rng.random() < share:
+                facts[name] = rng.choice([value for value in values if value != facts[name]])
+        place = free.pop() if rng.random() < share else thing.place
+        misread_boxes.append(box_from_words(**facts, place=place))
+    return misread_boxes
 
 
 def boxes_in(text):

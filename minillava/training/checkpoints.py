@@ -48,6 +48,12 @@ def save(out, step, model, optimizers, keep):
     barrier()
 
 
+def load_weights(folder, model):
+    """A checkpoint's trained weights into a model that is frozen as it was then, in fp32."""
+    trained = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+    dcp.load({"model": trained}, checkpoint_id=folder)  # in place
+
+
 def resume(out, model, optimizers):
     """Brings back the newest checkpoint, by any number of ranks -> its step, or 0."""
     done = checkpoints(out)

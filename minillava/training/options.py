@@ -60,6 +60,12 @@ def add_changes(parser):
                         help="samples that one GPU takes at a time; the rest is accumulated")
     parser.add_argument("--lr", type=float, help="the rate at its peak; Muon's changes with it")
     parser.add_argument("--projector-lr", type=float, help="the projector's own rate")
+    parser.add_argument("--projector", choices=("linear", "mlp2x_gelu"), help="of a new one")
+    parser.add_argument("--feature-layer", type=int,
+                        help="of CLIP, in both stages: -1 the last, -2 the one before")
+    parser.add_argument("--layers", type=int,
+                        help="keep only so many blocks of the language model, in both stages")
+    parser.add_argument("--tower", action=FLAG, default=None, help="stage 2: train CLIP too")
     parser.add_argument("--lora", type=int, help="rank of LoRA: train it, not the language model")
     parser.add_argument("--lora-alpha", type=float, help="(default: twice the rank)")
     parser.add_argument("--words", action=FLAG, default=None,
@@ -130,7 +136,8 @@ def changed_recipes(args, recipes):
             recipe, lr=args.lr, projector_lr=args.projector_lr, batch=args.batch,
             per_gpu=args.per_gpu, epochs=args.epochs, max_length=args.max_length,
             checkpointing=args.checkpointing, loss_mean=args.loss_mean, min_steps=args.min_steps,
-            words=args.words)
+            words=args.words, projector=args.projector, feature_layer=args.feature_layer,
+            layers=args.layers, tower=args.tower if recipe.stage == 2 else None)
     return settled
 
 
@@ -163,7 +170,7 @@ def setup_of(args, recipe, toy):
 
 POSITIVE = ("batch", "per_gpu", "epochs", "max_length", "save_every", "keep", "gpus", "scenes",
             "heldout", "per_type", "lr", "projector_lr", "lora", "lora_alpha", "min_steps",
-            "eval_every", "patience")
+            "eval_every", "patience", "layers")
 
 
 def refuse_wrong_numbers(args):
@@ -196,6 +203,17 @@ def refuse_lora(recipe, lora, quantize):
     if recipe.words and (quantize or not recipe.lora):
         raise ValueError("--words goes with --lora, which else leaves words alone, "
                          "and not with --quantize")
+
+
+def refuse_tower(recipe, tower, lora):
+    if tower and (recipe.stage == 1 or lora):
+        raise ValueError("--tower goes with a recipe of stage 2 and without --lora")
+
+
+def refuse_parts(sources, projector, feature_layer):
+    if sources.starts_whole and (projector or feature_layer):
+        raise ValueError("--projector and --feature-layer are for a LLaVA that is put together "
+                         "from its parts, and --init is a whole one")
 
 
 def refuse_data(sources):

@@ -10,7 +10,7 @@ from dataclasses import asdict
 import torch
 
 from minillava.llava import HEAD_CHUNK, Llava
-from minillava.training.lora import add_lora
+from minillava.training.trained_parts import choose_trained
 from minillava.weights.layouts import load_config, read_llava_folder
 from minillava.weights.filling import NoInitialValues
 
@@ -42,9 +42,7 @@ def skeleton(config, recipe):
     """The model without its weights."""
     with torch.device("meta"), NoInitialValues():
         model = Llava(config)
-        model.freeze_for(recipe.stage)
-        if recipe.lora:
-            add_lora(model, recipe.lora, recipe.lora_alpha, recipe.words)
+        choose_trained(model, recipe)
     return model
 
 

@@ -24,6 +24,9 @@ class Recipe:
     max_grad_norm: float | None = None  # gradients are scaled down to it; None: as DeepSpeed, not
     loss_mean: str = "global"     # over all supervised tokens of a step; "official": see share_of
     prompt_format: str = "QCM-LEA"      # of ScienceQA
+    feature_layer: int = -2       # of CLIP, whose output is read; -1: the last
+    layers: int = 0               # the language model's first blocks that are kept; 0: all
+    tower: bool = False           # CLIP is trained too
     lora: int = 0                 # rank; 0 trains the language model itself
     lora_alpha: float = 0.0       # see lora.py
     words: bool = False           # beside LoRA: embeddings and head are trained too, whole

@@ -61,11 +61,17 @@ def carried_config(config, recipe, sources):
     A whole LLaVA keeps what its own training had, unless the command line says otherwise.
     """
     template, aspect = sources.template, sources.aspect
+    feature_layer = config.vision_feature_layer
     if not sources.starts_whole:
+        feature_layer = recipe.feature_layer
         aspect = aspect or recipe.aspect
         if recipe.stage == 2:  # stage 1's is for captions alone
             template = template or recipe.template
+    blocks = config.vision_config.num_hidden_layers
+    if not -blocks - 1 <= feature_layer <= blocks:
+        raise ValueError(f"--feature-layer {feature_layer}: CLIP has {blocks} blocks")
     return replace(config, template=template or config.template,
+                   vision_feature_layer=feature_layer,
                    image_aspect_ratio=aspect or config.image_aspect_ratio)
 
 

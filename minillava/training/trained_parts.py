@@ -1,0 +1,34 @@
+"""What of a model a recipe trains: section 4.2, and what its ablations change there."""
+from dataclasses import replace
+
+from minillava.training.lora import add_lora
+
+
+def choose_trained(model, recipe):
+    """Cuts the model to the recipe's depth, and freezes what this stage does not train."""
+    if recipe.layers:
+        keep_lower_blocks(model, recipe.layers)
+    model.freeze_for(recipe.stage)
+    if recipe.tower:
+        train_tower(model)
+    if recipe.lora:
+        add_lora(model, recipe.lora, recipe.lora_alpha, recipe.words)
+
+
+def keep_lower_blocks(model, count):
+    """The first `count` blocks of the language model stay: a smaller decoder of the same words."""
+    config = model.config.language_config
+    if count > config.num_hidden_layers:
+        raise ValueError(f"--layers {count}: the language model has {config.num_hidden_layers}")
+    del model.language_model.layers[count:]
+    config = replace(config, num_hidden_layers=count)
+    model.language_model.config = config
+    model.config = replace(model.config, language_config=config)
+
+
+def train_tower(model):
+    """Every weight of the vision tower that has a part in the features."""
+    model.drop_unused_blocks()
+    model.vision_tower.requires_grad_(True)
+    model.vision_tower.post_layernorm.requires_grad_(False)
+    model.trains_tower = True
