@@ -78,7 +78,7 @@ ROWS = {
         "The instruction data",
         ("baseline", "detail and reasoning", "conversation and a little", "conversation alone",
          "no instruction tuning"),
-        (85.1, 80.5, 81.9, 73.8, 21.5), "LLaVA-Bench (COCO), relative score",
+        (85.1, 81.9, 80.5, 73.8, 21.5), "LLaVA-Bench (COCO), relative to GPT-4's own, %",
         "The toy teacher has fixed sentences for each kind, which must be learned by heart; "
         "Vicuna can already describe and argue, and needs few examples to do it here.",
         score="judged"),
@@ -99,12 +99,12 @@ ROWS = {
         "tells which: at most half can be right; MME wants words alone."),
     "tower": Row(
         "The vision tower frozen, or trained in stage 2", ("baseline", "tower trained"),
-        (None, None), "the papers keep it frozen and give no figure",
+        (None, None), "keeps it frozen, without a figure",
         "The toy CLIP learned from the very same world, so nothing in its pretraining is worth "
         "more than what stage 2 could teach it; a web-scale CLIP has more to lose."),
     "teacher": Row(
         "A careful teacher, or one who errs in a fact of ten", ("baseline", "careless teacher"),
-        (None, None), "GPT-4 against ChatGPT, no figure",
+        (None, None), "GPT-4 better than ChatGPT, without a figure",
         "The errors here fall evenly and contradict each other, so much of them averages out; "
         "ChatGPT's have a system, and its data differs in more than errors."),
     "reasoning": Row(

@@ -1,0 +1,152 @@
+"""The papers' ablations in miniature: what their decisions are worth in the toy world.
+
+    python -m minillava.explain.ablations --quick              # one seed: about 20 minutes on a core
+    python -m minillava.explain.ablations --out runs/ablations # three seeds, about an hour
+    python -m minillava.explain.ablations --only layer stage-1
+
+Each row trains the miniature twice or more, by train.py, from the toy CLIP and the toy Vicuna, with
+one thing changed. What one row has trained another does not train again, and after any stop the
+same command goes on. Printed at the end: the paper's figures and the miniature's, and whether the
+miniature says the same (verdict.py says by which test); beside it a picture for each row.
+"""
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean, stdev
+from textwrap import fill
+
+from minillava.explain.ablation_charts import loss_line, row_chart
+from minillava.explain.ablation_rows import ROWS
+from minillava.explain.ablation_runs import Size, losses_of, result_of
+from minillava.explain.verdict import interval, verdict
+from minillava.files import read_json, write
+from minillava.terminal import exit_with, print_in_utf8
+
+TO_PERCENT = {"right": 100, "judged": 10}  # of all answers, and of the ten marks that are the most
+
+
+def main():
+    print_in_utf8()
+    args = parse_arguments()
+    names = args.only or list(ROWS)
+    seeds = range(1 if args.quick else args.seeds)
+    size = Size(args.scenes, args.heldout, args.questions, args.problems)
+    try:
+        if min(args.seeds, args.scenes, args.heldout - 1, args.problems, args.questions - 7) < 1:
+            raise ValueError("--heldout is 2 or more, --questions 8 or more, the others 1 or more")
+        refuse_other_size(args.out, size)
+        for seed in seeds:
+            for run in dict.fromkeys(run for name in names for run in ROWS[name].runs):
+                result_of(run, args.out, size, seed)
+        print_terms(size, len(seeds))
+        for name in names:
+            report(name, args.out, size, seeds)
+    except (OSError, ValueError) as error:
+        exit_with(error)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on where it was", file=sys.stderr)
+        sys.exit(130)
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(prog="python -m minillava.explain.ablations",
+                                     description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    size = Size()
+    parser.add_argument("--only", nargs="+", choices=ROWS, metavar="ROW",
+                        help=f"of {', '.join(ROWS)}")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--quick", action=argparse.BooleanOptionalAction, default=False,
+                        help="one seed")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--scenes", type=int, default=size.scenes, help="to learn from")
+    parser.add_argument("--heldout", type=int, default=size.heldout, help="scenes")
+    parser.add_argument("--questions", type=int, default=size.questions,
+                        help="of conversation, detail and reasoning each")
+    parser.add_argument("--problems", type=int, default=size.problems,
+                        help="of ScienceQA, to learn from")
+    return parser.parse_args()
+
+
+def refuse_other_size(out, size):
+    path = out / "size.json"
+    if path.exists() and read_json(path) != asdict(size):
+        raise ValueError(f"the runs in {out} are of another size, {read_json(path)}: give the same "
+                         "--scenes and so on, or name another folder with --out")
+    write(path, json.dumps(asdict(size)))
+
+
+# --------------------------------------------------------------------------------- what came of it
+
+def print_terms(size, seeds):
+    deviation = "" if seeds == 1 else f", and their deviation over {seeds} seeds"
+    print(f"The miniature: whole answers exactly right, % of {3 * size.questions} held-out questions, "
+          f"a third each\nof conversation, detail and reasoning{deviation}. --only data has the toy "
+          f"judge's marks instead,\n--only format sentences and words, --only reasoning "
+          f"{size.questions} problems of the toy ScienceQA.\nA difference stands with its interval "
+          "of 95 %; a verdict wants it to leave out 0.")
+
+
+def report(name, out, size, seeds):
+    """Prints a row and draws its picture."""
+    row = ROWS[name]
+    results = {run: [result_of(run, out, size, seed) for seed in seeds] for run in row.runs}
+    scale = TO_PERCENT[row.score]
+    best, bars = row.runs[0], []
+    print(f"\n{row.title} (--only {name})")
+    print(f"  {'':26}{'paper':>8}{'miniature':>16}{'difference':>16}    the paper: {row.measure}")
+    for run, paper in zip(row.runs, row.paper):
+        means = [scale * fmean(result[row.score]) for result in results[run]]
+        spread = stdev(means) if len(means) > 1 else None
+        bars.append((run, paper, fmean(means), spread))
+        compared = ""
+        if run != best:
+            compared = comparison(results[best], results[run], row.score, scale)
+        print(f"  {run:26}{paper or '-':>8}{number(fmean(means), spread):>16}{compared}")
+    print(fill(f"A miniature may differ: {row.differs}", 96, initial_indent="  ",
+               subsequent_indent="  "))
+
+    curves = [("loss of the last stage, log10; seed 0",
+               [loss_line(losses_of(run, out, 0)) for run in row.runs])]
+    if "curve" in results[best][0]:
+        lines = [mean_curve(results[run]) for run in row.runs]
+        print_curves(row.runs, lines)
+        curves.append(("share of right answers on the way", lines))
+    row_chart(row.title, bars, curves, out / f"{name}.png")
+
+
+def comparison(preferred, other, score, scale):
+    """'   +5.1 ± 1.2  reproduces': of two runs' results, seed by seed."""
+    differences = [[scale * (x - y) for x, y in zip(one[score], two[score], strict=True)]
+                   for one, two in zip(preferred, other)]
+    mean, half = interval(differences)
+    return f"{mean:+10.1f} ± {half:.1f}  {verdict(mean, half)}"
+
+
+def number(mean, spread):
+    return f"{mean:.1f}" if spread is None else f"{mean:.1f} ± {spread:.1f}"
+
+
+def mean_curve(results):
+    """Of all seeds: [(step, share right)]."""
+    steps = [step for step, _ in results[0]["curve"]]
+    shares = zip(*([share for _, share in result["curve"]] for result in results))
+    return [(step, fmean(here)) for step, here in zip(steps, shares)]
+
+
+def print_curves(runs, lines):
+    """How soon each gets there, and when the first passes where the second ends."""
+    for run, line in zip(runs, lines):
+        on_the_way = ", ".join(f"{100 * share:.1f} after {step}" for step, share in line)
+        print(f"  {run:26}{on_the_way} steps")
+    end = lines[1][-1][1]
+    passed = [step for step, share in lines[0] if share >= end]
+    if passed:
+        print(f"  {runs[0]} is where {runs[1]} ends after {passed[0]} of {lines[0][-1][0]} steps "
+              "(the paper: 6 epochs against 12)")
+
+
+if __name__ == "__main__":
+    main()
