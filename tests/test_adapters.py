@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from minillava.checkpoint import load_llava
 from minillava.weights.__main__ import main
 from minillava.weights.adapters import Adapter, read_adapter, save_adapter
+from tests.comparing import message, same
 
 FIXTURES = Path(__file__).parent / "fixtures"
 LLAVA = FIXTURES / "llava_hf"
@@ -33,18 +34,6 @@ def edit_tensors(folder, change):
     path = folder / "adapter_model.safetensors"
     tensors = load_file(path)
     save_file(change(tensors) or tensors, path)
-
-
-def message(kind, function, *args, **named):
-    with pytest.raises(kind) as caught:
-        function(*args, **named)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
-    return str(caught.value)
-
-
-def same(a, b):
-    a, b = a.state_dict(), b.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 # ---- reading what others wrote ----

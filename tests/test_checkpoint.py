@@ -28,6 +28,7 @@ from minillava.weights.saving import (
     save_llava,
     save_original_llava,
 )
+from tests.comparing import message, same
 
 FIXTURES = Path(__file__).parent / "fixtures"
 PARTS = {"vision": FIXTURES / "clip", "language": FIXTURES / "vicuna", "projector": FIXTURES / "mm_projector.bin"}
@@ -48,19 +49,6 @@ def edit_tensors(path, change):
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path)
-
-
-def message(kind, function, *args, **named):
-    """The one line that a person sees."""
-    with pytest.raises(kind) as caught:
-        function(*args, **named)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
-    return str(caught.value)
-
-
-def same(a, b):
-    a, b = a.state_dict(), b.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 # ---- what the files say ----
