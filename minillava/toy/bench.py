@@ -21,25 +21,23 @@ from minillava.toy.teacher import teach
 KINDS = {"conv": "conversation", "detail": "detail", "complex": "reasoning"}  # by the bench's name
 
 
-def bench(args):
-    """Writes the bench's files to args.out and runs the three commands of minillava.evaluation."""
-    make_world(args.out, "val", args.scenes, args.seed)
-    symbols = read_symbols(args.out / "captions_val.json", args.out / "instances_val.json")
-    files = {name: args.out / f"{name}.jsonl"
+def bench(model, scenes, seed, out):
+    """Writes the bench's files to `out` and runs the three commands of minillava.evaluation."""
+    make_world(out, "val", scenes, seed)
+    symbols = read_symbols(out / "captions_val.json", out / "instances_val.json")
+    files = {name: out / f"{name}.jsonl"
              for name in ("questions", "context", "reference", "answers", "reviews")}
-    for name, rows in bench_rows(symbols, random.Random(args.seed)).items():
+    for name, rows in bench_rows(symbols, random.Random(seed)).items():
         write(files[name], "".join(json.dumps(row) + "\n" for row in rows))
     files["answers"].unlink(missing_ok=True)  # of a model of the same name, perhaps
 
-    model = ["--model", args.model] if args.model else []
-    evaluate("answer", "--questions", files["questions"], "--images", args.out / "val",
-             "--out", files["answers"], "--batch", "30", *model)
+    evaluate("answer", "--questions", files["questions"], "--images", out / "val",
+             "--out", files["answers"], "--batch", "30", *(["--model", model] if model else []))
     evaluate("judge", "--questions", files["questions"], "--context", files["context"],
              "--answers", files["reference"], files["answers"], "--teacher", "toy",
              "--out", files["reviews"])
     evaluate("report", files["reviews"])
     keep_score("llava-bench", files["reviews"], title="LLaVA-Bench of the toy world")
-    return 0
 
 
 def bench_rows(symbols, rng):
@@ -65,15 +63,26 @@ def evaluate(*words):
     args.run(args)
 
 
-def main():
-    parser = argparse.ArgumentParser(prog="python -m minillava.toy.bench", description=__doc__,
+def run_on_scenes(measure, name, description, scenes):
+    """The command line of a benchmark of the toy world: measure(model, scenes, seed, out)."""
+    parser = argparse.ArgumentParser(prog=f"python -m minillava.toy.{name}",
+                                     description=description,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="folder of a LLaVA (default: the miniature)")
-    parser.add_argument("--scenes", type=int, default=30)
+    parser.add_argument("--scenes", type=int, default=scenes)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
-    parser.set_defaults(run=bench)
+
+    def run(args):
+        measure(args.model, args.scenes, args.seed, args.out)
+        return 0
+
+    parser.set_defaults(run=run)
     run_command(parser)
+
+
+def main():
+    run_on_scenes(bench, "bench", __doc__, scenes=30)
 
 
 if __name__ == "__main__":

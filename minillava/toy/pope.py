@@ -8,49 +8,38 @@ latter are drawn at random, or are the most frequent of all (popular), or those 
 often beside the things of this scene (adversarial). Both are counted in the annotated boxes, as
 POPE counts in COCO's.
 """
-import argparse
 import json
 import random
-import shlex
 from collections import Counter
-from pathlib import Path
 
-from minillava.evaluation.__main__ import make_parser
 from minillava.evaluation.scoring import score
 from minillava.files import write
-from minillava.instruct.command import run_command
 from minillava.instruct.symbols import read_symbols
 from minillava.toy.annotations import ID_OF, make_world
+from minillava.toy.bench import evaluate, run_on_scenes
 from minillava.toy.objects import with_article
 
 PER_SCENE = 3  # things that are there, and as many that are not
 TITLE = "POPE of the toy world"
 
 
-def pope(args):
-    """Writes questions and labels to args.out, has them answered, and scores the answers."""
-    make_world(args.out, "val", args.scenes, args.seed)
-    symbols = read_symbols(args.out / "captions_val.json", args.out / "instances_val.json")
-    scenes = {name: [category for category, _ in boxes] for name, (_, boxes) in symbols.items()}
-    questions, answers = args.out / "questions.jsonl", args.out / "answers.jsonl"
-    labels = args.out / "labels"
-    rows = pope_rows(scenes, random.Random(args.seed))
+def pope(model, scenes, seed, out):
+    """Writes questions and labels to `out`, has them answered, and scores the answers."""
+    make_world(out, "val", scenes, seed)
+    symbols = read_symbols(out / "captions_val.json", out / "instances_val.json")
+    things = {name: [category for category, _ in boxes] for name, (_, boxes) in symbols.items()}
+    questions, answers, labels = out / "questions.jsonl", out / "answers.jsonl", out / "labels"
+    rows = pope_rows(things, random.Random(seed))
     write_lines(questions, [without_label(row) for row in rows])
     for category in KINDS:
         write_lines(labels / f"toy_pope_{category}.json",
                     [row for row in rows if row["category"] == category])
     answers.unlink(missing_ok=True)
 
-    model = ["--model", args.model] if args.model else []
-    words = ["answer", "--questions", questions, "--images", args.out / "val", "--out", answers,
-             "--batch", "60", "--max-new-tokens", "32", *model]
-    words = [str(word) for word in words]
-    print("\n$ python -m minillava.evaluation", shlex.join(words), flush=True)
-    command = make_parser().parse_args(words)
-    command.run(command)
+    evaluate("answer", "--questions", questions, "--images", out / "val", "--out", answers,
+             "--batch", "60", "--max-new-tokens", "32", *(["--model", model] if model else []))
     print()
     score("pope", answers, questions, labels, title=TITLE)
-    return 0
 
 
 def pope_rows(scenes, rng):
@@ -98,14 +87,7 @@ def write_lines(path, rows):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m minillava.toy.pope", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="folder of a LLaVA (default: the miniature)")
-    parser.add_argument("--scenes", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.set_defaults(run=pope)
-    run_command(parser)
+    run_on_scenes(pope, "pope", __doc__, scenes=100)
 
 
 if __name__ == "__main__":
