@@ -121,7 +121,7 @@ def projector_of_another_base():
         yield
 
 
-# -------------------------------------------------------------------- what the model is given to see
+# ------------------------------------------------------------------- what the model is given to see
 
 @contextmanager
 def one_row_of_patches_short():
@@ -176,7 +176,7 @@ def wrong_template():
         yield
 
 
-# ------------------------------------------------------------------------------------ how it computes
+# ----------------------------------------------------------------------------- how it computes
 
 @contextmanager
 def rope_interleaved():

@@ -57,7 +57,7 @@ def averaged(losses, columns):
 
 
 def as_picture(curves, path):
-    """{name: losses}, smoothed, in one frame on a log scale; at most as many as there are COLORS."""
+    """{name: losses}, smoothed, in one frame on a log scale; at most as many as COLORS."""
     drawn = {name: smoothed(losses) for name, losses in curves.items()}
     values = [max(loss, LOWEST) for curve in drawn.values() for loss in curve]
     low, high = math.log(min(values)), math.log(max(values))

@@ -98,9 +98,9 @@ def counting(model, tokenizer, count):
 def bag_of_patches(model, tokenizer, count):
     """A bag of patches: the red of one thing with the form of another
 
-    The paper's LLaVA said yes to strawberry yogurt where strawberries and yogurt stood apart. Here: a
-    red circle, where a red square and a blue circle are. The miniature has been asked such questions
-    in training (ask_exists in toy/questions.py), and that is the cure.
+    The paper's LLaVA said yes to strawberry yogurt where strawberries and yogurt stood apart. Here:
+    a red circle, where a red square and a blue circle are. The miniature has been asked such
+    questions in training (ask_exists in toy/questions.py), and that is the cure.
     """
     rng = random.Random(0)
     rows = []
@@ -187,8 +187,8 @@ def at_resolution(model, side):
 def shrunk(model, tokenizer, count):
     """A large picture, shrunk to the resolution of the tower
 
-    A picture of any size is made as small as the tower wants it: the same scenes, with more and more
-    around them. They become small, and stand where none stood in training.
+    A picture of any size is made as small as the tower wants it: the same scenes, with more and
+    more around them. They become small, and stand where none stood in training.
     """
     scenes, questions, right = asked_scenes(count, random.Random(0), ["total"])
     rows = []
@@ -209,8 +209,8 @@ def in_the_middle(scene, side):
 def two_pictures(model, tokenizer, count):
     """Two pictures in one prompt
 
-    LLaVA was trained on one picture a conversation. Two fit into the ids, and the model runs; but no
-    word of its training says which of them is asked about, or that there could be two.
+    LLaVA was trained on one picture a conversation. Two fit into the ids, and the model runs; but
+    no word of its training says which of them is asked about, or that there could be two.
     """
     rng = random.Random(0)
     answers = Counter()
@@ -231,7 +231,7 @@ def two_pictures(model, tokenizer, count):
 
 @torch.inference_mode()
 def ask_about(model, tokenizer, question, pictures):
-    """`generate` for one question about several pictures, which stand side by side in the prompt."""
+    """`generate` for one question about several pictures, side by side in the prompt."""
     turns = [human_turn(question, image=True), ("gpt", None)]
     ids, _ = render(turns, tokenizer, model.config.template, model.config.image_tokens)
     start = ids.index(IMAGE_TOKEN)
@@ -252,7 +252,7 @@ def ask_about(model, tokenizer, question, pictures):
 # --------------------------------------------------------------------------------- what they share
 
 def asked_scenes(count, rng, kinds):
-    """Held-out scenes and a question about each, of one of the kinds -> pictures, questions, answers."""
+    """Held-out scenes, a question of `kinds` about each -> pictures, questions, answers."""
     pictures, questions, answers = [], [], []
     while len(pictures) < count:
         scene = make_scene(rng, "val")
@@ -283,7 +283,7 @@ def yes_share(answers):
 
 
 def box_of(place, side, rng):
-    """A square box of `side` pixels, up to 4 off the middle of a cell, as those of the world are."""
+    """A square box of `side` pixels, up to 4 off the middle of a place, as in the world."""
     room = (CELL - side) // 2
     off = max(0, min(4, room - 1))
     x = CELL * (place % 3) + room + rng.randint(-off, off)

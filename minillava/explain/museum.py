@@ -19,6 +19,9 @@ from minillava.explain.museum_runs import Museum
 from minillava.terminal import exit_with, note, print_in_utf8, printable, read_message
 
 CHOICES = 4  # of the quiz, one of them right
+SCORES = [("right answers, %", "seen", "all"), ("    colors", "seen", "color"),
+          ("    forms", "seen", "shape"), ("    numbers", "seen", "total"),
+          ("without a picture, %", "blind", "all")]
 
 
 # -------------------------------------------------------------------------------- what is shown
@@ -58,8 +61,8 @@ def symptoms(well, ill, title):
     print(f"{'':32}{'healthy':>10}{'with the bug':>14}")
     if ill["losses"]:
         print(f"{'last loss':32}{well['losses'][-1]:10.3f}{ill['losses'][-1]:14.3f}")
-    for row, key in (("right answers, %", "seen"), ("without a picture, %", "blind")):
-        print(f"{row:32}{100 * well[key]:10.1f}{100 * ill[key]:14.1f}")
+    for row, key, kind in SCORES:
+        print(f"{row:32}{100 * well[key][kind]:10.1f}{100 * ill[key][kind]:14.1f}")
 
     for (question, right, healthy), (_, _, answer) in zip(well["answers"], ill["answers"]):
         print(f"\n  {question}\n    right         {in_one_line(right)}")

@@ -1,8 +1,9 @@
 """What a bug does, measured: a short stage 2 by train.py itself, then held-out questions.
 
-A result is {"losses", "seen", "blind", "answers"}: the curve of the training, whole answers that
-are right with the picture and without any, and what is said to a few questions. It is kept in its
-folder, which is that of these weights and this size, so that the healthy run is made once.
+A result is {"losses", "seen", "blind", "answers"}: the curve of the training; for each type of
+question and for all, the share of whole answers that are right with the picture and without one;
+and what is said to a few questions. It is kept in a folder of these weights and this size, so that
+the healthy run is made once.
 """
 import contextlib
 import io
@@ -76,16 +77,16 @@ def measure(folder, world, trained, per_type):
 
     seen = score(model, tokenizer, questions, pictures, "with their pictures")
     blind = score(model, tokenizer, questions, nothing, "without a picture")
-    return {"losses": losses(folder) if trained else [],
-            "seen": sum(seen.values()) / len(seen),
-            "blind": sum(blind.values()) / len(blind),
+    for shares in (seen, blind):
+        shares["all"] = sum(shares.values()) / len(shares)
+    return {"losses": losses(folder) if trained else [], "seen": seen, "blind": blind,
             "answers": symptoms(model, tokenizer, questions, pictures)}
 
 
 def train(world, folder):
     """train.py in this process, with whatever is patched in it."""
-    words = ["--recipe", "toy-finetune", "--init", TOY / "pretrain", "--data", world / "finetune.json",
-             "--images", world / "train", "--out", folder, "--resume"]
+    words = ["--recipe", "toy-finetune", "--init", TOY / "pretrain", "--out", folder, "--resume",
+             "--data", world / "finetune.json", "--images", world / "train"]
     typed = ["train.py", *map(str, words)]
     with patch.object(sys, "argv", typed):
         runpy.run_path(str(TRAIN), run_name="__main__")
