@@ -57,9 +57,10 @@ class Museum:
         if not (folder / "result.json").exists():
             world = self.folder / "world"
             # Progress is on standard error; what else the parts say of themselves is not shown.
-            with bug(), contextlib.redirect_stdout(io.StringIO()):
+            with contextlib.redirect_stdout(io.StringIO()):
                 draw_world(world, self.scenes, max(2, self.scenes // 10), seed=7)
-                found = measure(folder, world, trained, self.per_type)
+                with bug():
+                    found = measure(folder, world, trained, self.per_type)
             write(folder / "result.json", json.dumps(found, indent=1))
         return read_json(folder / "result.json")
 
@@ -94,8 +95,12 @@ def train(world, folder):
 
 def symptoms(model, tokenizer, questions, pictures):
     """-> [(question, right answer, answer)], one of each type in SYMPTOMS, asked as one batch."""
-    first = [next(i for i, q in enumerate(questions) if q["type"] == kind) for kind in SYMPTOMS]
-    asked = [questions[i] for i in first]
-    said = generate(model, tokenizer, [q["question"] for q in asked], [pictures[i] for i in first],
-                    max_new_tokens=48)
-    return [(q["question"], q["answer"], answer) for q, answer in zip(asked, said)]
+    first = {}
+    for question, picture in zip(questions, pictures):
+        first.setdefault(question["type"], (question, picture))
+    asked, shown = zip(*(first[kind] for kind in SYMPTOMS))
+
+    texts = [question["question"] for question in asked]
+    said = generate(model, tokenizer, texts, shown, max_new_tokens=48)
+    right = [question["answer"] for question in asked]
+    return list(zip(texts, right, said))
