@@ -40,7 +40,7 @@ EXHIBITS = {
         f"{GITHUB}/InternLM/InternLM/issues/318 (and huggingface/transformers/pull/44642)",
         "The data set shifts the labels, and the model shifts them again: next-next-token "
         "prediction. It 'has tripped up a lot of users', says the pull request.",
-        "The loss begins far above the healthy one and stays there; answers are words in no order.",
+        "The loss begins far above the healthy one, and every second word of an answer is missing.",
         "render() puts each label where its id stands, and says so; the model alone shifts."),
     "prompt-trained": Exhibit(
         "The prompt is trained too", bugs.prompt_trained, True,
@@ -82,7 +82,8 @@ EXHIBITS = {
         f"{GITHUB}/huggingface/transformers/pull/33608 (and unslothai/unsloth/issues/3783)",
         "'Image features and image tokens do not match: tokens: 575': what writes the prompt "
         "counts otherwise than the tower. Before that check, masked_scatter took what fitted.",
-        "Asked alone, a question is answered; in a batch each sees a part of another's picture.",
+        "The loss looks well. The first question of a batch is answered, those after it with parts "
+        "of other pictures: the score depends on the size of the batch.",
         "An image has config.image_tokens places, counted from the tower's own size, and "
         "Llava.check_images refuses any other number."),
     "wrong-mean": Exhibit(
@@ -97,7 +98,7 @@ EXHIBITS = {
         "Blue for red", bugs.blue_for_red, False,
         f"{GITHUB}/Geekgineer/YOLOs-CPP/pull/122",
         "OpenCV reads pictures as BGR, and the models were trained on RGB.",
-        "Forms, places and numbers are right; what is red is said to be blue.",
+        "Numbers suffer least; what is red or blue is denied, or called the other.",
         "Pictures come in by images.load_image alone, and preprocess() makes them RGB once more."),
     # ---- how it is asked, and how it computes ----
     "wrong-template": Exhibit(
@@ -105,7 +106,7 @@ EXHIBITS = {
         f"{GITHUB}/haotian-liu/LLaVA/issues/355 (and 207)",
         "Trained with one conversation template and evaluated with another, as a default or the "
         "name of a folder had it.",
-        "The answers are about the picture, but of another form, or they go on without an end.",
+        "Fluent words that are no answer, or half of one, though the model has the picture.",
         "The template is saved beside the weights (minillava.json), and is read there."),
     "rope": Exhibit(
         "RoPE pairs interleaved", bugs.rope_interleaved, False,
