@@ -157,7 +157,7 @@ def test_attention_in_bf16_has_the_gradients_of_fp32():
     q, k, v = (torch.randn(2, heads, 7, 8, requires_grad=True) for heads in (4, 2, 2))
     exact = torch.autograd.grad(attention(q, k, v, is_causal=True).sum(), (q, k, v))
     rounded = [x.detach().bfloat16().requires_grad_() for x in (q, k, v)]
-    assert short_on_cpu(rounded[0], rounded[1], None) and not short_on_cpu(q, k, None)
+    assert short_on_cpu(rounded[0], rounded[1], None, True) and not short_on_cpu(q, k, None, True)
     found = torch.autograd.grad(attention(*rounded, is_causal=True).sum(), rounded)
     for a, b in zip(found, exact):
         torch.testing.assert_close(a.float(), b, rtol=0.05, atol=0.03)
@@ -176,9 +176,12 @@ def test_where_tokens_stand_and_what_they_may_look_at():
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_one_new_token_looks_at_shared_keys_as_each_query_would(masked):
+@pytest.mark.parametrize("kv_heads", [2, 6])
+@pytest.mark.parametrize("many", [1, 2048])
+def test_one_new_token_looks_at_its_keys_whichever_way_is_the_faster(monkeypatch, masked, kv_heads, many):
+    monkeypatch.setattr("minillava.attention.MANY", many)
     torch.manual_seed(0)
-    q, k, v = torch.randn(2, 6, 1, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
+    q, k, v = torch.randn(2, 6, 1, 8), torch.randn(2, kv_heads, 5, 8), torch.randn(2, kv_heads, 5, 8)
     mask = attention_mask(1, 4, torch.tensor([0, 2])) if masked else None
-    repeated = (x.repeat_interleave(3, dim=1) for x in (k, v))
-    torch.testing.assert_close(attention(q, k, v, mask), attention(q, *repeated, mask))
+    fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True)
+    torch.testing.assert_close(attention(q, k, v, mask), fused)
