@@ -28,8 +28,9 @@ FEW_TOKENS = "--max-new-tokens 8"
 COMMANDS = {
     # the chat
     "python chat.py": AS_IT_STANDS,
-    'python chat.py --image scene.png --prompt "How many shapes are there?"': AS_IT_STANDS,
-    'echo "What color is the circle?" | python chat.py --image scene.png --prompt - --json': AS_IT_STANDS,
+    "python chat.py --seed 5": AS_IT_STANDS,
+    'python chat.py --image docs/scene.png --prompt "How many shapes are there?"': AS_IT_STANDS,
+    'echo "What color is the circle?" | python chat.py --image docs/scene.png --prompt - --json': AS_IT_STANDS,
     "python chat.py --model llava": AS_IT_STANDS,
     "python chat.py --model llava --vision clip": "python chat.py --model llava-v1.5-7b --vision clip",
     "python chat.py --model lora --base vicuna --vision clip": AS_IT_STANDS,

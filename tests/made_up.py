@@ -16,6 +16,7 @@ from minillava.toy.scienceqa import make_scienceqa
 from minillava.training.lora import adapter_of, add_lora
 from minillava.weights.adapters import save_adapter
 from minillava.weights.saving import save_original_llava
+from tests.doc_commands import ROOT
 
 
 def write(path, *rows):
@@ -68,7 +69,8 @@ def pictures(root):
         (root / f"{name}_train.json").rename(root / f"{name}_train2014.json")
     shutil.copytree(root / "train", root / "val2014")
     names = sorted(symbols)
-    for name in ("scene.png", "photo.jpg", "FOLDER/photo.png"):
+    shutil.copytree(ROOT / "docs", root / "docs")
+    for name in ("photo.jpg", "FOLDER/photo.png"):
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(root / "train" / names[0], root / name)
 

@@ -6,9 +6,13 @@ import runpy
 import shlex
 import sys
 
+import numpy as np
 import pytest
+import torch
 from torch.distributed.run import get_args_parser
 
+from minillava.images import load_image
+from minillava.toy.scene import Scene
 from tests import made_up
 from tests.doc_commands import ARGUMENTS_ONLY, COMMANDS, DOCUMENTS, NOT_HERE, ROOT, STARTS, all_commands
 from tests.servers import serving
@@ -99,6 +103,42 @@ def read_arguments(parser, *words):
     """In parse_args' place: what is wrong ends the script with 2 as ever, what is right with 0."""
     READ_ARGUMENTS(parser, *words)
     sys.exit(0)
+
+
+# ------------------------------------------------------------------------------- the chats that they show
+
+BLOCK = re.compile(r"^```\n(.*?)^```", re.M | re.S)
+CHATS = [(name, block) for name, text in TEXTS.items() for block in BLOCK.findall(text)
+         if "\nyou> " in block and not re.search(r"\.[a-z]{2}\.md", name)]  # those of translations equal the English ones
+FIGURES = r"\d+ tokens, \d+ tokens/s, the first after [\d.]+ s, context [\d,]+ of [\d,]+"
+
+
+@pytest.mark.parametrize("name, block", CHATS, ids=range(len(CHATS)))
+def test_the_miniature_says_what_the_documents_say_it_does(name, block, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(typed_in(block)) + "\n"))
+    words = ["chat.py", "--seed", "5", "--device", "cpu", "--dtype", "bfloat16"]
+    assert status_of(words, monkeypatch) == 0
+    assert what_is_said(block) == what_is_said(capsys.readouterr().out), (
+        f"a chat in {name} goes otherwise now: python tests/make_chats.py records it anew")
+
+
+def typed_in(chat):
+    """What the person types; after a change of the scene the chat itself asks the last question again."""
+    lines = re.findall(r"^you> (.*)$", chat, re.M)
+    return [line for before, line in zip(["", *lines], lines) if not before.startswith("/scene")]
+
+
+def what_is_said(chat):
+    """The words of all but the person; figures of time are another machine's."""
+    chat = re.sub(r"^(you> .*|\[the picture\])$", "", chat, flags=re.M)
+    return re.sub(FIGURES, "", " ".join(chat.split())).split()
+
+
+def test_the_scene_of_the_readme_is_the_one_of_its_command():
+    torch.manual_seed(5)
+    drawn, shown = np.asarray(Scene.new().picture(), float), np.asarray(load_image(ROOT / "docs/scene.png"), float)
+    assert abs(drawn - shown).mean() < 1
 
 
 # ------------------------------------------------------------------------------- what they name
