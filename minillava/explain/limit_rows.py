@@ -33,7 +33,7 @@ def small_shapes(model, tokenizer, count):
     """An object smaller than a patch
 
     A patch of 16 x 16 pixels becomes one vector. What fills little of it is little of that vector:
-    first the form is lost, then the colour. (The training had shapes of 15 to 28 pixels.)
+    first the shape is lost, then the color. (The training had shapes of 15 to 28 pixels.)
     """
     rng = random.Random(0)
     rows = []
@@ -96,11 +96,11 @@ def counting(model, tokenizer, count):
 
 
 def bag_of_patches(model, tokenizer, count):
-    """A bag of patches: the red of one thing with the form of another
+    """A bag of patches: the red of one thing with the shape of another
 
     The paper's LLaVA said yes to strawberry yogurt where strawberries and yogurt stood apart. Here:
     a red circle, where a red square and a blue circle are. The miniature has been asked such
-    questions in training (ask_exists in toy/questions.py), and that is the cure.
+    questions in training (ask_exists in toy/questions.py), and answers them well.
     """
     rng = random.Random(0)
     rows = []

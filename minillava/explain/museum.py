@@ -4,7 +4,7 @@
     python -m minillava.explain.museum shifted-twice    # one exhibit: curve, score, answers, thread
     python -m minillava.explain.museum --quiz           # which bug is it? find it from these
 
-An exhibit takes a minute the first time: train.py runs a short stage 2 with the bug in it, and once
+An exhibit takes a minute the first time: train.py runs a short stage 2 with the bug in it, and one
 without. Bugs of evaluation need none: the shipped miniature is asked. All of it is kept in --out.
 """
 import argparse
@@ -20,7 +20,7 @@ from minillava.terminal import exit_with, note, print_in_utf8, printable, read_m
 
 CHOICES = 4  # of the quiz, one of them right
 SCORES = [("right answers, %", "seen", "all"), ("    colors", "seen", "color"),
-          ("    forms", "seen", "shape"), ("    numbers", "seen", "total"),
+          ("    shapes", "seen", "shape"), ("    numbers", "seen", "total"),
           ("without a picture, %", "blind", "all")]
 
 
@@ -137,7 +137,7 @@ def main():
     parser.add_argument("name", nargs="?", choices=EXHIBITS, metavar="NAME", help="of an exhibit")
     parser.add_argument("--quiz", action=argparse.BooleanOptionalAction, default=False,
                         help="hide the names, and ask for them")
-    parser.add_argument("--scenes", type=int, default=600, help="that each training learns from")
+    parser.add_argument("--scenes", type=int, default=400, help="that each training learns from")
     parser.add_argument("--per-type", type=int, default=16, help="held-out questions of each type")
     parser.add_argument("--seed", type=int, default=0, help="of the quiz's order")
     parser.add_argument("--out", type=Path, default=Path("runs/museum"))
