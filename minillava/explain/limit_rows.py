@@ -33,7 +33,7 @@ def small_shapes(model, tokenizer, count):
     """An object smaller than a patch
 
     A patch of 16 x 16 pixels becomes one vector. What fills little of it is little of that vector:
-    first the shape is lost, then the color. (The training had shapes of 15 to 28 pixels.)
+    first the shape is lost, then the colour. (The training had shapes of 15 to 28 pixels.)
     """
     rng = random.Random(0)
     rows = []
@@ -50,7 +50,7 @@ def small_shapes(model, tokenizer, count):
         rows.append((f"{side} x {side}", f"{side * side / 256:.2f}",
                      share(ask(model, tokenizer, what_color, scenes), colors),
                      share(ask(model, tokenizer, what_shape, scenes), shapes)))
-    return ("pixels", "patches it fills", "color right", "shape right"), rows
+    return ("pixels", "patches it fills", "colour right", "shape right"), rows
 
 
 def between_places(model, tokenizer, count):
@@ -91,7 +91,7 @@ def counting(model, tokenizer, count):
         right = [f"There {is_or_are(number)} {word} {plural}."] * count
         answers = ask(model, tokenizer, ["How many shapes are there?"] * count, scenes)
         often, times = Counter(answers).most_common(1)[0]
-        rows.append((word, share(answers, right), often.split(" ")[2], times / count))
+        rows.append((word, share(answers, right), often, times / count))
     return ("shapes", "right", "said most often", "so often"), rows
 
 
@@ -119,7 +119,7 @@ def bag_of_patches(model, tokenizer, count):
             absent.append(f"Is there {with_article(f'{other_color} {shapes[1]}')}?")
         rows.append((str(number), *(yes_share(ask(model, tokenizer, asked, scenes))
                                for asked in (there, absent, mixed))))
-    return ("shapes", "yes: it is there", "yes: no such color", "yes: mixed of two"), rows
+    return ("shapes", "yes: it is there", "yes: no such colour", "yes: mixed of two"), rows
 
 
 def wording(model, tokenizer, count):

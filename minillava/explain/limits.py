@@ -13,7 +13,7 @@ from pathlib import Path
 
 from minillava.checkpoint import load_llava
 from minillava.explain import limit_rows
-from minillava.terminal import exit_with, print_in_utf8
+from minillava.terminal import exit_with, print_in_utf8, printable
 from minillava.toy.world import SIDE
 
 LIMITS = {
@@ -33,14 +33,18 @@ def show(limit, model, tokenizer, count):
     title, _, why = limit.__doc__.partition("\n\n")
     columns, rows = limit(model, tokenizer, count)
     print(f"\n{title}\n")
-    for first, *others in (columns, *rows):
-        print(f"  {first:32}" + "".join(f"{cell(value):>20}" for value in others))
+    lines = [[cell(value) for value in row] for row in (columns, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    for line in lines:
+        print("  " + "   ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip())
     print("\n" + textwrap.fill(" ".join(why.split()), 96))
 
 
 def cell(value):
-    """A share in %, anything else as it is."""
-    return f"{100 * value:.0f} %" if isinstance(value, float) else str(value)
+    """A share in %, anything else as it is; a model may have said it."""
+    if isinstance(value, float):
+        return f"{100 * value:.0f} %"
+    return printable(value, keep="")
 
 
 def main():
