@@ -62,8 +62,8 @@ EXHIBITS = {
     "no-stage-1": Exhibit(
         "Stage 1 skipped", bugs.no_stage_1, True,
         f"{GITHUB}/haotian-liu/LLaVA/issues/773 (and table 8 of the paper: 85.81 for 90.92)",
-        "'What is --pretrain_mm_mlp_adapter for?' Without it the projector is a new one, and the "
-        "training runs as well.",
+        "What is --pretrain_mm_mlp_adapter for, the thread asks. Without it the projector is a new "
+        "one, and the training runs as well.",
         "The loss looks nearly healthy, since text alone can be guessed that far; the score is "
         "near that without a picture.",
         "train.py --print names what is read, --init None among it, and the held-out table has a "
@@ -71,8 +71,8 @@ EXHIBITS = {
     "other-projector": Exhibit(
         "The projector of another base", bugs.projector_of_another_base, False,
         f"{GITHUB}/haotian-liu/LLaVA/issues/272 (and 255)",
-        "'You are using Vicuna v1.3, while the pretrained projector was trained based on Vicuna "
-        "v1.1.' The widths are the same, so it loads.",
+        "'You are using Vicuna v1.3 model weights, while the pretrained projector was trained "
+        "based on Vicuna v1.1.' The widths are the same, so it loads.",
         "Good sentences about a picture that is not there: the score is that without a picture.",
         "A whole LLaVA is one folder with its projector in it. Of parts put together by hand "
         "nothing can tell: compare with the score without a picture."),
@@ -88,7 +88,7 @@ EXHIBITS = {
         "Llava.check_images refuses any other number."),
     "wrong-mean": Exhibit(
         "Pixels scaled by the wrong mean", bugs.wrong_mean, False,
-        f"{GITHUB}/apple/coreai-models/issues/82 (and mlfoundations/open_clip/issues/204)",
+        f"{GITHUB}/apple/coreai-models/pull/105 (and mlfoundations/open_clip/issues/204)",
         "One tower wants CLIP's mean and deviation, another 0.5 and 0.5, and each runs with both. "
         "With the right one the model 'identifies background colors more correctly'.",
         "Some answers are wrong, none is strange.",

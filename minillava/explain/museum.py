@@ -57,6 +57,8 @@ def symptoms(well, ill, title):
     curves = {"healthy": well["losses"], title: ill["losses"]}
     if ill["losses"]:
         print("\n".join(in_characters(curves)) + "\n")
+    else:
+        print("Nothing is trained: the shipped miniature is asked.\n")
 
     print(f"{'':32}{'healthy':>10}{'with the bug':>14}")
     if ill["losses"]:
