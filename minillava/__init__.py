@@ -33,7 +33,7 @@ A room for each part of the paper; a room uses only those above it:
     instruct/          section 3: captions and boxes become instruction data, by a teacher
     evaluation/        section 5: answers, benchmarks, the judge, ScienceQA
     toy/               the synthetic world, its teacher, its backbones, the shipped weights
-    explain/           what teaches by running: a look inside the model, step by step
+    explain/           what teaches by running: a look inside the model, famous bugs, its limits
 
     ../train.py, ../chat.py, ../eval_scienceqa.py
 
