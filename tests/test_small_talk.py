@@ -95,6 +95,29 @@ def test_whatever_is_asked_about_an_odd_picture_it_is_not_known():
         assert check_small_talk.says_so(pairs[0][1])
 
 
+def test_kinds_are_counted_and_descriptions_asked_for_in_other_words_are_the_same():
+    things = read(BOXES)
+    asked = dict(chats.ask_any(things, random.Random(seed)) for seed in range(300))
+    assert asked["Are there any stars?"] == "Yes, there is one star."
+    assert asked["Do you see any red shapes?"] == "Yes, there are two red shapes."
+    assert asked["Are there triangles in the image?"] == "No, there are no triangles."
+    told = [chats.about_scene(things, random.Random(seed)) for seed in range(900)]
+    assert len({answer for question, answer in told if question in (*chats.TELL_ME, *chats.DETAIL)}) == 1
+    assert set(chats.TELL_ME) <= {question for question, _ in told}
+
+
+def test_what_an_image_shows_is_not_known_where_there_is_none():
+    answers = [pair for seed in range(200) for pair in chats.text_chat(random.Random(seed))]
+    unseen = [question for question, answer in answers if answer == chats.NO_IMAGE]
+    assert len(unseen) > 20 and not any("There is no" in answer for _, answer in answers)
+
+
+def test_a_slip_is_one_letter():
+    for seed in range(200):
+        typed = talk.mistyped("How many shapes are there?", random.Random(seed))
+        assert abs(len(typed) - 26) <= 1 and sorted(set(typed) - set("How many shapes are there?")) == []
+
+
 @pytest.mark.parametrize("kind", oddities.KINDS)
 def test_an_odd_picture_is_drawn_by_its_seed_alone(kind):
     one, same, other = (oddities.KINDS[kind](random.Random(seed)) for seed in (3, 3, 4))
