@@ -154,7 +154,8 @@ def split(path, share, out, seed):
         if len(apart) < share * len(samples):
             apart.update(pictures[name])
     if len(apart) == len(samples):
-        raise ValueError(f"--val {share} of {len(samples)} samples leaves none to learn from")
+        raise ValueError(f"--val {share} of {len(samples)} samples leaves none to learn from; "
+                         "add some, or leave --val out")
     write_samples(out / "train.json", [s for n, s in enumerate(samples) if n not in apart])
     write_samples(out / "val.json", [samples[n] for n in sorted(apart)])
 
