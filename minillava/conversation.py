@@ -13,8 +13,9 @@ text is left out here; -200 is IMAGE_TOKEN, -100 IGNORE_INDEX):
 
 What is learned is the answer and the end token. A conversation is first written as pieces that
 say of themselves whether they are learned; each run of text of one kind is then encoded by
-itself, so that no boundary is ever searched for in the ids. This gives the ids of the whole text,
-since a piece of LLaMA's vocabulary begins with a space or has none: no token reaches over ": A".
+itself, so that no boundary is ever searched for in the ids. These are the ids of the whole text
+encoded at once: in LLaMA's vocabulary a space stands only where a piece begins, so that no token
+reaches across ": A".
 """
 from dataclasses import dataclass
 from itertools import groupby
@@ -108,7 +109,7 @@ def render(turns, tokenizer, template, image_tokens):
 def joined(pieces):
     """Pieces (text or [ids], learned), with neighbouring texts of one kind put together.
 
-    "USER: ", "What" -> "USER: What", since no token may end where two pieces happen to meet.
+    "USER: ", "What" -> "USER: What": tokens must not break where two pieces happen to meet.
     """
     def kind(piece):
         return isinstance(piece[0], str), piece[1]

@@ -1,10 +1,12 @@
 """Every command of the documents is run; every flag, file and link that they name exists."""
 import argparse
+import ast
 import io
 import re
 import runpy
 import shlex
 import sys
+import tokenize
 
 import numpy as np
 import pytest
@@ -155,6 +157,28 @@ def test_every_file_of_the_project_that_they_name_is_there():
     for name, text in TEXTS.items():
         for path in re.findall(r"`((?:minillava|tests|docs|\.ci)/[\w./-]*)`", text):
             assert (ROOT / path).exists(), f"{name} speaks of {path}, which is not there"
+
+
+def test_the_core_is_as_short_as_the_readme_says():
+    table = TEXTS["README.md"].partition("## Read it")[2].partition("\n\n[")[0]
+    core = re.findall(r"^\| `(minillava/\w+\.py)`", table, re.M)
+    files, lines = re.search(r"The core is (\d+) files and about ([\d,]+) lines", TEXTS["README.md"]).groups()
+    assert len(core) == int(files)
+    assert sum(map(code_lines, core)) == pytest.approx(int(lines.replace(",", "")), rel=0.05)
+
+
+def code_lines(path):
+    """Lines of a file less blank ones, comments and docstrings."""
+    source = (ROOT / path).read_text(encoding="utf-8")
+    layout = {getattr(tokenize, name) for name in ("COMMENT", "NL", "NEWLINE", "INDENT", "DEDENT", "ENDMARKER")}
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in layout:
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            lines -= set(range(node.lineno, node.end_lineno + 1))
+    return len(lines)
 
 
 def test_every_flag_that_they_name_is_one():
