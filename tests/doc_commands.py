@@ -138,7 +138,7 @@ NOT_HERE = {
     "python -m pytest": "is this",
     "python tests/check_mutants.py": "runs the tests again and again, for an hour",
     "python tests/gpu/check.py": "needs a GPU",
-    "python tests/make_chats.py": "changes the documents",
+    "python tests/make_docs.py": "changes the documents",
 }
 
 

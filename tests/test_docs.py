@@ -122,7 +122,7 @@ def test_the_miniature_says_what_the_documents_say_it_does(name, block, tmp_path
     words = ["chat.py", "--seed", "5", "--device", "cpu", "--dtype", "bfloat16"]
     assert status_of(words, monkeypatch) == 0
     assert what_is_said(block) == what_is_said(capsys.readouterr().out), (
-        f"a chat in {name} goes otherwise now: python tests/make_chats.py records it anew")
+        f"a chat in {name} goes otherwise now: python tests/make_docs.py records it anew")
 
 
 def typed_in(chat):

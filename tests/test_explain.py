@@ -3,12 +3,16 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from minillava.checkpoint import load_llava
 from minillava.explain import overview, walk
 from minillava.explain.walk import main  # noqa: F401: what `run` calls
 from minillava.generate import generate
 
 ROOT = Path(__file__).parent.parent
+PICTURES = ("attention.png", "words.png", "cache.png", "mask_training.png", "mask_decoding.png")  # in docs/ too
 
 
 def test_the_walk_follows_the_miniature_to_its_own_answer(tmp_path, run):
@@ -33,8 +37,12 @@ def test_the_walk_follows_the_miniature_to_its_own_answer(tmp_path, run):
     first, second = map(int, re.findall(r"a prefill of (\d+) tokens", done.out))
     assert first > model.config.image_tokens > second
 
-    names = {path.name for path in tmp_path.glob("*.png")}
-    assert {"patches.png", "attention.png", "mask_training.png", "mask_decoding.png", "cache.png"} <= names
+    # the documents show what it draws
+    for name in PICTURES:
+        drawn, shown = Image.open(tmp_path / name), Image.open(ROOT / "docs" / name)
+        assert drawn.size == shown.size and abs(np.asarray(drawn, float) - np.asarray(shown, float)).mean() < 2, (
+            f"docs/{name} is of other weights: python tests/make_docs.py draws it anew")
+    assert (tmp_path / "patches.png").exists()
 
 
 def test_what_is_wrong_is_one_line(tmp_path, run):

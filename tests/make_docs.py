@@ -1,9 +1,11 @@
-"""Records the chats of the documents anew, where new weights say something else: python tests/make_chats.py
+"""The chats and pictures of the documents anew, where new weights say something else: python tests/make_docs.py
 
-What is typed stays; what the miniature says, and how fast, is what it says here. The translations of the README's
-first page get the same blocks.
+Of a chat what is typed stays; what the miniature says, and how fast, is what it says here. The translations of the
+README's first page get the same blocks. The pictures are those that minillava.explain.walk draws.
 """
 import re
+import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -13,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 from tests.doc_commands import DOCUMENTS  # noqa: E402
 from tests.pseudo_terminal import PseudoTerminal  # noqa: E402
 from tests.test_docs import BLOCK, typed_in  # noqa: E402
+from tests.test_explain import PICTURES  # noqa: E402
 
 
 def record(block):
@@ -31,7 +34,16 @@ def record(block):
     return "\n".join(one_picture) + "\n"
 
 
+def draw():
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "minillava.explain.walk", "--out", folder]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        for name in PICTURES:
+            shutil.copyfile(Path(folder) / name, ROOT / "docs" / name)
+
+
 def main():
+    draw()
     recorded = {}  # {old block: new block}
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
