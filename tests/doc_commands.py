@@ -41,6 +41,11 @@ COMMANDS = {
     "python chat.py --model llava-7b-int4": AS_IT_STANDS,
     "python -m minillava.explain.look": "--scenes 2",
     "python -m minillava.explain.walk": AS_IT_STANDS,
+    "python -m minillava.explain.museum prompt-trained": "--scenes 20 --per-type 1",
+    "python -m minillava.explain.museum shifted-twice": "--scenes 20 --per-type 1",
+    "python -m minillava.explain.museum --quiz": "--scenes 20 --per-type 1",
+    "python -m minillava.explain.ablations --only stage-1": ARGUMENTS_ONLY,  # two trainings a seed
+    "python -m minillava.explain.limits": "--count 1",
 
     # weights
     "python -m minillava.weights apply-delta --base llama --delta delta --out llava":
@@ -70,6 +75,7 @@ COMMANDS = {
     "python train.py --recipe v1.5-finetune --print": AS_IT_STANDS,
     "python chat.py --model runs/finetune/llava --image photo.jpg": AS_IT_STANDS,
     "python -m minillava.toy.backbones --out runs/backbones": ARGUMENTS_ONLY,
+    "python -m minillava.toy.miniature": "--heldout 12 --per-type 1",
     "python -m minillava.toy.miniature --model runs/own/llava": "--heldout 12 --per-type 1",
     "python -m minillava.toy.own pink --out pink": "--pictures 4",
     "python -m minillava.toy.own pink --out pink-new --pictures 110 --split val": "--pictures 2",
