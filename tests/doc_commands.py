@@ -24,7 +24,7 @@ TINY = "--scenes 12 --heldout 12 --per-type 1"
 SHORT = "--min-steps 2 --epochs 1"
 FEW_TOKENS = "--max-new-tokens 8"
 
-# What was not downloaded is the miniature in the layout that the command is about (made_up_folders in test_docs.py).
+# For what is not downloaded here the miniature stands, in the layout that the command is about (made_up.py).
 COMMANDS = {
     # the chat
     "python chat.py": AS_IT_STANDS,
