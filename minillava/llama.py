@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from minillava.attention import attention, attention_mask, token_positions
+from minillava.attention import attention, attention_mask, recomputed, token_positions
 
 # Tokens by which a KV cache grows.
 BLOCK = 256
@@ -54,6 +54,9 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
+        return recomputed(self.normalize, x)
+
+    def normalize(self, x):
         # PyTorch computes it in fp32: the mean of squares overflows fp16 and loses digits in bf16.
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
@@ -193,8 +196,11 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(inner, D, bias=False)
 
     def forward(self, x):
-        gate = F.silu(self.gate_proj(x))          # [B,T,inner]
-        return self.down_proj(gate * self.up_proj(x))
+        return recomputed(self.gated, self.gate_proj(x), self.up_proj(x))
+
+    def gated(self, gate, up):
+        """both [B,T,inner] -> [B,T,D]"""
+        return self.down_proj(F.silu(gate) * up)
 
 
 class Block(nn.Module):

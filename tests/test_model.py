@@ -9,7 +9,7 @@ from minillava.attention import (
     short_on_cpu,
     token_positions,
 )
-from minillava.llama import LanguageConfig, RMSNorm
+from minillava.llama import Block, LanguageConfig, RMSNorm, rotary_table
 from minillava.llava import (IGNORE_INDEX, IMAGE_TOKEN, Llava, LlavaConfig, find_places,
                              summed_cross_entropy)
 from minillava.training.optimizer import forward_backward_in, make_optimizers, take_step
@@ -161,6 +161,29 @@ def test_attention_in_bf16_has_the_gradients_of_fp32():
     found = torch.autograd.grad(attention(*rounded, is_causal=True).sum(), rounded)
     for a, b in zip(found, exact):
         torch.testing.assert_close(a.float(), b, rtol=0.05, atol=0.03)
+
+
+def test_what_is_recomputed_has_the_same_gradients_and_takes_less_memory(monkeypatch):
+    torch.manual_seed(0)
+    config = LanguageConfig(50, 64, 172, 1, 4)
+    block = Block(config).bfloat16()
+    x = torch.randn(2, 60, 64).bfloat16().requires_grad_()
+    rope = rotary_table(config, 60, "cpu", torch.bfloat16)[:, None]
+
+    def gradients_and_bytes():
+        kept = {}
+        def keep(tensor):
+            kept[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            y = block(x, rope, None, None, 0)
+        return torch.autograd.grad(y.square().sum(), (x, *block.parameters())), sum(kept.values())
+
+    found, less = gradients_and_bytes()
+    for module in ("attention", "llama"):
+        monkeypatch.setattr(f"minillava.{module}.recomputed", lambda step, *inputs: step(*inputs))
+    expected, more = gradients_and_bytes()
+    assert all(map(torch.equal, found, expected)) and less < 0.75 * more
 
 
 def test_where_tokens_stand_and_what_they_may_look_at():
