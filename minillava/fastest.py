@@ -9,6 +9,7 @@ candidates are timed on real layers of the model, in tens of milliseconds.
 
 On a CPU alone, and for answering alone: what is trained stays as it is.
 """
+import copy
 import sys
 import time
 from functools import partial
@@ -22,7 +23,7 @@ from minillava.linear import Int8Linear
 # So many layers are timed in turn, so that none is still in the processor's cache; so many times.
 LAYERS = 3
 ROUNDS = 5
-# Weights of a layer up to which fp32 may be tried: twice the memory, in a small model only.
+# Weights of a layer up to which fp32 is tried: twice the memory, hence for a small model only.
 SMALL = 2**20
 # A candidate replaces what is there if it takes at most this part of its time.
 GAIN = 0.9
@@ -85,7 +86,8 @@ def choose_products(language_model, rows=1, verbose=False):
     """Gives the linear layers the product that is the fastest for so many rows, by a trial.
 
     The layers that are like those of the first blocks are replaced, the head among them unless it
-    is tied to the embedding. `verbose` prints what was found, on stderr.
+    is tied to the embedding. Where fp32 wins, the whole language model is put into it: in a small
+    one the other steps are the faster in it too. `verbose` prints what was found, on stderr.
     """
     if language_model.embed_tokens.weight.device.type != "cpu":
         return
@@ -100,7 +102,9 @@ def choose_products(language_model, rows=1, verbose=False):
         best = "as it is"
     if verbose:
         print(trial_lines(layers[0], rows, seconds, best), file=sys.stderr)
-    if best != "as it is":
+    if best == "in fp32":
+        language_model.float()
+    elif best != "as it is":
         replace_layers(language_model, type(layers[0]), candidates[best])
 
 
@@ -112,8 +116,12 @@ def candidates_for(layer, dtype, rows):
     if type(layer) is nn.Linear and dtype != torch.float16:
         candidates["in fp16"] = partial(KeptLinear, dtype=torch.float16, few=rows)
     if type(layer) is nn.Linear and dtype != torch.float32 and layer.weight.numel() <= SMALL:
-        candidates["in fp32"] = partial(KeptLinear, dtype=torch.float32, few=rows)
+        candidates["in fp32"] = in_fp32
     return candidates
+
+
+def in_fp32(layer):
+    return copy.deepcopy(layer).float()
 
 
 @torch.inference_mode()
@@ -122,9 +130,10 @@ def trial(candidates, x):
     seconds = dict.fromkeys(candidates, float("inf"))
     for _ in range(ROUNDS):
         for name, layers in candidates.items():
+            given = x.float() if name == "in fp32" else x
             for layer in layers:
                 start = time.perf_counter()
-                layer(x)
+                layer(given)
                 seconds[name] = min(seconds[name], time.perf_counter() - start)
     return seconds
 

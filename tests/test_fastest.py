@@ -54,7 +54,9 @@ def test_the_miniature_answers_the_same_whatever_is_taken(monkeypatch, name, cap
     assert generate(model, tokenizer, *questions, max_new_tokens=24) == before
     assert f"{name:20}    0.000   <- taken" in capsys.readouterr().err
     kinds = {type(layer) for name, layer in model.language_model.named_modules() if name.endswith(("proj", "head"))}
-    assert kinds == {nn.Linear if name == "as it is" else KeptLinear}
+    assert kinds == {KeptLinear if name == "in fp16" else nn.Linear}
+    dtypes = {p.dtype for p in model.language_model.parameters()}
+    assert (dtypes == {torch.float32}) == (name == "in fp32")
 
 
 def test_a_head_that_is_the_embedding_too_stays(monkeypatch):
