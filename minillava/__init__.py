@@ -24,6 +24,7 @@ What stands around the core, and reaches into the rooms:
 
     checkpoint.py      the front door of weights: load_llava, load_language, save_llava
     fastest.py         the fastest product of a linear layer on this machine
+    theirs.py          the same work in transformers, for bench
     bench.py           the measurements: loading, prefill, decoding, a training step
 
 A room for each part of the paper; a room uses only those above it:

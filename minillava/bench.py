@@ -11,9 +11,8 @@ batch and dtype, where that can be imported; it is never needed. The programs ta
 medians are compared. But for the miniature's, weights are random: nothing is downloaded.
 """
 import argparse
-import importlib
-import importlib.util
 import json
+import multiprocessing
 import statistics
 import tempfile
 import time
@@ -30,10 +29,11 @@ from minillava.linear import BLOCK, Int4Linear, in_blocks, kernel_block
 from minillava.llama import KVCache, LanguageConfig, LanguageModel
 from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN, Llava, LlavaConfig
 from minillava.terminal import exit_with
+from minillava.theirs import has_transformers, open_in_transformers, their_steps, their_training
 from minillava.tokenizer import Tokenizer
+from minillava.training import plan
 from minillava.training.allocator import keep_freed_memory
 from minillava.training.optimizer import forward_backward_in, make_optimizers, take_step
-from minillava.training.plan import count, step_flops
 from minillava.training.recipes import RECIPES
 from minillava.vit import VisionConfig
 from minillava.weights.devices import find_device
@@ -47,9 +47,10 @@ LLAMA_140M = LanguageConfig(32064, 768, 2048, 12, 12)
 SHAPES = ("miniature", "1.4B", "7B", "140M")
 STAGES = {1: RECIPES["v1.5-pretrain"], 2: RECIPES["v1.5-finetune"]}
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-TEXT = 64    # tokens of a prompt, beside its image
-ANSWER = 32  # tokens that are decoded
-TURN = 20    # tokens of a second question
+PICTURE = 576  # image tokens of LLaVA-1.5
+TEXT = 64      # tokens of a prompt, beside its image
+ANSWER = 32    # tokens that are decoded
+TURN = 20      # tokens of a second question
 
 
 def main():
@@ -163,12 +164,15 @@ def answering(shape, folder, dtype, kinds, limits, device, rounds):
         choose_products(model.language_model)
         runners = {"minillava": our_steps(model)}
         if theirs is not None:
-            runners["transformers"] = their_steps(theirs, model)
+            runners["transformers"] = their_steps(theirs, *prompt(model), ANSWER)
         for step in floor:
             of_step = {who: steps[step] for who, steps in runners.items() if step in steps}
             with torch.inference_mode():
                 taken = race(of_step, rounds)
-            yield row(name, step, taken, floor[step])
+            figure = row(name, step, taken, floor[step])
+            if step == "decode":
+                figure["of_kernel"] = kernel_floor(model.language_model) / figure["seconds"]
+            yield figure
 
 
 def write_random(config, folder):
@@ -201,16 +205,33 @@ def floors(model, limits, multiply):
     used = model.config.vision_feature_layer % (blocks + 1) / blocks
     head = language.lm_head.weight
     per_token = 2 * matrices(language.layers)
-    read = sum(tensor.nbytes for part in (language.layers, language.lm_head)
-               for tensor in part.state_dict().values())
+    read = read_bytes(language)
     patches = model.config.image_tokens
-    vit = 2 * (used * count(vision) * (patches + 1) + count(model.mm_projector) * patches)
+    vit = 2 * (used * plan.count(vision) * (patches + 1) + plan.count(model.mm_projector) * patches)
     return {
         "ViT": vit / multiply,
         "prefill": (vit + per_token * (patches + TEXT) + 2 * head.numel()) / multiply,
         "decode": read / limits["read"],
         "second turn": max((per_token * TURN + 2 * head.numel()) / multiply, read / limits["read"]),
     }
+
+
+@torch.inference_mode()
+def kernel_floor(language_model):
+    """Seconds for all weights of a token at the speed of the blocks' up_proj, run by themselves."""
+    layers = [block.mlp.up_proj for block in language_model.layers]
+    x = language_model.embed_tokens.weight[:1]
+    alone = min(seconds(lambda: [layer(x) for layer in layers]) for _ in range(5))
+    return alone * read_bytes(language_model) / sum(map(bytes_of, layers))
+
+
+def read_bytes(language_model):
+    """Bytes of weights that a token reads: all but the embedding."""
+    return bytes_of(language_model.layers) + bytes_of(language_model.lm_head)
+
+
+def bytes_of(module):
+    return sum(tensor.nbytes for tensor in module.state_dict().values())
 
 
 def matrices(module):
@@ -247,13 +268,55 @@ def our_steps(model):
     }
 
 
-def training(stage, dtype, limits, device, rounds):
-    """A training step of four samples: 256 image tokens, 128 of text, of which 80 are learned.
+# ---- training ----
 
-    Both programs have the memory settings of train.py, since they share the process.
-    """
-    keep_freed_memory()
+
+def training(stage, dtype, limits, device, rounds):
+    """A training step of four samples: 256 image tokens, 128 of text, of which 80 are learned."""
     config = LlavaConfig(VIT_B, LLAMA_140M)
+    runners = {"minillava": Apart(our_training, config, stage, DTYPES[dtype], device)}
+    if has_transformers():
+        runners["transformers"] = Apart(training_of_theirs, config, stage, DTYPES[dtype], device)
+
+    taken = race(runners, rounds)
+    skeleton = plan.skeleton(config, STAGES[stage])
+    floor = plan.step_flops(skeleton, STAGES[stage], 4 * 384, 4) / limits[dtype]
+    figure = row(f"140M {dtype}", f"training step, stage {stage}", taken, floor)
+    figure |= {f"{who}_peak_gb": runner.end() / 1e9 for who, runner in runners.items()}
+    return figure
+
+
+class Apart:
+    """A step in a process of its own: what memory it takes, and how it is managed, is its alone."""
+
+    def __init__(self, make_step, *args):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, other_end = context.Pipe()
+        process = context.Process(target=take_steps, args=(other_end, make_step, *args), daemon=True)
+        process.start()
+
+    def __call__(self):
+        """One step there -> its seconds."""
+        self.pipe.send("step")
+        return self.pipe.recv()
+
+    def end(self):
+        """-> bytes of memory at the worst moment"""
+        self.pipe.send("end")
+        return self.pipe.recv()
+
+
+def take_steps(pipe, make_step, *args):
+    step = make_step(*args)
+    while pipe.recv() == "step":
+        pipe.send(seconds(step))
+    if torch.cuda.is_available():
+        return pipe.send(torch.cuda.max_memory_allocated())
+    import resource  # Windows has none
+    pipe.send(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def model_and_batch(config, stage, device):
     torch.manual_seed(0)
     model = Llava(config).to(device)
     model.freeze_for(stage)
@@ -262,15 +325,13 @@ def training(stage, dtype, limits, device, rounds):
     labels = ids.clone()
     labels[:, :-80] = IGNORE_INDEX
     pixels = torch.randn(4, 3, 224, 224, device=device)
-
-    runners = {"minillava": our_training(model, DTYPES[dtype], ids, pixels, labels)}
-    if has_transformers():
-        runners["transformers"] = their_training(model, stage, DTYPES[dtype], ids, pixels, labels)
-    floor = step_flops(model, STAGES[stage], ids.numel(), len(pixels)) / limits[dtype]
-    return row(f"140M {dtype}", f"training step, stage {stage}", race(runners, rounds), floor)
+    return model, ids, pixels, labels
 
 
-def our_training(model, dtype, ids, pixels, labels):
+def our_training(config, stage, dtype, device):
+    """A step as train.py takes it, its memory settings included."""
+    keep_freed_memory()
+    model, ids, pixels, labels = model_and_batch(config, stage, device)
     for p in model.parameters():
         if not p.requires_grad:
             p.data = p.data.to(dtype)
@@ -281,6 +342,11 @@ def our_training(model, dtype, ids, pixels, labels):
         take_step(optimizers)
 
     return step
+
+
+def training_of_theirs(config, stage, dtype, device):
+    model, ids, pixels, labels = model_and_batch(config, stage, device)
+    return their_training(model, stage, dtype, ids, pixels, labels)
 
 
 def decoding_7b(limits, rounds):
@@ -298,11 +364,12 @@ def decoding_7b(limits, rounds):
     for layer in model.modules():
         if isinstance(layer, Int4Linear):
             layer.weight = in_blocks(layer.weight, kernel_block() or BLOCK)
-    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
-    read = weights - model.embed_tokens.weight.nbytes
+    weights, read = bytes_of(model), read_bytes(model)
 
-    # Every step runs one token more, as in an answer.
+    # Every step runs one token more, as in an answer to a question about a picture.
     cache = KVCache(LLAMA_7B, 1, "cpu", torch.bfloat16)
+    cache.make_room(PICTURE + TEXT)
+    cache.length = PICTURE + TEXT
     token = torch.ones(1, 1, dtype=torch.int64)
 
     def step():
@@ -312,77 +379,6 @@ def decoding_7b(limits, rounds):
     with torch.inference_mode():
         taken = race({"minillava": step}, 4 * rounds)
     return row("7B int4", "decode", taken, read / limits["read"]) | {"weights_gb": weights / 1e9}
-
-
-# ---- the same in transformers ----
-
-
-def has_transformers():
-    return importlib.util.find_spec("transformers") is not None
-
-
-def open_in_transformers(folder, dtype, device):
-    transformers = importlib.import_module("transformers")
-    transformers.utils.logging.disable_progress_bar()
-    cls = transformers.LlavaForConditionalGeneration
-    return cls.from_pretrained(folder, dtype=dtype).to(device).eval()
-
-
-class Clock:
-    """A streamer for their generate: notes when each token comes, and the prompt before them."""
-
-    def __init__(self):
-        self.times = []
-
-    def put(self, tokens):
-        self.times.append(time.perf_counter())
-
-    def end(self):
-        pass
-
-
-def their_steps(theirs, model):
-    """{step: function}, on the same prompt."""
-    ids, pixels = prompt(model)
-    ids = ids.masked_fill(ids == IMAGE_TOKEN, theirs.config.image_token_index)
-    pixels = pixels.to(theirs.dtype)
-    mask = torch.ones_like(ids)
-
-    def decode():
-        clock = Clock()
-        theirs.generate(input_ids=ids, pixel_values=pixels, attention_mask=mask, streamer=clock,
-                        min_new_tokens=ANSWER + 1, max_new_tokens=ANSWER + 1, do_sample=False)
-        return (clock.times[-1] - clock.times[1]) / ANSWER
-
-    return {
-        "ViT": lambda: theirs.get_image_features(pixel_values=pixels),
-        "prefill": lambda: theirs(input_ids=ids, pixel_values=pixels, attention_mask=mask,
-                                  logits_to_keep=1),
-        "decode": decode,
-    }
-
-
-def their_training(model, stage, dtype, ids, pixels, labels):
-    """Their model of the same shapes, fused AdamW, autocast where the dtype is not fp32."""
-    with tempfile.TemporaryDirectory() as folder:
-        save_llava(model, Tokenizer.load(TOY / "vicuna"), folder)
-        theirs = open_in_transformers(folder, torch.float32, ids.device).train()
-    # The same parts are trained, in fp32; autocast is their mixed precision.
-    for name, p in theirs.named_parameters():
-        p.requires_grad_("projector" in name or stage == 2 and "vision_tower" not in name)
-    trained = [p for p in theirs.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-5, weight_decay=0.0, fused=True)
-    ids = ids.masked_fill(ids == IMAGE_TOKEN, theirs.config.image_token_index)
-
-    def step():
-        with torch.autocast(ids.device.type, dtype, enabled=dtype != torch.float32):
-            output = theirs(input_ids=ids, pixel_values=pixels, labels=labels,
-                            attention_mask=torch.ones_like(ids))
-        output.loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
 
 
 # ---- what is shown ----
@@ -407,8 +403,13 @@ def ceiling_line(limits):
 def figure_line(figure):
     line = (f"{figure['model']:16} {figure['step']:24} {1000 * figure['seconds']:10.2f} ms"
             f"{100 * figure['of_ceiling']:8.1f} % of the ceiling")
+    if "of_kernel" in figure:
+        line += f"{100 * figure['of_kernel']:8.1f} % of its best product"
     if "ratio" in figure:
         line += f"{figure['ratio']:8.2f} x transformers"
+    if "transformers_peak_gb" in figure:
+        part = figure["minillava_peak_gb"] / figure["transformers_peak_gb"]
+        line += f", {part:.2f} x its peak memory"
     return line
 
 

@@ -38,14 +38,15 @@ def test_runners_take_turns(monkeypatch):
     assert turns == list("abababab")
 
 
-@pytest.mark.parametrize("stage", [1, 2])
-def test_a_training_step_is_measured(monkeypatch, stage):
-    monkeypatch.setattr(bench, "keep_freed_memory", lambda: None)
+def test_a_training_step_is_measured_in_a_process_of_its_own(monkeypatch, capsys):
     monkeypatch.setattr(bench, "has_transformers", lambda: False)
     monkeypatch.setattr(bench, "VIT_B", VisionConfig(32, 48, 2, 2, 224, 14))
     monkeypatch.setattr(bench, "LLAMA_140M", LanguageConfig(32064, 32, 48, 2, 2))
-    figure = bench.training(stage, "fp32", {"fp32": 1e9}, "cpu", 1)
-    assert figure["step"] == f"training step, stage {stage}" and figure["of_ceiling"] > 0
+    figure = bench.training(2, "fp32", {"fp32": 1e9}, "cpu", 1)
+    assert figure["step"] == "training step, stage 2" and figure["of_ceiling"] > 0
+    assert 0.05 < figure["minillava_peak_gb"] < 2
+    theirs = {"transformers_seconds": 9.0, "ratio": 2.0, "transformers_peak_gb": 2 * figure["minillava_peak_gb"]}
+    assert bench.figure_line(figure | theirs).endswith("2.00 x transformers, 0.50 x its peak memory")
 
 
 def test_four_bits_are_built_without_sixteen(monkeypatch):
