@@ -3,7 +3,8 @@
     python tests/gpu/check.py
 
 Is the flash kernel what runs? Does a model of the 1B class train in bf16 under FSDP2, and resume to the same losses?
-Tokens/s, MFU and peak memory of LLaVA-7B's shapes, as many layers as fit, beside what `--plan` foretells.
+Tokens/s, MFU and peak memory of LLaVA-7B's shapes, as many layers as fit, beside what `--plan` foretells. How fast do
+7B shapes decode in bf16, and what does `python -m minillava.bench` say there? (Written without a GPU: it was never run.)
 """
 import dataclasses
 import json
@@ -18,10 +19,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
+from minillava import bench  # noqa: E402
 from minillava.attention import attention  # noqa: E402
 from minillava.checkpoint import TOY  # noqa: E402
 from minillava.instruct.symbols import read_symbols  # noqa: E402
-from minillava.llama import LanguageConfig, LanguageModel  # noqa: E402
+from minillava.llama import KVCache, LanguageConfig, LanguageModel  # noqa: E402
 from minillava.llava import Llava, LlavaConfig  # noqa: E402
 from minillava.tokenizer import Tokenizer  # noqa: E402
 from minillava.toy import annotations  # noqa: E402
@@ -43,10 +45,15 @@ def flash():
             k = torch.randn(2, heads, 2048, 128, device="cuda", dtype=torch.bfloat16)
             attention(q, k, k, is_causal=causal).sum().backward()
     print("flash kernel: runs, forward and backward, also with grouped heads")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        attention(q, k, k, is_causal=True).sum().backward()
+    fused = [event.key[:70] for event in seen.key_averages()
+             if any(word in event.key for word in ("flash", "fmha", "cudnn"))]
+    print("left to choose, PyTorch runs", *fused, sep="\n    ")
 
 
 def one_billion(folder):
-    """train.py itself on the toy world, with a Llama of 1.1B random weights; 12 steps, and 6 + 6 after a resume."""
+    """train.py itself on the toy world, with a Llama of 1.1B random weights; 8 steps, and again, killed and resumed."""
     tokenizer = Tokenizer.load(TOY / "vicuna")
     config = LanguageConfig(tokenizer.vocab_size, 2048, 5632, 22, 32, 4, rms_norm_eps=1e-5)
     torch.manual_seed(0)
@@ -68,8 +75,9 @@ def one_billion(folder):
     run.wait()
     subprocess.run([*command, "--out", folder / "cut", "--resume"], check=True, stderr=subprocess.DEVNULL)
     whole, cut = losses(folder / "whole"), losses(folder / "cut")
-    print(f"1.1B, FSDP2 on one GPU, bf16: loss {whole[0]:.3f} -> {whole[-1]:.3f} in {len(whole)} steps; killed and resumed, losses "
-          f"differ by at most {max(abs(a - b) for a, b in zip(whole, cut, strict=True)):.2g}")
+    difference = max(abs(a - b) for a, b in zip(whole, cut, strict=True))
+    print(f"1.1B, FSDP2 on one GPU, bf16: loss {whole[0]:.3f} -> {whole[-1]:.3f} in {len(whole)} steps; "
+          f"killed and resumed, losses differ by at most {difference:.2g}")
 
 
 def seven_billion(stage, layers, samples, length=2048, steps=5):
@@ -113,6 +121,30 @@ def seven_billion(stage, layers, samples, length=2048, steps=5):
           f"(planned {foretold / 2**30:.1f}, {foretold / used - 1:+.0%})")
 
 
+@torch.inference_mode()
+def decode(tokens=64):
+    """A Vicuna-7B of random bf16 weights, after 640 tokens: the part of the memory's speed that a token reaches."""
+    config = SIZE_7B.language_config
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda"):
+        model = LanguageModel(config)
+    torch.set_default_dtype(torch.float32)
+    cache = KVCache(config, 1, "cuda", torch.bfloat16)
+    embeddings = torch.randn(1, 640, config.hidden_size, device="cuda", dtype=torch.bfloat16)
+    words = model.lm_head(model(embeddings, cache)[:, -1:]).argmax(-1)
+
+    def answer():
+        word = words
+        for _ in range(tokens):
+            word = model.lm_head(model(model.embed_tokens(word), cache)).argmax(-1)
+        cache.length = 640
+
+    read = bench.ceilings(torch.device("cuda"))["read"]
+    taken = min(bench.seconds(answer) for _ in range(3)) / tokens
+    print(f"7B, bf16: {1 / taken:.0f} tokens/s, {bench.read_bytes(model) / taken / read:.0%} of the speed of reading, "
+          f"{read / 1e9:,.0f} GB/s")
+
+
 def main():
     print(torch.cuda.get_device_name(), "torch", torch.__version__)
     flash()
@@ -122,6 +154,11 @@ def main():
     seven_billion(1, 32, 8)
     torch.cuda.empty_cache()
     seven_billion(2, 10 if torch.cuda.mem_get_info()[1] < 100e9 else 20, 4)
+    torch.cuda.empty_cache()
+    decode()
+    torch.cuda.empty_cache()
+    command = [sys.executable, "-m", "minillava.bench", "--shapes", "miniature", "1.4B", "140M"]
+    subprocess.run(command, cwd=ROOT, check=True)
 
 
 if __name__ == "__main__":
