@@ -45,7 +45,8 @@ from minillava.training.results import closing_words, save_result, show_answers,
 from minillava.training.run_folder import asked_for, carried_config, losses, measured
 from minillava.training.run_folder import refuse_mixing, rewind, val_losses, write_config
 from minillava.training.sampler import micro_batches
-from minillava.training.samples import Together, lay_out, load_samples, write_samples
+from minillava.training.samples import Together, draw_replay, lay_out, load_samples
+from minillava.training.samples import write_samples
 from minillava.training.signals import Stop, end_by_signal
 from minillava.training.trained_parts import choose_trained
 from minillava.training.validation import Validation
@@ -69,7 +70,10 @@ def run(recipe, sources, setup, device):
     if recipe.stage == 2 and not recipe.lora:
         refuse_projector(model.config.projector)  # it could not be saved at the end
     data, kept_apart = make_data(recipe, sources, setup, tokenizer, model.config)
-    recipe = fitted(recipe, len(data), model.config.language_config.hidden_size, ranks)
+    width = model.config.language_config.hidden_size
+    recipe = fitted(recipe, round(len(data) / (1 - sources.replay)), width, ranks)
+    if sources.replay:
+        data, recipe = with_old_samples(data, recipe, sources, setup)
     recipe.accumulation(ranks)
     if leads:
         warn_of_repeats(recipe.batch, len(data))
@@ -131,17 +135,26 @@ def make_data(recipe, sources, setup, tokenizer, config):
                 sources.data, "train", config.prompt_format, text_only=sources.text_only)
             scienceqa.check_images(problems, images)
             write_samples(data, problems)
-    files = lay_out(data, images, out, sources.val, sources.replay_data, sources.replay,
-                    setup.seed, leads)
+    files = lay_out(data, images, out, sources.val, setup.seed, leads)
     template = recipe.template if recipe.stage == 1 else config.template
     load = partial(load_samples, tokenizer=tokenizer, config=config, template=template,
                    max_length=recipe.max_length, out=out)
 
     learned = load(files.train, files.images)
     kept_apart = load(files.val, files.images) if files.val else None
-    if files.replay:
-        learned = Together([learned, load(files.replay, sources.replay_images)])
     return learned, kept_apart
+
+
+def with_old_samples(data, recipe, sources, setup):
+    """All epochs as a single long one, in which the old samples are others each time."""
+    new = recipe.epochs * len(data)
+    path = setup.out / "replay.json"
+    if distributed.rank() == 0:
+        count = round(new * sources.replay / (1 - sources.replay))
+        draw_replay(sources.replay_data, count, path, setup.seed)
+    old = load_samples(path, sources.replay_images, data.tokenizer, data.config, data.template,
+                       data.max_length, setup.out)
+    return Together(recipe.epochs * [data] + [old]), replace(recipe, epochs=1)
 
 
 def train(model, data, recipe, setup, device, validation=None):
@@ -227,6 +240,8 @@ def main():
 def story(args):
     options.refuse_wrong_numbers(args)
     name = args.recipe or "toy-finetune"
+    if name.startswith("own") and args.init is None:
+        name = f"toy-{name}"  # from the shipped miniature
     recipes = options.changed_recipes(args, RECIPES | TOY_RECIPES)
     recipe, toy = recipes[name], name in TOY_RECIPES
     options.refuse_lora(recipe, args.lora, args.quantize)

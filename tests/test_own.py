@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from minillava.training.lora import add_lora
 from minillava.training.optimizer import loss_and_gradients
 from minillava.training.recipes import RECIPES, fitted
 from minillava.training.results import save_result
-from minillava.training.samples import Together, folder_samples, lay_out
+from minillava.training.samples import Together, draw_replay, folder_samples, lay_out
 from minillava.training.validation import Validation
 
 ROOT = Path(__file__).parent.parent
@@ -156,14 +157,14 @@ def test_a_picture_without_metadata_and_a_folder_without_any_are_named(folder, t
 # -------------------------------------------------------------------- kept apart, and mixed in
 
 def test_whole_pictures_are_kept_apart_by_the_seed(folder, tmp_path):
-    with open(folder / "metadata.jsonl", "a") as file:  # a second question to each picture
-        file.writelines(json.dumps({"file_name": f"{n}.png", "text": "A."}) + "\n" for n in range(8))
+    with open(folder / "metadata.jsonl", "a") as file:  # two more questions to each, in a conversation of their own
+        file.writelines(json.dumps({"file_name": f"{n // 2}.png", "text": "A."}) + "\n" for n in range(16))
     apart = []
     for n, seed in enumerate((0, 0, 1)):
         files = lay_out(folder, None, tmp_path / str(n), val="0.25", seed=seed)
         learned, kept = ({s["image"] for s in json.loads(path.read_text())} for path in (files.train, files.val))
         assert len(kept) == 2 and not learned & kept and len(learned | kept) == 8
-        assert all(len(s["conversations"]) == 4 for s in json.loads(files.train.read_text()))
+        assert [len(s["conversations"]) for s in json.loads(files.train.read_text())] == 6 * [2] + 6 * [4]
         apart.append(kept)
     assert apart[0] == apart[1] != apart[2]
 
@@ -179,18 +180,21 @@ def test_a_sample_that_is_learned_may_not_be_kept_apart_too(folder, tmp_path):
     assert files.val == tmp_path / "val.json" and files.train == tmp_path / "train.json"
 
 
-def test_replay_is_a_share_of_the_whole(folder, tmp_path, batch):
+def test_old_samples_are_mixed_in_other_ones_each_time(folder, tmp_path, batch):
     model, tokenizer, *_ = batch
-    old = tmp_path / "old.json"
+    old, drawn = tmp_path / "old.json", tmp_path / "drawn.json"
     old.write_text(json.dumps([{"id": n, "conversations": [{"from": "human", "value": "Hi!"},
                                                            {"from": "gpt", "value": "Hello!"}]} for n in range(30)]))
-    files = lay_out(folder, None, tmp_path / "out", replay_data=old, share=0.6)
-    assert len(json.loads(files.replay.read_text())) == 12  # of 20
-    parts = [LlavaData(path, files.images, tokenizer, model.config) for path in (files.train, files.replay)]
-    both = Together(parts)
-    assert len(both) == len(both.lengths()) == 20 and both[8]["id"] == parts[1][0]["id"] and both[7]["id"] == "7.png"
-    with pytest.raises(ValueError, match="takes 72 old ones, and .* has 30"):
-        lay_out(folder, None, tmp_path / "out", replay_data=old, share=0.9)
+    draw_replay(old, 24, drawn, seed=0)
+    assert len({sample["id"] for sample in json.loads(drawn.read_text())}) == 24
+    draw_replay(old, 72, drawn, seed=0)
+    often = Counter(sample["id"] for sample in json.loads(drawn.read_text()))
+    assert len(often) == 30 and set(often.values()) == {2, 3}
+
+    files = lay_out(folder, None, tmp_path)
+    new, old = (LlavaData(path, files.images, tokenizer, model.config) for path in (files.train, drawn))
+    both = Together([new, new, old])
+    assert len(both) == len(both.lengths()) == 88 and both[16]["id"] == old[0]["id"] and both[15]["id"] == "7.png"
 
 
 def test_batch_steps_and_rate_follow_the_data_and_the_width():
@@ -198,7 +202,9 @@ def test_batch_steps_and_rate_follow_the_data_and_the_width():
     assert recipe.batch <= 10 and recipe.accumulation(1) * recipe.per_gpu == recipe.batch
     assert recipe.epochs * -(-10 // recipe.batch) >= RECIPES["own"].min_steps
     assert recipe.per_gpu == recipe.batch and recipe.lr == pytest.approx(32 * RECIPES["own"].lr) and not recipe.checkpointing
+    assert fitted(RECIPES["own-lora"], 10, 128, 1).lr == RECIPES["own-lora"].lr  # LoRA's depends little on the width
     assert fitted(RECIPES["own"], 10**5, 4096, 1) == RECIPES["own"]
+    assert fitted(RECIPES["own-lora"], 10**5, 4096, 1) == RECIPES["own-lora"]
     assert fitted(RECIPES["v1.5-finetune"], 10, 128, 1) == RECIPES["v1.5-finetune"]
 
 
@@ -220,7 +226,7 @@ def rows(out):
 
 def test_a_run_measures_keeps_and_resumes_the_same_on_one_rank_and_on_two(folder, tmp_path):
     command = ["--recipe", "own-lora", "--lora", 4, "--data", folder, "--val", 0.25, "--eval-every", 2, "--min-steps", 4,
-               "--epochs", 1, "--per-gpu", 2, "--batch", 4, "--dtype", "float32", "--save-every", 2]
+               "--epochs", 1, "--per-gpu", 2, "--batch", 4, "--dtype", "float32", "--save-every", 2, "--init", TOY / "llava"]
     out, two = tmp_path / "one", tmp_path / "two"
     told = run(*command, "--out", out)
     assert told.returncode == 0, told.stderr
@@ -229,10 +235,11 @@ def test_a_run_measures_keeps_and_resumes_the_same_on_one_rank_and_on_two(folder
     assert (out / "best/adapter_config.json").exists() and (out / "loss.png").exists()
     assert read_object(out / "adapter/adapter_config.json")["r"] == 4
 
-    told = run(*command, "--out", two, ranks=2)
-    assert told.returncode == 0, told.stderr
-    for one, other in zip(rows(out), rows(two), strict=True):
-        assert abs(one["loss"] - other["loss"]) < 1e-5 and abs(one.get("val_loss", 0) - other.get("val_loss", 0)) < 1e-5
+    for wrapped in ("--no-shard", "--shard"):  # DDP, FSDP2
+        told = run(*command, wrapped, "--out", two / wrapped, ranks=2)
+        assert told.returncode == 0, told.stderr
+        for one, other in zip(rows(out), rows(two / wrapped), strict=True):
+            assert abs(one["loss"] - other["loss"]) < 1e-5 and abs(one.get("val_loss", 0) - other.get("val_loss", 0)) < 1e-5
 
     before = (out / "adapter/adapter_model.safetensors").read_bytes()
     for file in (out / "adapter").iterdir():

@@ -1,4 +1,4 @@
-"""The miniature's two stages and its ScienceQA, measured on two cores."""
+"""The miniature's two stages, its ScienceQA and one's own pictures, measured on two cores."""
 from dataclasses import replace
 
 from minillava.training.recipes import Recipe
@@ -14,8 +14,16 @@ TOY_FINETUNE = replace(
 
 TOY_SCIENCEQA = replace(TOY_FINETUNE, batch=32, per_gpu=32, samples=48000, mean=150)
 
+# one's own pictures: what the miniature must learn to say it mostly has never said
+TOY_OWN = replace(
+    TOY_FINETUNE, template="", aspect="", muon_lr=0.005, batch=8, per_gpu=8, epochs=6,
+    min_steps=300, samples=900, mean=150)
+TOY_OWN_LORA = replace(TOY_OWN, muon_lr=0.0025, lora=32, lora_alpha=64, words=True)
+
 TOY_RECIPES = {
     "toy-pretrain": TOY_PRETRAIN,
     "toy-finetune": TOY_FINETUNE,
     "toy-scienceqa": TOY_SCIENCEQA,
+    "toy-own": TOY_OWN,
+    "toy-own-lora": TOY_OWN_LORA,
 }

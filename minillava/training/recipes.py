@@ -134,7 +134,7 @@ V15_TASK_LORA = replace(
 OWN = Recipe(
     stage=2, template="", aspect="", lr=2e-5, batch=16, per_gpu=4, epochs=3, projector="",
     grouped=True, width=4096, min_steps=100, samples=1000, mean=700)
-OWN_LORA = replace(OWN, lr=2e-4, lora=128, lora_alpha=256)
+OWN_LORA = replace(OWN, lr=2e-4, lora=128, lora_alpha=256, width=0)
 
 RECIPES = {
     "v1-pretrain": V1_PRETRAIN,

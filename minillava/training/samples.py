@@ -35,17 +35,16 @@ class Files:
     train: Path
     images: Path
     val: Path | None = None
-    replay: Path | None = None
 
 
-def lay_out(data, images, out, val=None, replay_data=None, share=0.0, seed=0, leads=True):
+def lay_out(data, images, out, val=None, seed=0, leads=True):
     """Writes to `out` what is not LLaVA-JSON yet, and what is split -> Files.
 
-    val: a file, or a share of the data as text; share: of replayed samples in the whole; leads:
-    this process writes, others wait for it and get the same names.
+    val: a file, or a share of the data as text; leads: this process writes, others wait for it and
+    get the same names.
     """
     train, images = as_json(data, images, out, "samples", leads)
-    kept_apart = replay = None
+    kept_apart = None
     if val and share_of(val):
         if leads:
             split(train, share_of(val), out, seed)
@@ -54,11 +53,7 @@ def lay_out(data, images, out, val=None, replay_data=None, share=0.0, seed=0, le
         kept_apart, _ = as_json(Path(val), images, out, "val", leads)
         if leads:
             refuse_shared(train, kept_apart, val, data)
-    if share:
-        replay = out / "replay.json"
-        if leads:
-            draw_replay(train, replay_data, share, replay, seed)
-    return Files(train, images, kept_apart, replay)
+    return Files(train, images, kept_apart)
 
 
 def as_json(data, images, out, name, leads):
@@ -93,14 +88,17 @@ def folder_samples(folder):
         rows = read_jsonl(file)
     if not rows:
         raise ValueError(f"{file} has no rows")
-    turns = {}
+    samples, before = [], None
     for number, row in enumerate(rows, 1):
         name, question, answer = read_row(row, number, file)
-        begin = "" if name in turns else f"{IMAGE}\n"
-        turns.setdefault(name, []).extend([{"from": "human", "value": begin + question},
-                                           {"from": "gpt", "value": answer}])
+        if name != before:  # rows that follow each other are one conversation about a picture
+            samples.append({"id": name, "image": name, "conversations": []})
+            question = f"{IMAGE}\n{question}"
+        samples[-1]["conversations"] += [{"from": "human", "value": question},
+                                         {"from": "gpt", "value": answer}]
+        before = name
 
-    named = set(turns)
+    named = {sample["image"] for sample in samples}
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*")
              if path.suffix.lower() in PICTURES}
     missing, unnamed = sorted(named - there), sorted(there - named)
@@ -110,7 +108,7 @@ def folder_samples(folder):
     if unnamed:
         raise ValueError(f"{file} has no row for {unnamed[0]} ({len(unnamed)} such pictures): "
                          f"add one for each, or move them out of {folder}")
-    return [{"id": name, "image": name, "conversations": turns[name]} for name in turns]
+    return samples
 
 
 def read_row(row, number, file):
@@ -175,15 +173,13 @@ def content(sample):
     return hash(json.dumps([sample.get("image"), sample.get("conversations")], sort_keys=True))
 
 
-def draw_replay(train, old, share, path, seed):
-    """Writes so many samples of the file `old` that they are `share` of the whole."""
-    new = len(index_of(train, path.parent, words_of))
-    count = round(new * share / (1 - share))
+def draw_replay(old, count, path, seed):
+    """Writes `count` samples of the file `old`: none of them again before all have been taken."""
     samples = [sample for _, _, sample in samples_in(old)]
-    if count > len(samples):
-        raise ValueError(f"--replay {share} beside {new} samples takes {count} old ones, "
-                         f"and {old} has {len(samples)}")
-    write_samples(path, random.Random(seed).sample(samples, count))
+    if not samples:
+        raise ValueError(f"{old} has no old samples to mix in")
+    rounds, rest = divmod(count, len(samples))
+    write_samples(path, rounds * samples + random.Random(seed).sample(samples, rest))
 
 
 def load_samples(path, images, tokenizer, config, template, max_length, out):
