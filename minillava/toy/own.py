@@ -28,59 +28,79 @@ from minillava.toy.questions import QUESTIONS
 from minillava.toy.things import THINGS, draw_thing
 from minillava.training.samples import folder_samples
 
-PINK = (240, 130, 185)
+PINK = (255, 20, 147)  # deep pink: as strong as the colours of the world
 
 
 # ------------------------------------------------------------------------------ scenes with pink
 
-def pink_scene(rng, split):
-    """A scene of the split, one or two of whose shapes are pink."""
-    scene = world.make_scene(rng, split)
-    for n in rng.sample(range(len(scene)), min(len(scene), rng.choice((1, 1, 2)))):
-        name, box = scene[n]
-        scene[n] = (f"pink {name.split()[1]}", box)
-    return scene
-
-
-def pink_rows(rng, scene, split):
-    """[(question, answer)] of one picture: six about pink and four about the rest, of all kinds.
-
-    To be scored with ("val"): one about pink that yes or no does not answer.
-    """
-    things = read(as_fractions(scene))
-    pink, others = [], []
-    for kind, ask in QUESTIONS.items():
-        for _ in range(5):
-            pair = ask(things, rng)
-            about_pink = pair and "pink" in " ".join(pair)
-            if pair and not (split == "val" and (kind == "exists" or not about_pink)):
-                (pink if about_pink else others).append(pair)
-                break
-    if split == "val":
-        return rng.sample(pink, min(1, len(pink)))
-    return rng.sample(pink, min(6, len(pink))) + rng.sample(others, min(4, len(others)))
-
-
 def draw_pink(folder, pictures, split, seed):
+    """Draws pictures to the folder -> [(file name, question, answer)] about them."""
     rng = random.Random(f"pink {split} {seed}")
     world.COLORS["pink"] = PINK  # for as long as it is drawn
-    rows = []
+    conversations = []
     for n in range(pictures):
-        pairs = []
-        while not pairs:
+        parts = []
+        while not parts:
             scene = pink_scene(rng, split)
-            pairs = pink_rows(rng, scene, split)
+            parts = pink_question(rng, scene) if split == "val" else pink_parts(rng, scene)
         name = f"{n:04}.png"
         world.draw(scene, rng).save(folder / name)
-        rows += [(name, *pair) for pair in pairs]
+        conversations.append([[(name, *pair) for pair in part] for part in parts])
     del world.COLORS["pink"]
-    return rows
+
+    # rows that follow each other are one conversation: the parts of a picture stand apart
+    return [row for parts in zip(*conversations) for part in parts for row in part]
+
+
+def pink_scene(rng, split):
+    """One to all of its shapes are pink; of a scene to be scored with ("val") one or two."""
+    while True:
+        scene = world.make_scene(rng, split)
+        most = min(2, len(scene)) if split == "val" else len(scene)
+        for n in rng.sample(range(len(scene)), rng.randint(1, most)):
+            name, box = scene[n]
+            scene[n] = (f"pink {name.split()[1]}", box)
+        if world.split_of([name for name, _ in scene]) == split:
+            return scene
+
+
+def pink_parts(rng, scene):
+    """A picture's description, and twice four questions -> three lists of (question, answer).
+
+    Each becomes a conversation of its own: within one, the later answers could be read from the
+    earlier ones, and the picture need not be looked at.
+    """
+    things = read(as_fractions(scene))
+    kinds = [ask for kind, ask in QUESTIONS.items() if kind != "detail"]
+    pairs = [ask(things, rng) for ask in 8 * kinds]
+    pairs = list(dict.fromkeys(pair for pair in pairs if pair))
+    pink = [pair for pair in pairs if is_pink(pair)]
+    others = [pair for pair in pairs if not is_pink(pair)]
+
+    rows = rng.sample(pink, min(6, len(pink)))
+    rows += rng.sample(others, min(8 - len(rows), len(others)))
+    rng.shuffle(rows)
+    return [QUESTIONS["detail"](things, rng)], rows[::2], rows[1::2]
+
+
+def pink_question(rng, scene):
+    """One question about something pink, that yes or no does not answer -> [[it]], or []."""
+    things = read(as_fractions(scene))
+    pairs = []
+    for kind, ask in QUESTIONS.items():
+        tries = [ask(things, rng) for _ in range(5)]
+        pairs += [pair for pair in tries if pair and is_pink(pair) and kind != "exists"][:1]
+    return [[rng.choice(pairs)]] if pairs else []
+
+
+def is_pink(pair):
+    return "pink" in " ".join(pair)
 
 
 # -------------------------------------------------------------------------- things that are none
 
 def draw_things(folder, pictures, split, seed):
-    """Each kind as often as the others, in another place and colour each time."""
+    """As draw_pink; each kind as often as the others, in another place and colour each time."""
     rng = random.Random(f"things {split} {seed}")
     rows = []
     for n in range(pictures):
