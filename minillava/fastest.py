@@ -106,6 +106,9 @@ def choose_products(language_model, rows=1, verbose=False):
         language_model.float()
     elif best != "as it is":
         replace_layers(language_model, type(layers[0]), candidates[best])
+    # A large model that stays as it is stays where it is too: in its file, memory-mapped.
+    if best == "in fp16" or type(layers[0]) is nn.Linear and layers[0].weight.numel() <= SMALL:
+        join_products(language_model)
 
 
 def candidates_for(layer, dtype, rows):
@@ -145,6 +148,31 @@ def replace_layers(language_model, kind, make):
     for name in names:
         if name != "lm_head" or not tied:
             language_model.set_submodule(name, make(language_model.get_submodule(name)))
+
+
+def join_products(language_model):
+    """What multiplies the same x does so at once: queries, keys and values, and the MLP's two."""
+    for block in language_model.layers:
+        attention, mlp = block.self_attn, block.mlp
+        attention.project = joint_product([attention.q_proj, attention.k_proj, attention.v_proj])
+        mlp.project = joint_product([mlp.gate_proj, mlp.up_proj])
+
+
+def joint_product(layers):
+    """Layers without bias -> a function x -> what each of them makes of it, by one product.
+
+    They keep their names: the weight of each becomes a part of the joint one.
+    """
+    sizes = [layer.out_features for layer in layers]
+    weight = torch.cat([layer.weight.detach() for layer in layers])
+    joint = nn.Linear(layers[0].in_features, len(weight), bias=False, device="meta")
+    joint.weight = nn.Parameter(weight, requires_grad=False)
+    for layer, part in zip(layers, weight.split(sizes)):
+        layer.weight = nn.Parameter(part, requires_grad=False)
+
+    if isinstance(layers[0], KeptLinear):
+        joint = KeptLinear(joint, weight.dtype, layers[0].few)
+    return lambda x: joint(x).split(sizes, dim=-1)
 
 
 def trial_lines(layer, rows, seconds, best):

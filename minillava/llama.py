@@ -166,9 +166,9 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.num_attention_heads * C, D, bias=False)
 
     def forward(self, x, rope, mask, cache, layer):
-        q = rotate(self.split_heads(self.q_proj(x)), rope)  # [B,H,T,C]
-        k = rotate(self.split_heads(self.k_proj(x)), rope)  # [B,G,T,C]
-        v = self.split_heads(self.v_proj(x))                # [B,G,T,C]
+        q, k, v = map(self.split_heads, self.project(x))
+        q = rotate(q, rope)                                 # [B,H,T,C]
+        k = rotate(k, rope)                                 # [B,G,T,C], as v
 
         # From here on k and v are those of the past as well: [B,G,K,C].
         if cache is not None:
@@ -178,6 +178,10 @@ class Attention(nn.Module):
         is_causal = mask is None and x.shape[1] > 1
         y = attention(q, k, v, mask, is_causal)              # [B,H,T,C]
         return self.o_proj(y.transpose(1, 2).flatten(2))     # [B,T,D]
+
+    def project(self, x):
+        """Queries, keys and values side by side; see fastest.py, which makes them in one product."""
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
     def split_heads(self, x):
         """[B,T,H*C] -> [B,H,T,C]"""
@@ -196,7 +200,11 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(inner, D, bias=False)
 
     def forward(self, x):
-        return recomputed(self.gated, self.gate_proj(x), self.up_proj(x))
+        gate, up = self.project(x)
+        return recomputed(self.gated, gate, up)
+
+    def project(self, x):
+        return self.gate_proj(x), self.up_proj(x)
 
     def gated(self, gate, up):
         """both [B,T,inner] -> [B,T,D]"""

@@ -59,6 +59,22 @@ def test_the_miniature_answers_the_same_whatever_is_taken(monkeypatch, name, cap
     assert (dtypes == {torch.float32}) == (name == "in fp32")
 
 
+@pytest.mark.parametrize("name", ["in fp16", "in fp32"])
+def test_joint_products_are_those_of_the_layers_and_share_their_weights(monkeypatch, name):
+    model = LanguageModel(LanguageConfig(50, 32, 48, 2, 4, 2)).bfloat16()
+    names = model.state_dict().keys()
+    take(monkeypatch, name)
+    choose_products(model)
+    assert model.state_dict().keys() == names
+    x = torch.randn(1, 1, 32, dtype=model.embed_tokens.weight.dtype)
+    for module, parts in ((model.layers[1].self_attn, ("q_proj", "k_proj", "v_proj")),
+                          (model.layers[1].mlp, ("gate_proj", "up_proj"))):
+        layers = [getattr(module, part) for part in parts]
+        assert len({layer.weight.untyped_storage().data_ptr() for layer in layers}) == 1
+        for found, layer in zip(module.project(x), layers, strict=True):
+            torch.testing.assert_close(found, layer(x))
+
+
 def test_a_head_that_is_the_embedding_too_stays(monkeypatch):
     model = LanguageModel(LanguageConfig(50, 32, 48, 2, 4, tie_word_embeddings=True)).bfloat16()
     take(monkeypatch, "in fp16")
