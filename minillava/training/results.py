@@ -58,8 +58,9 @@ def show_answers(path, val, vision=None, count=3):
     for index in range(min(count, len(val))):
         sample = val.sample(index)
         (_, question), (_, answer), *_ = turns_of(sample)
+        question = question.replace(IMAGE, "").strip()
         image = load_image(val.images / sample["image"]) if "image" in sample else None
-        said = generate(model, tokenizer, [question.replace(IMAGE, "").strip()], [image], 96)[0]
+        said = generate(model, tokenizer, [question], [image], 96)[0]
         print(f"\n  {printable(sample.get('id'), keep='')}: {printable(question, keep='')}\n"
               f"  it says  {printable(said, keep='')}\n  right is {printable(answer, keep='')}")
 
