@@ -62,7 +62,7 @@ COMMANDS = {
     # training
     "python train.py": TINY,
     "python chat.py --model runs/toy/llava": AS_IT_STANDS,
-    "python train.py --scenes 24000": TINY + " --out runs/shipped",
+    "python train.py --scenes 24000": ARGUMENTS_ONLY,
     "python train.py --recipe own --data my-pictures --check-data": AS_IT_STANDS,
     "python train.py --recipe own --data my-pictures --val 0.1 --replay 0.5 --out runs/own": SHORT,
     "python train.py --recipe own-lora --data my-pictures --val 0.1 --out runs/own-lora": SHORT,
