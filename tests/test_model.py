@@ -6,7 +6,7 @@ from minillava.attention import (
     attention,
     attention_by_formula,
     attention_mask,
-    short_on_cpu,
+    by_formula_on_cpu,
     token_positions,
 )
 from minillava.llama import Block, LanguageConfig, RMSNorm, rotary_table
@@ -145,8 +145,10 @@ def test_what_overflows_or_loses_digits_is_computed_in_fp32():
 
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("heads", [1, 2, 4])
-def test_the_short_path_of_attention_is_attention(is_causal, heads):
+@pytest.mark.parametrize("queries", [3, 128])
+def test_attention_by_the_formula_is_attention(monkeypatch, is_causal, heads, queries):
     torch.manual_seed(0)
+    monkeypatch.setattr("minillava.attention.QUERIES", queries)
     q, k, v = torch.randn(2, 4, 7, 8), torch.randn(2, heads, 7, 8), torch.randn(2, heads, 7, 8)
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=is_causal, enable_gqa=True)
     torch.testing.assert_close(attention_by_formula(q, k, v, is_causal), expected)
@@ -157,7 +159,7 @@ def test_attention_in_bf16_has_the_gradients_of_fp32():
     q, k, v = (torch.randn(2, heads, 7, 8, requires_grad=True) for heads in (4, 2, 2))
     exact = torch.autograd.grad(attention(q, k, v, is_causal=True).sum(), (q, k, v))
     rounded = [x.detach().bfloat16().requires_grad_() for x in (q, k, v)]
-    assert short_on_cpu(rounded[0], rounded[1], None, True) and not short_on_cpu(q, k, None, True)
+    assert by_formula_on_cpu(rounded[0], rounded[1], None) and not by_formula_on_cpu(q, k, None)
     found = torch.autograd.grad(attention(*rounded, is_causal=True).sum(), rounded)
     for a, b in zip(found, exact):
         torch.testing.assert_close(a.float(), b, rtol=0.05, atol=0.03)
