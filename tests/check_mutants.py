@@ -28,11 +28,8 @@ MUTANTS = {  # file: [(text, what it becomes, a test that must fail)]
         ("int(255 * value)", "round(255 * value)", "test_parity.py::test_preprocess"),
     ],
     "minillava/attention.py": [
-        ("q.shape[-1] ** -0.5", "q.shape[-1] ** -1.0",
-         "test_model.py::test_the_short_path_of_attention_is_attention"),
-        (".triu(1)", ".triu(0)", "test_model.py::test_the_short_path_of_attention_is_attention"),
-        ("k.repeat_interleave(sharing, dim=1)", "k.repeat(1, sharing, 1, 1)",
-         "test_model.py::test_the_short_path_of_attention_is_attention"),
+        ("(q * C**-0.5)", "(q / C)", "test_model.py::test_attention_by_the_formula_is_attention"),
+        (".triu(1 + start)", ".triu(2 + start)", "test_model.py::test_attention_by_the_formula_is_attention"),
         ("keys <= tokens", "keys < tokens",
          "test_generate.py::test_cached_equals_uncached_at_every_position_in_a_batch_of_unequal_length"),
         ("mask & (is_text | is_self)", "mask",
@@ -192,8 +189,8 @@ MUTANTS = {  # file: [(text, what it becomes, a test that must fail)]
         ('OBEYED = {"Cc", ', 'OBEYED = {', "test_terminal.py::test_what_a_terminal_would_obey_is_shown"),
         ("""printable(error, keep='')""", "error", "test_hostile_text.py::test_nothing_from_outside_commands_the_terminal"),
     ],
-    "train.py": [
-        ("        model.drop_unused_blocks()\n", "", "test_train.py::test_a_run_is_a_folder"),
+    "minillava/training/results.py": [
+        ("        whole.drop_unused_blocks()\n", "", "test_train.py::test_a_run_is_a_folder"),
     ],
 }
 
