@@ -21,14 +21,64 @@ def attention(q, k, v, mask=None, is_causal=False):
 
     mask: bool, True where a query may look. Without one a GPU runs FlashAttention.
     """
+    # Two cases have ways of their own, for speed alone: they stand at the end of this file.
     if q.shape[2] == 1:
         return attention_of_one(q, k, v, mask)
+    if by_formula_on_cpu(q, k, mask):
+        return recomputed(attention_by_formula, q, k, v, is_causal)
 
     # The fused kernel: the [T,K] matrix of the softmax never stands in memory.
-    if not by_formula_on_cpu(q, k, mask):
-        shared = q.shape[1] != k.shape[1]
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, enable_gqa=shared)
-    return recomputed(attention_by_formula, q, k, v, is_causal)
+    shared = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, enable_gqa=shared)
+
+
+def token_positions(length, past=0, start=None):
+    """Where each new token stands in its own text -> int64 [B,T], or a slice if all rows are alike.
+
+    Rows of unequal length are padded on the left, and a row's first real token stands at 0.
+    Three rows, of which two begin with padding (start = 0, 1, 2), after past = 2 cached tokens:
+
+        start 0    the cat | sat on it      2 3 4
+        start 1      .  a  | dog ran on     1 2 3
+        start 2      .  .  | who is it      0 1 2
+    """
+    if start is None:
+        return slice(past, past + length)
+    places = torch.arange(past, past + length, device=start.device)  # [T]
+    # Padding has no position of its own; 0 is as good as any.
+    return (places - start[:, None]).clamp(min=0)                    # [B,T]
+
+
+def attention_mask(length, past=0, start=None, device=None):
+    """Which keys each new token may look at -> bool [B,1,T,K], or None where none is needed.
+
+    Two new tokens after three cached ones, in a row that begins with one padding token (start = 1):
+
+        key        0 1 2 3 4
+        token 3    . x x x .      not the padding, not the future
+        token 4    . x x x x
+
+    None in training and in a prefill, where `is_causal` says it all (text is padded on the right,
+    and nobody looks ahead at the padding), and for one token alone, which may look at all keys.
+    Several tokens after cached ones do need it: `is_causal` would count their places from 0, and
+    let the first of them look at the first key alone.
+    """
+    if start is None and (past == 0 or length == 1):
+        return None
+
+    tokens = torch.arange(past, past + length, device=device)[:, None]  # [T,1]
+    keys = torch.arange(past + length, device=device)                   # [K]
+    mask = (keys <= tokens)[None]                                       # [1,T,K]
+    if start is not None:
+        is_text = keys >= start[:, None, None]                          # [B,1,K]
+        is_self = keys == tokens                                        # [T,K]
+        # Padding looks at itself: the softmax over no key at all would be NaN.
+        mask = mask & (is_text | is_self)                               # [B,T,K]
+    # The same for all heads.
+    return mask[:, None]
+
+
+# ---- the same, sooner: a first reading may stop here ----
 
 
 def attention_of_one(q, k, v, mask=None):
@@ -101,49 +151,3 @@ def recomputed(step, x, *others):
     if not x.requires_grad or x.device.type != "cpu":
         return step(x, *others)
     return checkpoint(step, x, *others, use_reentrant=False, preserve_rng_state=False)
-
-
-def token_positions(length, past=0, start=None):
-    """Where each new token stands in its own text -> int64 [B,T], or a slice if all rows are alike.
-
-    Rows of unequal length are padded on the left, and a row's first real token stands at 0.
-    Three rows, of which two begin with padding (start = 0, 1, 2), after past = 2 cached tokens:
-
-        start 0    the cat | sat on it      2 3 4
-        start 1      .  a  | dog ran on     1 2 3
-        start 2      .  .  | who is it      0 1 2
-    """
-    if start is None:
-        return slice(past, past + length)
-    places = torch.arange(past, past + length, device=start.device)  # [T]
-    # Padding has no position of its own; 0 is as good as any.
-    return (places - start[:, None]).clamp(min=0)                    # [B,T]
-
-
-def attention_mask(length, past=0, start=None, device=None):
-    """Which keys each new token may look at -> bool [B,1,T,K], or None where none is needed.
-
-    Two new tokens after three cached ones, in a row that begins with one padding token (start = 1):
-
-        key        0 1 2 3 4
-        token 3    . x x x .      not the padding, not the future
-        token 4    . x x x x
-
-    None in training and in a prefill, where `is_causal` says it all (text is padded on the right,
-    and nobody looks ahead at the padding), and for one token alone, which may look at all keys.
-    Several tokens after cached ones do need it: `is_causal` would count their places from 0, and
-    let the first of them look at the first key alone.
-    """
-    if start is None and (past == 0 or length == 1):
-        return None
-
-    tokens = torch.arange(past, past + length, device=device)[:, None]  # [T,1]
-    keys = torch.arange(past + length, device=device)                   # [K]
-    mask = (keys <= tokens)[None]                                       # [1,T,K]
-    if start is not None:
-        is_text = keys >= start[:, None, None]                          # [B,1,K]
-        is_self = keys == tokens                                        # [T,K]
-        # Padding looks at itself: the softmax over no key at all would be NaN.
-        mask = mask & (is_text | is_self)                               # [B,T,K]
-    # The same for all heads.
-    return mask[:, None]
