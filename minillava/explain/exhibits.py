@@ -33,14 +33,14 @@ EXHIBITS = {
         f"{GITHUB}/KempnerInstitute/KempnerForge/issues/154",
         "'VLM captioning loss collapses to 0': each position was scored against the token that it "
         "reads itself, so the model learned to copy.",
-        "The loss falls to nothing, which no language does, and an answer repeats one word.",
+        "The loss begins far above the healthy one and falls without end; answers repeat a word.",
         "The shift is written once, in Llava.forward, beside an example of five tokens."),
     "shifted-twice": Exhibit(
         "Labels shifted twice", bugs.labels_shifted_twice, True,
         f"{GITHUB}/InternLM/InternLM/issues/318 (and huggingface/transformers/pull/44642)",
         "The data set shifts the labels, and the model shifts them again: next-next-token "
         "prediction. It 'has tripped up a lot of users', says the pull request.",
-        "The loss begins far above the healthy one, and every second word of an answer is missing.",
+        "The loss begins far above the healthy one; the answers leave out words.",
         "render() puts each label where its id stands, and says so; the model alone shifts."),
     "prompt-trained": Exhibit(
         "The prompt is trained too", bugs.prompt_trained, True,
@@ -65,7 +65,7 @@ EXHIBITS = {
         "What is --pretrain_mm_mlp_adapter for, the thread asks. Without it the projector is a new "
         "one, and the training runs as well.",
         "The loss looks nearly healthy, since text alone can be guessed that far; the score is "
-        "near that without a picture.",
+        "not far from that without a picture.",
         "train.py --print names what is read, --init None among it, and the held-out table has a "
         "column without a picture."),
     "other-projector": Exhibit(
@@ -73,7 +73,8 @@ EXHIBITS = {
         f"{GITHUB}/haotian-liu/LLaVA/issues/272 (and 255)",
         "'You are using Vicuna v1.3 model weights, while the pretrained projector was trained "
         "based on Vicuna v1.1.' The widths are the same, so it loads.",
-        "Good sentences about a picture that is not there: the score is that without a picture.",
+        "It says that it sees no image, or tells of one that is not there: the score is that "
+        "without a picture.",
         "A whole LLaVA is one folder with its projector in it. Of parts put together by hand "
         "nothing can tell: compare with the score without a picture."),
     # ---- what the model is given to see ----
@@ -91,14 +92,14 @@ EXHIBITS = {
         f"{GITHUB}/apple/coreai-models/pull/105 (and mlfoundations/open_clip/issues/204)",
         "One tower wants CLIP's mean and deviation, another 0.5 and 0.5, and each runs with both. "
         "With the right one the model 'identifies background colors more correctly'.",
-        "Some answers are wrong, none is strange.",
+        "Some answers are wrong, and few are strange: nothing that a look at ten answers finds.",
         "Mean and deviation are read from the checkpoint's own preprocessor_config.json, and saved "
         "with it."),
     "bgr": Exhibit(
         "Blue for red", bugs.blue_for_red, False,
         f"{GITHUB}/Geekgineer/YOLOs-CPP/pull/122",
         "OpenCV reads pictures as BGR, and the models were trained on RGB.",
-        "Numbers suffer least; what is red or blue is denied, or called the other.",
+        "Numbers suffer least; a picture with red or blue is not recognised, or told wrongly.",
         "Pictures come in by images.load_image alone, and preprocess() makes them RGB once more."),
     # ---- how it is asked, and how it computes ----
     "wrong-template": Exhibit(
@@ -106,14 +107,14 @@ EXHIBITS = {
         f"{GITHUB}/haotian-liu/LLaVA/issues/355 (and 207)",
         "Trained with one conversation template and evaluated with another, as a default or the "
         "name of a folder had it.",
-        "Fluent words that are no answer, or half of one, though the model has the picture.",
+        "Half an answer, or one that runs on without an end, though the model has the picture.",
         "The template is saved beside the weights (minillava.json), and is read there."),
     "rope": Exhibit(
         "RoPE pairs interleaved", bugs.rope_interleaved, False,
         f"{GITHUB}/jzhang38/TinyLlama/issues/24 (and huggingface/transformers/issues/25199)",
         "'Getting gibberish output': Meta's files turn channel 2i with 2i + 1, Hugging Face's i "
         "with i + C/2, and the shapes fit either way.",
-        "Not even a sentence: the model has lost what stands next to what.",
+        "Pieces of sentences: the model knows the words, and has lost which stands where.",
         "One layout is read, Hugging Face's, and tests/test_parity.py holds the logits to those of "
         "transformers."),
 }
