@@ -35,62 +35,72 @@ class Size:
     scenes: int = 1200      # to learn from
     heldout: int = 400      # scenes to be asked about
     questions: int = 400    # of each of the three kinds, and of ScienceQA
-    problems: int = 5000    # of ScienceQA, to learn from
+    problems: int = 4000    # of ScienceQA, to learn from
 
 
-def result_of(name, out, size, seed):
+@dataclass(frozen=True)
+class Seed:
+    """The runs of one seed: their folder, which the data lies in too."""
+
+    number: int
+    folder: Path
+    size: Size
+
+    @property
+    def world(self):
+        return self.folder / "world"
+
+    def of_run(self, name):
+        return self.folder / name.replace(" ", "-")
+
+    def of_pretrain(self, run):
+        """Of the stage 1 that a run shares with all others of its flags and pictures."""
+        words = [flag.strip("-") for flag in (*run.flags, run.pictures)]
+        return self.folder / "-".join(["pretrain", *words])
+
+
+def result_of(name, seed):
     """-> {"right": [0 or 1 for each question], ...}; what is done already is read."""
-    folder = run_folder(name, out, seed)
-    path = folder / "result.json"
+    path = seed.of_run(name) / "result.json"
     if not path.exists():
-        run, world = RUNS[name], out / f"seed-{seed}" / "world"
-        print(f"seed {seed}: {name}", file=sys.stderr, flush=True)
-        draw_world(world, size, seed)
-        if run.pretrained:
-            pretrain(run, out, seed)
-        if run.finetuned:
-            finetune(run, folder, out, size, seed)
-        write(path, json.dumps(examined(run, folder, out, size, seed)))
+        print(f"seed {seed.number}: {name}", file=sys.stderr, flush=True)
+        draw_world(seed.world, seed.size, seed.number)
+        if RUNS[name].pretrained:
+            pretrain(RUNS[name], seed)
+        if RUNS[name].finetuned:
+            finetune(name, seed)
+        write(path, json.dumps(examined(name, seed)))
     return read_json(path)
 
 
-def run_folder(name, out, seed):
-    return out / f"seed-{seed}" / name.replace(" ", "-")
-
-
-def pretrain_folder(run, out, seed):
-    """Of the stage 1 that it shares with all runs of the same flags and pictures."""
-    words = [flag.strip("-") for flag in (*run.flags, run.pictures)]
-    return out / f"seed-{seed}" / "-".join(["pretrain", *words])
-
-
-def losses_of(name, out, seed):
+def losses_of(name, seed):
     """Of its last stage, a step each."""
     run = RUNS[name]
-    return losses(run_folder(name, out, seed) if run.finetuned else pretrain_folder(run, out, seed))
+    return losses(seed.of_run(name) if run.finetuned else seed.of_pretrain(run))
 
 
 # ------------------------------------------------------------------------------------- training
 
-def pretrain(run, out, seed):
-    world, folder = out / f"seed-{seed}" / "world", pretrain_folder(run, out, seed)
+def pretrain(run, seed):
+    folder = seed.of_pretrain(run)
     if not (folder / "mm_projector.bin").exists():
-        train("toy-pretrain", folder, seed, "--data", world / "pretrain.json",
-              "--images", world / run.pictures, *run.flags)
+        train("toy-pretrain", folder, seed, "--data", seed.world / "pretrain.json",
+              "--images", seed.world / run.pictures, *run.flags)
 
 
-def finetune(run, folder, out, size, seed):
+def finetune(name, seed):
+    run, folder = RUNS[name], seed.of_run(name)
     if (folder / "llava").exists():
         return
-    world = out / f"seed-{seed}" / "world"
-    flags = [*run.flags, *run.finetune_flags, "--data", training_file(world, run.data, size, seed)]
+    data = training_file(seed.world, run.data, seed.size, seed.number)
+    flags = [*run.flags, *run.finetune_flags, "--data", data]
     if run.pretrained:
-        flags += ["--init", pretrain_folder(run, out, seed)]
+        flags += ["--init", seed.of_pretrain(run)]
     if run.data != "ScienceQA":
-        train("toy-finetune", folder, seed, "--images", world / run.pictures, *flags)
+        train("toy-finetune", folder, seed, "--images", seed.world / run.pictures, *flags)
         return
-    # four looks on the way
-    every = max(1, size.problems // SCIENCEQA_BATCH // 4)
+    # three looks on the way
+    every = max(1, seed.size.problems // SCIENCEQA_BATCH // 4)
     train("toy-scienceqa", folder, seed, "--batch", SCIENCEQA_BATCH, "--per-gpu", SCIENCEQA_BATCH,
           "--save-every", every, "--keep", 4, *flags)
 
@@ -98,7 +108,7 @@ def finetune(run, folder, out, size, seed):
 def train(recipe, folder, seed, *flags):
     """train.py in a process of its own; it goes on where it was stopped."""
     words = [sys.executable, TRAIN, "--recipe", recipe, "--out", folder, "--resume",
-             "--seed", seed, *flags]
+             "--seed", seed.number, *flags]
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "train.log", "w", encoding="utf-8") as log:
         done = subprocess.run([str(word) for word in words], stdout=log, stderr=log)
@@ -108,46 +118,50 @@ def train(recipe, folder, seed, *flags):
 
 # -------------------------------------------------------------------------------------- asking
 
-def examined(run, folder, out, size, seed):
-    """-> {"right": [0 or 1], "judged": [1 to 10], ...}, of each question or of ScienceQA's."""
-    world = out / f"seed-{seed}" / "world"
-    model, tokenizer = trained_model(run, folder, out, seed)
+def examined(name, seed):
+    """-> {"right": [0 or 1], "judged": [1 to 10]} of each question; ScienceQA's has "curve"."""
+    run = RUNS[name]
+    model, tokenizer = trained_model(name, seed)
     if run.data == "ScienceQA":
-        return science_result(model, tokenizer, run, folder, out, size, seed)
+        return science_result(model, tokenizer, name, seed)
 
-    questions = questions_of(world, size, seed)
+    questions = questions_of(seed.world, seed.size, seed.number)
     if run.both_forms:
         questions = both_forms(questions, run.data == "with the wish")
-    pictures = {name: load_image(world / run.pictures.replace("train", "val") / name)
-                for name in symbols_of(world, "val")}
+    folder = seed.world / run.pictures.replace("train", "val")
+    pictures = {name: load_image(folder / name) for name in symbols_of(seed.world, "val")}
     shown = [pictures[question["image"]] for question in questions]
+
     answers = answers_to(model, tokenizer, questions, shown, "held-out questions")
     pairs = [(answer, question["answer"]) for answer, question in zip(answers, questions)]
     return {"right": [int(answer == true) for answer, true in pairs],
             "judged": [mark(statements(answer), statements(true)) for answer, true in pairs]}
 
 
-def trained_model(run, folder, out, seed):
-    if run.finetuned:
-        return load_llava(folder / "llava", dtype="float32")
-    projector = pretrain_folder(run, out, seed) / "mm_projector.bin"
+def trained_model(name, seed):
+    if RUNS[name].finetuned:
+        return load_llava(seed.of_run(name) / "llava", dtype="float32")
+    return before_stage_2(RUNS[name], seed)
+
+
+def before_stage_2(run, seed):
+    projector = seed.of_pretrain(run) / "mm_projector.bin"
     return load_llava(vision=TOY / "clip", language=TOY / "vicuna", projector=projector,
                       dtype="float32")
 
 
 # ----------------------------------------------------------------------------------- ScienceQA
 
-def science_result(model, tokenizer, run, folder, out, size, seed):
+def science_result(model, tokenizer, name, seed):
     """Of the end, and "curve": [(step, share right)], with the checkpoints on the way."""
-    data = training_file(out / f"seed-{seed}" / "world", run.data, size, seed)
+    run, folder = RUNS[name], seed.of_run(name)
+    data = training_file(seed.world, run.data, seed.size, seed.number)
     prompt_format = model.config.prompt_format
     right = science_right(model, tokenizer, data, prompt_format)
     curve = [(len(losses(folder)), sum(right) / len(right))]
 
     # a checkpoint's weights belong to the model as its training built it
-    projector = pretrain_folder(run, out, seed) / "mm_projector.bin"
-    model, _ = load_llava(vision=TOY / "clip", language=TOY / "vicuna", projector=projector,
-                          dtype="float32")
+    model, _ = before_stage_2(run, seed)
     model.freeze_for(2)
     for step, path in checkpoints(folder).items():
         load_weights(path, model)

@@ -19,7 +19,7 @@ from textwrap import fill
 
 from minillava.explain.ablation_charts import loss_line, row_chart
 from minillava.explain.ablation_rows import ROWS
-from minillava.explain.ablation_runs import Size, losses_of, result_of
+from minillava.explain.ablation_runs import Seed, Size, losses_of, result_of
 from minillava.explain.verdict import interval, verdict
 from minillava.files import read_json, write
 from minillava.terminal import exit_with, print_in_utf8
@@ -31,18 +31,19 @@ def main():
     print_in_utf8()
     args = parse_arguments()
     names = args.only or list(ROWS)
-    seeds = range(1 if args.quick else args.seeds)
     size = Size(args.scenes, args.heldout, args.questions, args.problems)
+    seeds = [Seed(number, args.out / f"seed-{number}", size)
+             for number in range(1 if args.quick else args.seeds)]
     try:
         if min(args.seeds, args.scenes, args.heldout - 1, args.problems, args.questions - 7) < 1:
             raise ValueError("--heldout is 2 or more, --questions 8 or more, the others 1 or more")
         refuse_other_size(args.out, size)
         for seed in seeds:
             for run in dict.fromkeys(run for name in names for run in ROWS[name].runs):
-                result_of(run, args.out, size, seed)
+                result_of(run, seed)
         print_terms(size, len(seeds))
         for name in names:
-            report(name, args.out, size, seeds)
+            report(ROWS[name], name, seeds, args.out / f"{name}.png")
     except (OSError, ValueError) as error:
         exit_with(error)
     except KeyboardInterrupt:
@@ -89,10 +90,9 @@ def print_terms(size, seeds):
           "of 95 %; a verdict wants it to leave out 0.")
 
 
-def report(name, out, size, seeds):
+def report(row, name, seeds, picture):
     """Prints a row and draws its picture."""
-    row = ROWS[name]
-    results = {run: [result_of(run, out, size, seed) for seed in seeds] for run in row.runs}
+    results = {run: [result_of(run, seed) for seed in seeds] for run in row.runs}
     scale = TO_PERCENT[row.score]
     best, bars = row.runs[0], []
     print(f"\n{row.title} (--only {name})")
@@ -109,12 +109,12 @@ def report(name, out, size, seeds):
                subsequent_indent="  "))
 
     curves = [("loss of the last stage, log10; seed 0",
-               [loss_line(losses_of(run, out, 0)) for run in row.runs])]
+               [loss_line(losses_of(run, seeds[0])) for run in row.runs])]
     if "curve" in results[best][0]:
         lines = [mean_curve(results[run]) for run in row.runs]
         print_curves(row.runs, lines)
         curves.append(("share of right answers on the way", lines))
-    row_chart(row.title, bars, curves, out / f"{name}.png")
+    row_chart(row.title, bars, curves, picture)
 
 
 def comparison(preferred, other, score, scale):
