@@ -39,6 +39,9 @@ COMMANDS = {
     "python chat.py --model llava-v1.5-7b-lora --base vicuna-7b-v1.5 --vision clip-vit-large-patch14-336": AS_IT_STANDS,
     "python chat.py --model llava-1.5-7b-hf --quantize int8": AS_IT_STANDS,
     "python chat.py --model llava-7b-int4": AS_IT_STANDS,
+    "python -m minillava.explain.ablations --quick": ARGUMENTS_ONLY,  # a row from end to end: test_ablations.py
+    "python -m minillava.explain.ablations --out runs/ablations": ARGUMENTS_ONLY,
+    "python -m minillava.explain.ablations --only layer stage-1": ARGUMENTS_ONLY,
     "python -m minillava.explain.look": "--scenes 2",
     "python -m minillava.explain.walk": AS_IT_STANDS,
     "python -m minillava.explain.museum prompt-trained": "--scenes 20 --per-type 1",

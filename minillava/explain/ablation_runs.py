@@ -32,10 +32,10 @@ SCIENCEQA_BATCH = 16  # half of the recipe's: there are few steps
 class Size:
     """Small enough for a minute or two a run, and the answers are far from all right."""
 
-    scenes: int = 1200      # to learn from
+    scenes: int = 800       # to learn from
     heldout: int = 400      # scenes to be asked about
-    questions: int = 400    # of each of the three kinds, and of ScienceQA
-    problems: int = 4000    # of ScienceQA, to learn from
+    questions: int = 300    # of each of the three kinds, and of ScienceQA
+    problems: int = 3000    # of ScienceQA, to learn from
 
 
 @dataclass(frozen=True)
