@@ -142,7 +142,7 @@ def test_a_row_from_end_to_end_goes_on_where_it_was_stopped(tmp_path, run, train
     # the rest: two of stage 2, and stage 1 not again
     done = run("--only", "stage-1", "--out", tmp_path, *TINY)
     assert done.returncode is None and trainings[2:] == ["toy-finetune", "toy-finetune"], done.err
-    table = done.out[done.out.index("The miniature:") :]
+    table = done.out[done.out.index("\nThe miniature's") :]
     assert "85.81" in table and (tmp_path / "stage-1.png").exists()
 
     # and nothing at all

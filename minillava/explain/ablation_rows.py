@@ -14,7 +14,7 @@ class Run:
     finetune_flags: tuple = ()     # in stage 2 alone
     pretrained: bool = True        # stage 1 comes first
     finetuned: bool = True         # stage 2 comes at all
-    data: str = "full"             # which instruction data: a key of MIXES, or as in training_samples
+    data: str = "full"             # of stage 2: a key of MIXES, or see training_samples
     pictures: str = "train"        # "train-half": the same ones of half the side
     both_forms: bool = False       # asked for sentences and for words in the end
 

@@ -25,17 +25,18 @@ from minillava.training.checkpoints import checkpoints, load_weights
 from minillava.training.run_folder import losses
 
 TRAIN = Path(__file__).parents[2] / "train.py"
-SCIENCEQA_BATCH = 16  # half of the recipe's: there are few steps
+# half of the recipes', and a quarter: of so few samples there would be too few steps
+BATCH = {"toy-pretrain": 16, "toy-finetune": 8, "toy-scienceqa": 8}
 
 
 @dataclass(frozen=True)
 class Size:
     """Small enough for a minute or two a run, and the answers are far from all right."""
 
-    scenes: int = 800       # to learn from
+    scenes: int = 600       # to learn from
     heldout: int = 400      # scenes to be asked about
-    questions: int = 300    # of each of the three kinds, and of ScienceQA
-    problems: int = 3000    # of ScienceQA, to learn from
+    questions: int = 304    # of each of the three kinds, and of ScienceQA
+    problems: int = 2000    # of ScienceQA, to learn from
 
 
 @dataclass(frozen=True)
@@ -100,15 +101,14 @@ def finetune(name, seed):
         train("toy-finetune", folder, seed, "--images", seed.world / run.pictures, *flags)
         return
     # three looks on the way
-    every = max(1, seed.size.problems // SCIENCEQA_BATCH // 4)
-    train("toy-scienceqa", folder, seed, "--batch", SCIENCEQA_BATCH, "--per-gpu", SCIENCEQA_BATCH,
-          "--save-every", every, "--keep", 4, *flags)
+    every = max(1, seed.size.problems // BATCH["toy-scienceqa"] // 4)
+    train("toy-scienceqa", folder, seed, "--save-every", every, "--keep", 4, *flags)
 
 
 def train(recipe, folder, seed, *flags):
     """train.py in a process of its own; it goes on where it was stopped."""
     words = [sys.executable, TRAIN, "--recipe", recipe, "--out", folder, "--resume",
-             "--seed", seed.number, *flags]
+             "--seed", seed.number, "--batch", BATCH[recipe], "--per-gpu", BATCH[recipe], *flags]
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "train.log", "w", encoding="utf-8") as log:
         done = subprocess.run([str(word) for word in words], stdout=log, stderr=log)

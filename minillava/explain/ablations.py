@@ -1,7 +1,7 @@
 """The papers' ablations in miniature: what their decisions are worth in the toy world.
 
-    python -m minillava.explain.ablations --quick              # one seed: about 20 minutes on a core
-    python -m minillava.explain.ablations --out runs/ablations # three seeds, about an hour
+    python -m minillava.explain.ablations --quick        # one seed
+    python -m minillava.explain.ablations                # three seeds
     python -m minillava.explain.ablations --only layer stage-1
 
 Each row trains the miniature twice or more, by train.py, from the toy CLIP and the toy Vicuna, with
@@ -24,6 +24,12 @@ from minillava.explain.verdict import interval, verdict
 from minillava.files import read_json, write
 from minillava.terminal import exit_with, print_in_utf8
 
+TERMS = """
+The miniature's figures: whole answers exactly right, in %, and their deviation over the seeds. A
+third of the questions is of conversation, detail and reasoning each; --only format asks for
+sentences and words, --only reasoning is of the toy ScienceQA, --only data has the toy judge's
+marks. A difference stands with its interval of 95 %; a verdict wants it to leave out 0."""
+
 TO_PERCENT = {"right": 100, "judged": 10}  # of all answers, and of the ten marks that are the most
 
 
@@ -41,7 +47,7 @@ def main():
         for seed in seeds:
             for run in dict.fromkeys(run for name in names for run in ROWS[name].runs):
                 result_of(run, seed)
-        print_terms(size, len(seeds))
+        print(TERMS)
         for name in names:
             report(ROWS[name], name, seeds, args.out / f"{name}.png")
     except (OSError, ValueError) as error:
@@ -81,52 +87,51 @@ def refuse_other_size(out, size):
 
 # --------------------------------------------------------------------------------- what came of it
 
-def print_terms(size, seeds):
-    deviation = "" if seeds == 1 else f", and their deviation over {seeds} seeds"
-    print(f"The miniature: whole answers exactly right, % of {3 * size.questions} held-out questions, "
-          f"a third each\nof conversation, detail and reasoning{deviation}. --only data has the toy "
-          f"judge's marks instead,\n--only format sentences and words, --only reasoning "
-          f"{size.questions} problems of the toy ScienceQA.\nA difference stands with its interval "
-          "of 95 %; a verdict wants it to leave out 0.")
-
-
 def report(row, name, seeds, picture):
     """Prints a row and draws its picture."""
     results = {run: [result_of(run, seed) for seed in seeds] for run in row.runs}
-    scale = TO_PERCENT[row.score]
-    best, bars = row.runs[0], []
-    print(f"\n{row.title} (--only {name})")
-    print(f"  {'':26}{'paper':>8}{'miniature':>16}{'difference':>16}    the paper: {row.measure}")
-    for run, paper in zip(row.runs, row.paper):
-        means = [scale * fmean(result[row.score]) for result in results[run]]
-        spread = stdev(means) if len(means) > 1 else None
-        bars.append((run, paper, fmean(means), spread))
-        compared = ""
-        if run != best:
-            compared = comparison(results[best], results[run], row.score, scale)
-        print(f"  {run:26}{paper or '-':>8}{number(fmean(means), spread):>16}{compared}")
-    print(fill(f"A miniature may differ: {row.differs}", 96, initial_indent="  ",
-               subsequent_indent="  "))
+    bars = [(run, paper, *mean_and_spread(results[run], row.score))
+            for run, paper in zip(row.runs, row.paper)]
+    print_row(row, name, results, bars)
 
     curves = [("loss of the last stage, log10; seed 0",
                [loss_line(losses_of(run, seeds[0])) for run in row.runs])]
-    if "curve" in results[best][0]:
+    if "curve" in results[row.runs[0]][0]:
         lines = [mean_curve(results[run]) for run in row.runs]
         print_curves(row.runs, lines)
         curves.append(("share of right answers on the way", lines))
     row_chart(row.title, bars, curves, picture)
 
 
-def comparison(preferred, other, score, scale):
+def print_row(row, name, results, bars):
+    preferred, *_ = row.runs
+    seeds, asked = len(results[preferred]), len(results[preferred][0]["right"])
+    print(f"\n{row.title} (--only {name}; seeds: {seeds}, questions for each: {asked})")
+    print(f"  {'':26}{'paper':>8}{'miniature':>16}{'difference':>16}    the paper: {row.measure}")
+    for run, paper, mean, spread in bars:
+        compared = ""
+        if run != preferred:
+            compared = comparison(results[preferred], results[run], row.score)
+        figure = f"{mean:.1f}" if spread is None else f"{mean:.1f} ± {spread:.1f}"
+        print(f"  {run:26}{paper or '-':>8}{figure:>16}{compared}")
+    print(fill(f"A miniature may differ: {row.differs}", 96, initial_indent="  ",
+               subsequent_indent="  "))
+
+
+def mean_and_spread(results, score):
+    """Of the seeds, in %: one seed has no spread, None."""
+    means = [TO_PERCENT[score] * fmean(result[score]) for result in results]
+    return fmean(means), stdev(means) if len(means) > 1 else None
+
+
+def comparison(preferred, other, score):
     """'   +5.1 ± 1.2  reproduces': of two runs' results, seed by seed."""
-    differences = [[scale * (x - y) for x, y in zip(one[score], two[score], strict=True)]
-                   for one, two in zip(preferred, other)]
+    differences = []
+    for one, two in zip(preferred, other):
+        pairs = zip(one[score], two[score], strict=True)
+        differences.append([TO_PERCENT[score] * (x - y) for x, y in pairs])
     mean, half = interval(differences)
     return f"{mean:+10.1f} ± {half:.1f}  {verdict(mean, half)}"
-
-
-def number(mean, spread):
-    return f"{mean:.1f}" if spread is None else f"{mean:.1f} ± {spread:.1f}"
 
 
 def mean_curve(results):
