@@ -54,6 +54,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
+        # On the way back it is computed again: that spares memory (attention.py).
         return recomputed(self.normalize, x)
 
     def normalize(self, x):
@@ -167,8 +168,8 @@ class Attention(nn.Module):
 
     def forward(self, x, rope, mask, cache, layer):
         q, k, v = map(self.split_heads, self.project(x))
-        q = rotate(q, rope)                                 # [B,H,T,C]
-        k = rotate(k, rope)                                 # [B,G,T,C], as v
+        q = rotate(q, rope)                                  # [B,H,T,C]
+        k = rotate(k, rope)                                  # [B,G,T,C], as v
 
         # From here on k and v are those of the past as well: [B,G,K,C].
         if cache is not None:
@@ -180,7 +181,7 @@ class Attention(nn.Module):
         return self.o_proj(y.transpose(1, 2).flatten(2))     # [B,T,D]
 
     def project(self, x):
-        """Queries, keys and values side by side; see fastest.py, which makes them in one product."""
+        """Queries, keys and values; fastest.py may make them in one product."""
         return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
     def split_heads(self, x):
