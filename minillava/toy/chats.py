@@ -12,7 +12,7 @@ from minillava.toy.talk import PICTURED, SOCIAL, as_typed, line, small_talk
 from minillava.toy.world import make_scene
 
 NO_SCENE = "This is no picture of my world: I know only circles, squares, triangles and stars."
-NO_IMAGE = "I see no image."
+NO_IMAGE = "Please show me an image first."
 # What may come next in a chat about a scene, and how often.
 NEXT = {"scene": 28, "one": 24, "absent": 5, "nothing": 3, "line": 28, "small": 2, "again": 10}
 # What is asked about a picture, the same for scenes and for odd ones: no question may give away

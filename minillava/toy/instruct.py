@@ -20,7 +20,7 @@ TEACHERS = {"toy": ask, "toy-careless": ask_carelessly}  # who may be named by -
 PRETRAIN = {"brief": 1.0, "odd_brief": 0.2}
 SCIENCE_PRETRAIN = {"brief": 1.0}
 FINETUNE = {"conversation": 0.7, "detail": 0.4, "reasoning": 1.0,  # the paper's three kinds
-            "chat": 0.25, "odd": 0.07, "text": 0.2}                # what it is to doubt
+            "chat": 0.2, "odd": 0.06, "text": 0.15}                # what it is to doubt
 SECOND_ROUND = FINETUNE | {"chat": 0.6, "odd": 0.13, "text": 0.4}  # of a finished miniature
 
 

@@ -5,12 +5,12 @@ from minillava.training.recipes import Recipe
 
 TOY_PRETRAIN = Recipe(
     stage=1, template="plain", lr=2e-3, batch=32, per_gpu=32, epochs=5, projector="mlp2x_gelu",
-    image_size=96, max_length=1024, grouped=True, checkpointing=False, samples=5040, mean=60)
+    image_size=96, max_length=1024, grouped=True, checkpointing=False, samples=5760, mean=60)
 
 # Muon reaches the loss of AdamW in a third of the steps
 TOY_FINETUNE = replace(
     TOY_PRETRAIN, stage=2, template="vicuna_v1", lr=1e-3, muon_lr=0.007, batch=16, per_gpu=16,
-    epochs=1, samples=11004, mean=170)
+    epochs=1, samples=12048, mean=170)
 
 TOY_SCIENCEQA = replace(TOY_FINETUNE, batch=32, per_gpu=32, samples=48000, mean=150)
 

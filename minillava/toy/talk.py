@@ -14,8 +14,10 @@ from minillava.toy.world import NUMBERS
 PICTURED = {"absent": 24, "unseen": 13, "pale": 5}
 SOCIAL = {"greeting": 8, "thanks": 8, "goodbye": 7, "who": 11, "able": 11, "language": 15,
           "beyond": 20, "filler": 5}
+# What the miniature is measured by (tests/fixtures/small_talk*.json) is not to be learned.
+HELD_OUT = ("is there a dog", "what is written on the bus", "what things can you do")
 # Those of which two may be said at once.
-TWOFOLD = ("greeting", "thanks", "goodbye", "who", "able")
+TWOFOLD = ("thanks", "goodbye", "who", "able")
 # Lists of words that may be made up, and how often.
 MADE_UP = {"noun": 0.3, "form": 0.2, "fame": 0.2, "land": 0.2, "person": 0.2, "topic": 0.15}
 # The syllables of such words; what a person may say before or after a question.
@@ -48,7 +50,9 @@ def small_talk(rng):
 def line(rng, shares):
     """A line of one of the groups of `shares` -> (question, answer)."""
     group = rng.choices(list(shares), list(shares.values()))[0]
-    text = worded(rng.choice(lines_of(group)), rng)
+    text = HELD_OUT[0]
+    while text.lower().startswith(HELD_OUT):
+        text = worded(rng.choice(lines_of(group)), rng)
     if group in TWOFOLD and rng.random() < 0.25:  # "Thanks! That helped me."
         text = f"{text} {worded(rng.choice(lines_of(group)), rng)}"
     return text, answer_of(group)

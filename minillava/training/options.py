@@ -99,7 +99,7 @@ def add_setup(parser):
                         help="end after so many looks at --val without a better loss")
     parser.add_argument("--keep", type=int, default=2, help="checkpoints kept")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scenes", type=int, default=4200,
+    parser.add_argument("--scenes", type=int, default=4800,
                         help="miniature: training scenes; more teach better")
     parser.add_argument("--heldout", type=int, default=400, help="miniature: held-out scenes")
     parser.add_argument("--per-type", type=int, default=110,
