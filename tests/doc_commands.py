@@ -65,7 +65,10 @@ COMMANDS = {
     # training
     "python train.py": TINY,
     "python chat.py --model runs/toy/llava": AS_IT_STANDS,
-    "python train.py --scenes 24000": ARGUMENTS_ONLY,
+    "python train.py --scenes 24000 --out runs/first": ARGUMENTS_ONLY,
+    "python train.py --init runs/toy --scenes 12000 --seed 1 --lr 4e-4 --out runs/second": TINY,
+    "python train.py --init runs/first --scenes 12000 --seed 1 --lr 4e-4 --out runs/second": ARGUMENTS_ONLY,
+    "python train.py --init runs/second --scenes 5000 --seed 2 --lr 3e-4 --out runs/third": ARGUMENTS_ONLY,
     "python train.py --recipe own --data my-pictures --check-data": AS_IT_STANDS,
     "python train.py --recipe own --data my-pictures --val 0.1 --replay 0.5 --out runs/own": SHORT,
     "python train.py --recipe own-lora --data my-pictures --val 0.1 --out runs/own-lora": SHORT,
