@@ -99,7 +99,8 @@ EXHIBITS = {
         "Blue for red", bugs.blue_for_red, False,
         f"{GITHUB}/Geekgineer/YOLOs-CPP/pull/122",
         "OpenCV reads pictures as BGR, and the models were trained on RGB.",
-        "Numbers suffer least; a picture with red or blue is not recognised, or told wrongly.",
+        "Red is called blue and blue red, green stays green; mostly the miniature says that this "
+        "is no picture of its world.",
         "Pictures come in by images.load_image alone, and preprocess() makes them RGB once more."),
     # ---- how it is asked, and how it computes ----
     "wrong-template": Exhibit(
