@@ -165,7 +165,8 @@ def answering(shape, folder, dtype, kinds, limits, device, rounds):
         runners = {"minillava": our_steps(model)}
         if theirs is not None:
             runners["transformers"] = their_steps(theirs, *prompt(model), ANSWER)
-        for step in floor:
+        steps = floor if kind is None else ["prefill", "decode"]  # the rest is as in `dtype`
+        for step in steps:
             of_step = {who: steps[step] for who, steps in runners.items() if step in steps}
             with torch.inference_mode():
                 taken = race(of_step, rounds)

@@ -45,15 +45,12 @@ COMMANDS = {
     "python -m minillava.explain.look": "--scenes 2",
     "python -m minillava.explain.walk": AS_IT_STANDS,
     "python -m minillava.explain.museum": AS_IT_STANDS,
-    "python -m minillava.explain.museum shifted-twice": "--scenes 20 --per-type 1",
-    "python -m minillava.explain.museum --quiz": "--scenes 20 --per-type 1",
-    "python -m minillava.explain.limits": "--count 1",
-    "python -m minillava.explain.limits counting two-pictures": "--count 1",
     "python -m minillava.explain.museum prompt-trained": "--scenes 20 --per-type 1",
     "python -m minillava.explain.museum shifted-twice": "--scenes 20 --per-type 1",
     "python -m minillava.explain.museum --quiz": "--scenes 20 --per-type 1",
     "python -m minillava.explain.ablations --only stage-1": ARGUMENTS_ONLY,  # two trainings a seed
     "python -m minillava.explain.limits": "--count 1",
+    "python -m minillava.explain.limits counting two-pictures": "--count 1",
 
     # weights
     "python -m minillava.weights apply-delta --base llama --delta delta --out llava":
@@ -70,7 +67,10 @@ COMMANDS = {
     # training
     "python train.py": TINY,
     "python chat.py --model runs/toy/llava": AS_IT_STANDS,
-    "python train.py --scenes 24000": ARGUMENTS_ONLY,
+    "python train.py --scenes 24000 --out runs/first": ARGUMENTS_ONLY,
+    "python train.py --init runs/toy --scenes 12000 --seed 1 --lr 4e-4 --out runs/second": TINY,
+    "python train.py --init runs/first --scenes 12000 --seed 1 --lr 4e-4 --out runs/second": ARGUMENTS_ONLY,
+    "python train.py --init runs/second --scenes 5000 --seed 2 --lr 3e-4 --out runs/third": ARGUMENTS_ONLY,
     "python train.py --recipe own --data my-pictures --check-data": AS_IT_STANDS,
     "python train.py --recipe own --data my-pictures --val 0.1 --replay 0.5 --out runs/own": SHORT,
     "python train.py --recipe own-lora --data my-pictures --val 0.1 --out runs/own-lora": SHORT,
@@ -141,6 +141,7 @@ COMMANDS = {
     "python -m minillava.bench --quick": ARGUMENTS_ONLY,
     "python -m minillava.bench --shapes miniature": ARGUMENTS_ONLY,
     "python -m minillava.bench --shapes 1.4B": ARGUMENTS_ONLY,
+    "python -m minillava.bench --shapes 140M": ARGUMENTS_ONLY,
     "python tests/check_kill.py": ARGUMENTS_ONLY,
 }
 

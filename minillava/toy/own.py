@@ -53,10 +53,10 @@ def draw_pink(folder, pictures, split, seed):
 
 
 def pink_scene(rng, split):
-    """One to all of its shapes are pink; of a scene to be scored with ("val") one or two."""
+    """One to three of its shapes become pink; of a scene to be scored with ("val") one or two."""
     while True:
         scene = world.make_scene(rng, split)
-        most = min(2, len(scene)) if split == "val" else len(scene)
+        most = min(2 if split == "val" else 3, len(scene))
         for n in rng.sample(range(len(scene)), rng.randint(1, most)):
             name, box = scene[n]
             scene[n] = (f"pink {name.split()[1]}", box)

@@ -16,9 +16,9 @@ TOY_SCIENCEQA = replace(TOY_FINETUNE, batch=32, per_gpu=32, samples=48000, mean=
 
 # one's own pictures: what the miniature must learn to say it mostly has never said
 TOY_OWN = replace(
-    TOY_FINETUNE, template="", aspect="", muon_lr=0.005, batch=8, per_gpu=8, epochs=6,
+    TOY_FINETUNE, template="", aspect="", muon_lr=0.002, batch=8, per_gpu=8, epochs=4,
     min_steps=300, samples=900, mean=150)
-TOY_OWN_LORA = replace(TOY_OWN, muon_lr=0.0025, lora=32, lora_alpha=64, words=True)
+TOY_OWN_LORA = replace(TOY_OWN, lora=32, lora_alpha=64, words=True)
 
 TOY_RECIPES = {
     "toy-pretrain": TOY_PRETRAIN,

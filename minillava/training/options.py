@@ -202,7 +202,7 @@ def refuse_lora(recipe, lora, quantize):
         raise ValueError("--quantize is for a base that is frozen: give --lora RANK with it")
     if recipe.words and (quantize or not recipe.lora):
         raise ValueError("--words goes with --lora, which else leaves words alone, "
-                         "and not with --quantize")
+                         "and not with --quantize (which takes --no-words)")
 
 
 def refuse_tower(recipe, tower, lora):
