@@ -48,7 +48,7 @@ COMMANDS = {
     "python -m minillava.explain.museum prompt-trained": "--scenes 20 --per-type 1",
     "python -m minillava.explain.museum shifted-twice": "--scenes 20 --per-type 1",
     "python -m minillava.explain.museum --quiz": "--scenes 20 --per-type 1",
-    "python -m minillava.explain.ablations --only stage-1": ARGUMENTS_ONLY,  # two trainings a seed
+    "python -m minillava.explain.ablations --quick --only stage-1": ARGUMENTS_ONLY,  # two trainings a seed
     "python -m minillava.explain.limits": "--count 1",
     "python -m minillava.explain.limits counting two-pictures": "--count 1",
 
