@@ -68,7 +68,7 @@ def between_places(model, tokenizer, count):
             # The middle of the picture is that of a place; 16 pixels on, two places meet.
             x, y = (SIDE // 2 + rng.choice((-off, off)) for _ in range(2))
             scenes.append(draw([(name, [x - 8, y - 8, x + 8, y + 8])], rng))
-            questions.append(f"Is there {with_article(name)}?")
+            questions.append(is_there(name))
         rows.append((f"{off} pixels", yes_share(ask(model, tokenizer, questions, scenes))))
     return ("off the middle", "seen"), rows
 
@@ -114,11 +114,11 @@ def bag_of_patches(model, tokenizer, count):
             names = [f"{c} {s}" for c, s in zip(colors, shapes)]
             scenes.append(draw([(n, make_box(p, rng)) for n, p in zip(names, places)], rng))
             other_color = rng.choice([c for c in COLORS if c not in colors])
-            there.append(f"Is there {with_article(names[0])}?")
-            mixed.append(f"Is there {with_article(f'{colors[0]} {shapes[1]}')}?")
-            absent.append(f"Is there {with_article(f'{other_color} {shapes[1]}')}?")
-        rows.append((str(number), *(yes_share(ask(model, tokenizer, asked, scenes))
-                               for asked in (there, absent, mixed))))
+            there.append(is_there(names[0]))
+            mixed.append(is_there(f"{colors[0]} {shapes[1]}"))
+            absent.append(is_there(f"{other_color} {shapes[1]}"))
+        said = [ask(model, tokenizer, asked, scenes) for asked in (there, absent, mixed)]
+        rows.append((str(number), *map(yes_share, said)))
     return ("shapes", "yes: it is there", "yes: no such colour", "yes: mixed of two"), rows
 
 
@@ -142,7 +142,7 @@ def wording(model, tokenizer, count):
 
     rows = []
     for form, denied in forms.items():
-        bare = denied or "the" in form
+        bare = denied or "the {}" in form
         questions = [form.format(t if bare else with_article(t)) for t in things]
         answers = ask(model, tokenizer, questions, scenes)
         labels = ["yes" if there != denied else "no" for there in present]
@@ -272,6 +272,10 @@ def ask(model, tokenizer, questions, pictures):
         answers += generate(model, tokenizer, questions[start:end], pictures[start:end],
                             max_new_tokens=32)
     return answers
+
+
+def is_there(name):
+    return f"Is there {with_article(name)}?"
 
 
 def share(answers, right):
