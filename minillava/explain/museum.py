@@ -102,7 +102,7 @@ def quiz(museum, seed):
             print(f"  {number}  {EXHIBITS[choice].title}")
         try:
             answer = choices[read_number(len(choices)) - 1]
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             break
 
         asked += 1
@@ -123,7 +123,7 @@ def options_for(name, rng):
 
 
 def read_number(highest):
-    """What is typed, or comes through a pipe; EOFError at its end."""
+    """What is typed, or comes through a pipe; EOFError at its end, or by Ctrl-D."""
     while True:
         typed = read_message("\nWhich bug is it? ")
         if typed.isdecimal() and 1 <= int(typed) <= highest:
