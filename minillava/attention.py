@@ -24,7 +24,7 @@ def attention(q, k, v, mask=None, is_causal=False):
     # Two cases have ways of their own, for speed alone: they stand at the end of this file.
     if q.shape[2] == 1:
         return attention_of_one(q, k, v, mask)
-    if by_formula_on_cpu(q, k, mask):
+    if by_formula_on_cpu(q, k, mask, is_causal):
         return recomputed(attention_by_formula, q, k, v, is_causal)
 
     # The fused kernel: the [T,K] matrix of the softmax never stands in memory.
@@ -107,9 +107,9 @@ def alone_on_cpu(together, k):
     return k.device.type == "cpu" and alone
 
 
-def by_formula_on_cpu(q, k, mask):
+def by_formula_on_cpu(q, k, mask, is_causal):
     """Whether the formula is the faster way: whole texts in bf16, learned from or not too small."""
-    plain = mask is None and q.shape[2] == k.shape[2]
+    plain = mask is None and (q.shape[2] == k.shape[2] or not is_causal)
     worthwhile = q.requires_grad or q.shape[:3].numel() >= MANY
     return q.device.type == "cpu" and q.dtype == torch.bfloat16 and plain and worthwhile
 

@@ -10,6 +10,7 @@ Names are those of openai/clip-vit-large-patch14 on disk, less the prefix `visio
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from minillava.attention import attention
@@ -68,10 +69,11 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x, is_causal):
+    def forward(self, x, is_causal, tokens=None):
+        # Padding behind the tokens is not looked at.
         q = self.split_heads(self.q_proj(x))         # [B,H,T,C]
-        k = self.split_heads(self.k_proj(x))
-        v = self.split_heads(self.v_proj(x))
+        k = self.split_heads(self.k_proj(x))[:, :, :tokens]
+        v = self.split_heads(self.v_proj(x))[:, :, :tokens]
         y = attention(q, k, v, is_causal=is_causal)  # [B,H,T,C]
 
         # The heads side by side again: [B,T,D]
@@ -105,9 +107,9 @@ class Block(nn.Module):
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = MLP(config.hidden_size, config.intermediate_size)
 
-    def forward(self, x, is_causal=False):
+    def forward(self, x, is_causal=False, tokens=None):
         # The tokens look at each other, then each is worked on by itself.
-        x = x + self.self_attn(self.layer_norm1(x), is_causal)
+        x = x + self.self_attn(self.layer_norm1(x), is_causal, tokens)
         x = x + self.mlp(self.layer_norm2(x))
         return x
 
@@ -142,12 +144,25 @@ class VisionTower(nn.Module):
             layer += len(blocks) + 1
 
         x = self.pre_layrnorm(self.embeddings(pixels))
+        tokens = x.shape[1]
+        x = padded(x)
         for block in blocks[:layer]:
-            x = block(x)
-        return x
+            x = block(x, tokens=tokens)
+        return x[:, :tokens]
 
     def forward(self, pixels, layer=-2):
         """[B,3,S,S] -> [B,N,D], the grid features."""
         tokens = self.hidden_state(pixels, layer)
         # The class token is dropped: LLaVA reads the grid alone.
         return tokens[:, 1:]
+
+
+def padded(x):
+    """One picture's tokens on a CPU, made a multiple of 8: [1,577,D] -> [1,584,D].
+
+    577 rows, a prime, cannot be cut evenly: PyTorch multiplies them with a weight a quarter slower
+    than 584, measured in bf16 on an EPYC.
+    """
+    if len(x) > 1 or x.device.type != "cpu":
+        return x
+    return F.pad(x, (0, 0, 0, -x.shape[1] % 8))
