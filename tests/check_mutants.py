@@ -30,6 +30,8 @@ MUTANTS = {  # file: [(text, what it becomes, a test that must fail)]
     "minillava/attention.py": [
         ("(q * C**-0.5)", "(q / C)", "test_model.py::test_attention_by_the_formula_is_attention"),
         (".triu(1 + start)", ".triu(2 + start)", "test_model.py::test_attention_by_the_formula_is_attention"),
+        ("scores.masked_fill(~mask, -math.inf)", "scores",
+         "test_model.py::test_one_new_token_looks_at_its_keys_whichever_way_is_the_faster"),
         ("keys <= tokens", "keys < tokens",
          "test_generate.py::test_cached_equals_uncached_at_every_position_in_a_batch_of_unequal_length"),
         ("mask & (is_text | is_self)", "mask",
@@ -39,6 +41,7 @@ MUTANTS = {  # file: [(text, what it becomes, a test that must fail)]
     "minillava/vit.py": [
         ("1.702", "1.0", "test_parity.py::test_clip"),
         ("layer += len(blocks) + 1", "layer += len(blocks)", "test_parity.py::test_clip"),
+        ("self.k_proj(x))[:, :, :tokens]", "self.k_proj(x))", "test_model.py::test_the_padding_of_one_picture_changes_nothing"),
         ("return tokens[:, 1:]", "return tokens[:, :-1]", "test_parity.py::test_clip"),
         ("self.pre_layrnorm(self.embeddings(pixels))", "self.embeddings(pixels)",
          "test_parity.py::test_clip"),
