@@ -81,7 +81,9 @@ def walk_picture(model, image, out):
     title(2, "The numbers become features (vit.py)")
     say("patch_embedding", shapes.seen["patches"], f"{side} / {patch} = {grid}: a grid of {grid} x {grid}")
     say("embeddings", shapes.seen["embeddings"], f"{grid * grid} patches and the class token, with positions")
-    say(f"after {used} blocks", shapes.seen["block"], "every patch has looked at every other")
+    padding = shapes.seen["block"][1] - shapes.seen["embeddings"][1]
+    behind = f"; {padding} of padding behind them (vit.py: padded)" if padding else ""
+    say(f"after {used} blocks", shapes.seen["block"], "every patch has looked at every other" + behind)
     say("without the class token", [1, grid * grid, config.vision_config.hidden_size], "LLaVA reads the grid alone")
 
     title(3, "The features become words (llava.py)")
