@@ -89,7 +89,10 @@ COMMANDS = {
     "python -m minillava.toy.own pink --out pink-new --pictures 110 --split val": "--pictures 2",
     "python train.py --recipe own --data pink --replay 0.5 --out runs/pink":
         "python train.py --recipe own --data pink --out runs/pink " + SHORT,
+    "python train.py --recipe own-lora --data pink --replay 0.5 --out runs/pink-lora":
+        "python train.py --recipe own-lora --data pink --out runs/pink-lora " + SHORT,
     "python -m minillava.toy.own score --model runs/pink/llava --data pink-new": AS_IT_STANDS,
+    "python -m minillava.toy.own things --out things": AS_IT_STANDS,
     "torchrun --nproc-per-node 8 train.py --recipe v1.5-pretrain --vision clip --language vicuna "
     "--data blip_laion_cc_sbu_558k.json --images pretrain_images --out runs/pretrain": ARGUMENTS_ONLY,
     "torchrun --nproc-per-node 8 train.py --recipe v1.5-finetune --vision clip --language vicuna --init runs/pretrain "
