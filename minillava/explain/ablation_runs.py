@@ -25,18 +25,18 @@ from minillava.training.checkpoints import checkpoints, load_weights
 from minillava.training.run_folder import losses
 
 TRAIN = Path(__file__).parents[2] / "train.py"
-# half of the recipes', and a quarter: of so few samples there would be too few steps
-BATCH = {"toy-pretrain": 16, "toy-finetune": 8, "toy-scienceqa": 8}
+# half of the recipes': of so few samples there would be too few steps
+BATCH = {"toy-pretrain": 16, "toy-finetune": 8, "toy-scienceqa": 16}
 
 
 @dataclass(frozen=True)
 class Size:
     """Small enough for a minute or two a run, and the answers are far from all right."""
 
-    scenes: int = 600       # to learn from
+    scenes: int = 1200      # to learn from
     heldout: int = 400      # scenes to be asked about
     questions: int = 304    # of each of the three kinds, and of ScienceQA
-    problems: int = 2000    # of ScienceQA, to learn from
+    problems: int = 5000    # of ScienceQA, to learn from
 
 
 @dataclass(frozen=True)
