@@ -14,12 +14,12 @@ POINTS = 120  # of a curve: more would not be seen
 
 def row_chart(title, bars, curves, path):
     """bars: [(name, the paper's figure or None, mean, spread or None)], the latter two in %;
-    curves: [(heading, [a run's [(step, value)]])], a panel each, in the order of the bars."""
+    curves: [(heading, "linear" or "log", [a run's [(step, value)]])], in the order of the bars."""
     image, pen = blank(PANEL * (1 + len(curves)) + 60, HEIGHT)
     pen.text((16, 12), title, INK, ImageFont.load_default(15))
     draw_bars(pen, bars)
-    for number, (heading, lines) in enumerate(curves):
-        draw_lines(pen, PANEL * (number + 1) + 60, heading, lines)
+    for number, (heading, scale, lines) in enumerate(curves):
+        draw_lines(pen, PANEL * (number + 1) + 60, heading, scale, lines)
     save(image.quantize(32), path)
 
 
@@ -49,9 +49,11 @@ def draw_bars(pen, bars, left=180, top=50):
              "over seeds", INK)
 
 
-def draw_lines(pen, left, heading, lines):
+def draw_lines(pen, left, heading, scale, lines):
     """Each line [(x, y)] in the colour of its bar, on common axes."""
-    width, top, bottom = PANEL - 30, 60, HEIGHT - 40
+    width, top, bottom = PANEL - 60, 60, HEIGHT - 40
+    if scale == "log":
+        lines = [[(x, math.log10(y)) for x, y in line] for line in lines]
     last = max(x for line in lines for x, _ in line)
     low = min(y for line in lines for _, y in line)
     high = max(y for line in lines for _, y in line)
@@ -64,14 +66,15 @@ def draw_lines(pen, left, heading, lines):
     for value in (low, (low + high) / 2, high):
         _, y = place(0, value)
         pen.line((left, y, left + width, y), GRID)
-        pen.text((left - 36, y - 6), f"{value:.2f}", INK)
+        shown = 10**value if scale == "log" else value
+        pen.text((left - 36, y - 6), f"{shown:.2f}", INK)
     for line, color in zip(lines, COLORS):
         pen.line([place(x, y) for x, y in line], color, 2)
     pen.text((left + width - 60, HEIGHT - 22), f"{last} steps", INK)
 
 
 def loss_line(losses):
-    """Losses, a step each -> [(step, log10 of the smoothed loss)], at most POINTS of them."""
-    line = [(step, math.log10(loss)) for step, loss in enumerate(smoothed(losses), 1)]
+    """Losses, a step each -> [(step, smoothed loss)], about POINTS of them."""
+    line = list(enumerate(smoothed(losses), 1))
     every = max(1, len(line) // POINTS)
-    return line[:: every]
+    return line[::every]

@@ -73,14 +73,14 @@ ROWS = {
         "The whole decoder, or half of it (13B, or 7B)", ("baseline", "half the decoder"),
         (90.92, 89.84), SCIENCEQA,
         "The small one is the first two of the toy Vicuna's four blocks, not a model that was "
-        "pretrained at that size, so what it lost with the others counts against it."),
+        "pretrained at that size, and with few scenes the large one has no use for its depth."),
     "data": Row(
         "The instruction data",
         ("baseline", "detail and reasoning", "conversation and a little", "conversation alone",
          "no instruction tuning"),
         (85.1, 81.9, 80.5, 73.8, 21.5), "LLaVA-Bench (COCO), relative to GPT-4's own, %",
-        "The toy teacher has fixed sentences for each kind, which must be learned by heart; "
-        "Vicuna can already describe and argue, and needs few examples to do it here.",
+        "The toy Vicuna was pretrained on the toy teacher's own sentences, so it has something to "
+        "say before any instruction tuning; and the mixes differ in size too, as in the paper.",
         score="judged"),
     "projector": Row(
         "A projector of two layers, or of one", ("baseline", "linear projector"),

@@ -94,12 +94,12 @@ def report(row, name, seeds, picture):
             for run, paper in zip(row.runs, row.paper)]
     print_row(row, name, results, bars)
 
-    curves = [("loss of the last stage, log10; seed 0",
+    curves = [("loss of the last stage, seed 0", "log",
                [loss_line(losses_of(run, seeds[0])) for run in row.runs])]
     if "curve" in results[row.runs[0]][0]:
         lines = [mean_curve(results[run]) for run in row.runs]
         print_curves(row.runs, lines)
-        curves.append(("share of right answers on the way", lines))
+        curves.append(("share of right answers on the way", "linear", lines))
     row_chart(row.title, bars, curves, picture)
 
 
