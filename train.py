@@ -70,10 +70,7 @@ def run(recipe, sources, setup, device):
     if recipe.stage == 2 and not recipe.lora:
         refuse_projector(model.config.projector)  # it could not be saved at the end
     data, kept_apart = make_data(recipe, sources, setup, tokenizer, model.config)
-    width = model.config.language_config.hidden_size
-    recipe = fitted(recipe, round(len(data) / (1 - sources.replay)), width, ranks)
-    if sources.replay:
-        data, recipe = with_old_samples(data, recipe, sources, setup)
+    data, recipe = fit_together(data, recipe, sources, setup)
     recipe.accumulation(ranks)
     if leads:
         warn_of_repeats(recipe.batch, len(data))
@@ -145,12 +142,19 @@ def make_data(recipe, sources, setup, tokenizer, config):
     return learned, kept_apart
 
 
-def with_old_samples(data, recipe, sources, setup):
-    """All epochs as a single long one, in which the old samples are others each time."""
-    new = recipe.epochs * len(data)
+def fit_together(data, recipe, sources, setup):
+    """The recipe fitted to its data, and old samples mixed in, where they are asked for.
+
+    All epochs are then a single long one, in which the old samples are others each time.
+    """
+    share, width = sources.replay, data.config.language_config.hidden_size
+    recipe = fitted(recipe, round(len(data) / (1 - share)), width, distributed.ranks())
+    if not share:
+        return data, recipe
+
     path = setup.out / "replay.json"
     if distributed.rank() == 0:
-        count = round(new * sources.replay / (1 - sources.replay))
+        count = round(recipe.epochs * len(data) * share / (1 - share))
         draw_replay(sources.replay_data, count, path, setup.seed)
     old = load_samples(path, sources.replay_images, data.tokenizer, data.config, data.template,
                        data.max_length, setup.out)
