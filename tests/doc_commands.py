@@ -47,6 +47,7 @@ COMMANDS = {
     "python -m minillava.explain.look": "--scenes 2",
     "python -m minillava.explain.walk": AS_IT_STANDS,
     "python -m minillava.explain.museum": AS_IT_STANDS,
+    "python -m minillava.explain.museum no-stage-1": "--scenes 20 --per-type 1",
     "python -m minillava.explain.museum prompt-trained": "--scenes 20 --per-type 1",
     "python -m minillava.explain.museum shifted-twice": "--scenes 20 --per-type 1",
     "python -m minillava.explain.museum --quiz": "--scenes 20 --per-type 1",
