@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 # a CPU; and so many queries of a text it takes at a time.
 MANY = 2048
 QUERIES = 128
+# From so many numbers to a row on, what training keeps of them is worth computing again.
+WORTH_SAVING = 2**18
 
 
 def attention(q, k, v, mask=None, is_causal=False):
@@ -146,8 +148,10 @@ def recomputed(step, x, *others):
 
     Autograd keeps what each operation needs on the way back: of an RMSNorm x twice in fp32, of
     attention the [T,K] matrix. Here the inputs alone stay. A third less memory for the activations
-    of a block, in bf16, for 3 % of its time; a GPU has kernels of its own that keep little.
+    of a block, in bf16, for 3 % of its time; a GPU has kernels of its own that keep little. In the
+    miniature the bookkeeping alone would take a sixth of a step: small tensors are kept.
     """
-    if not x.requires_grad or x.device.type != "cpu":
+    small = x.numel() < WORTH_SAVING * len(x)
+    if small or not x.requires_grad or x.device.type != "cpu":
         return step(x, *others)
     return checkpoint(step, x, *others, use_reentrant=False, preserve_rng_state=False)
