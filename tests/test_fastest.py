@@ -1,4 +1,6 @@
 """Whatever product is taken for speed computes the same, and only layers that can be replaced are."""
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from minillava import fastest
 from minillava.checkpoint import load_llava
 from minillava.fastest import KeptLinear, RoundingInt8Linear, choose_products, trial
 from minillava.generate import generate
+from minillava.images import load_image
 from minillava.linear import Int8Linear, to_int8
 from minillava.llama import LanguageConfig, LanguageModel
 
@@ -47,7 +50,8 @@ def test_rounding_x_costs_little():
 @pytest.mark.parametrize("name", ["as it is", "in fp16", "in fp32"])
 def test_the_miniature_answers_the_same_whatever_is_taken(monkeypatch, name, capsys):
     model, tokenizer = load_llava(device="cpu")
-    questions = ["How many shapes are there?", "Hello!", "What do you see?"], [None] * 3
+    scene = load_image(Path(__file__).parent.parent / "docs/scene.png")
+    questions = ["How many shapes are there?", "Hello!", "What do you see?"], [scene] * 3
     before = generate(model, tokenizer, *questions, max_new_tokens=24)
     take(monkeypatch, name)
     choose_products(model.language_model, rows=3, verbose=True)

@@ -210,7 +210,9 @@ def sample_chat(model, tokenizer, picture, symbols, seed):
     for kind in ("detail", "conversation", "reasoning"):
         question, _ = teach(kind, *symbols, random.Random(seed))[0]
         turns.append(human_turn(question, image=not turns))
-        answer = "".join(stream(model, tokenizer, turns, picture)).strip()
+        # A model that learned little may never end: three such answers fit into its context.
+        pieces = stream(model, tokenizer, turns, picture, max_new_tokens=200)
+        answer = "".join(pieces).strip()
         turns.append(("gpt", answer))
         print(f"  you>   {question}\n  llava> {answer}")
 
