@@ -129,17 +129,19 @@ def attention_by_formula(q, k, v, is_causal):
     q = (q * C**-0.5).reshape(B, G, H // G, T, C)
 
     # Some queries at a time: none need look beyond the last of them, which spares a third.
+    step = QUERIES if is_causal else T
     parts = []
-    for start in range(0, T, QUERIES if is_causal else T):
-        some = q[:, :, :, start : start + QUERIES] if is_causal else q    # [B,G,H/G,t,C]
-        end = start + some.shape[3]
-        scores = some.flatten(2, 3) @ k[:, :, :end].mT                    # [B,G,H/G*t,end]
+    for start in range(0, T, step):
+        some = q[:, :, :, start : start + step]                           # [B,G,H/G,t,C]
+        t = some.shape[3]
+        seen = start + t if is_causal else k.shape[2]
+        scores = some.flatten(2, 3) @ k[:, :, :seen].mT                   # [B,G,H/G*t,seen]
         if is_causal:
             # -inf above the diagonal: what comes later has probability 0.
-            future = torch.full((end - start, end), -math.inf, dtype=q.dtype).triu(1 + start)
-            scores = (scores.view(*some.shape[:4], end) + future).flatten(2, 3)
-        y = scores.softmax(-1) @ v[:, :, :end]                            # [B,G,H/G*t,C]
-        parts.append(y.view(B, H, end - start, C))
+            future = torch.full((t, seen), -math.inf, dtype=q.dtype).triu(1 + start)
+            scores = (scores.view(*some.shape[:4], seen) + future).flatten(2, 3)
+        y = scores.softmax(-1) @ v[:, :, :seen]                           # [B,G,H/G*t,C]
+        parts.append(y.view(B, H, t, C))
     return torch.cat(parts, dim=2)
 
 

@@ -154,6 +154,14 @@ def test_attention_by_the_formula_is_attention(monkeypatch, is_causal, heads, qu
     torch.testing.assert_close(attention_by_formula(q, k, v, is_causal), expected)
 
 
+@pytest.mark.parametrize("keys", [5, 9])
+def test_attention_by_the_formula_looks_at_all_keys_however_many(keys):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 4, 7, 8), torch.randn(2, 2, keys, 8), torch.randn(2, 2, keys, 8)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+    torch.testing.assert_close(attention_by_formula(q, k, v, is_causal=False), expected)
+
+
 def test_attention_in_bf16_has_the_gradients_of_fp32():
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, heads, 7, 8, requires_grad=True) for heads in (4, 2, 2))
