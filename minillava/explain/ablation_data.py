@@ -7,8 +7,8 @@ from PIL import Image
 from minillava.explain.ablation_rows import MIXES
 from minillava.files import write
 from minillava.images import load_image
-from minillava.instruct.symbols import choose, read_symbols
-from minillava.toy.annotations import make_world
+from minillava.instruct.symbols import choose
+from minillava.toy.annotations import make_world, symbols_of
 from minillava.toy.instruct import toy_samples
 from minillava.toy.questions import CONVERSATION, REASONING, heldout_questions
 from minillava.toy.scienceqa import make_scienceqa
@@ -39,10 +39,6 @@ def shrink_all(folder, to):
     for path in folder.glob("*.png"):
         half = load_image(path).resize((SIDE // 2, SIDE // 2), Image.Resampling.BOX)
         half.save(to / path.name)
-
-
-def symbols_of(world, split):
-    return read_symbols(world / f"captions_{split}.json", world / f"instances_{split}.json")
 
 
 def training_file(world, data, size, seed):

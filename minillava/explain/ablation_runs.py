@@ -14,11 +14,12 @@ from minillava.evaluation import scienceqa
 from minillava.evaluation.answers import batches_of
 from minillava.evaluation.scienceqa_answers import choices_of
 from minillava.evaluation.scienceqa_asking import answering
-from minillava.explain.ablation_data import both_forms, draw_world, questions_of, symbols_of
+from minillava.explain.ablation_data import both_forms, draw_world, questions_of
 from minillava.explain.ablation_data import training_file
 from minillava.explain.ablation_rows import RUNS
 from minillava.files import read_json, write
 from minillava.images import load_image
+from minillava.toy.annotations import symbols_of
 from minillava.toy.judge import mark, statements
 from minillava.toy.miniature import answers_to
 from minillava.training.checkpoints import checkpoints, load_weights

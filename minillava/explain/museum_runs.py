@@ -22,7 +22,7 @@ from minillava.explain.exhibits import EXHIBITS
 from minillava.files import read_json, write
 from minillava.generate import generate
 from minillava.images import load_image
-from minillava.instruct.symbols import read_symbols
+from minillava.toy.annotations import symbols_of
 from minillava.toy.miniature import draw_world, score
 from minillava.toy.questions import heldout_questions
 from minillava.training.run_folder import losses
@@ -71,7 +71,7 @@ def measure(folder, world, trained, per_type):
         train(world, folder)
     model, tokenizer = load_llava(folder / "llava" if trained else None, dtype="float32")
 
-    symbols = read_symbols(world / "captions_val.json", world / "instances_val.json")
+    symbols = symbols_of(world, "val")
     questions = heldout_questions(symbols, per_type, seed=7)
     pictures = [load_image(world / "val" / question["image"]) for question in questions]
     nothing = [None] * len(questions)

@@ -3,6 +3,7 @@ import json
 import random
 from pathlib import Path
 
+from minillava.instruct.symbols import read_symbols
 from minillava.toy.objects import captions_of
 from minillava.toy.world import COLORS, SHAPES, SIDE, draw, make_scene
 
@@ -40,6 +41,12 @@ def make_world(folder, split, scenes, seed):
     seen = {"images": images, "annotations": instances, "categories": CATEGORIES}
     (folder / f"captions_{split}.json").write_text(json.dumps(told), encoding="utf-8")
     (folder / f"instances_{split}.json").write_text(json.dumps(seen), encoding="utf-8")
+
+
+def symbols_of(folder, split):
+    """What make_world wrote, as read_symbols gives it: {file name: (captions, boxes)}."""
+    folder = Path(folder)
+    return read_symbols(folder / f"captions_{split}.json", folder / f"instances_{split}.json")
 
 
 def annotation(name, box):

@@ -13,8 +13,7 @@ from minillava.evaluation.__main__ import make_parser
 from minillava.evaluation.scoring import keep_score
 from minillava.files import write
 from minillava.instruct.command import run_command
-from minillava.instruct.symbols import read_symbols
-from minillava.toy.annotations import make_world
+from minillava.toy.annotations import make_world, symbols_of
 from minillava.toy.instruct import TEACHERS
 from minillava.toy.teacher import teach
 
@@ -24,7 +23,7 @@ KINDS = {"conv": "conversation", "detail": "detail", "complex": "reasoning"}  # 
 def bench(model, scenes, seed, out):
     """Writes the bench's files to `out` and runs the three commands of minillava.evaluation."""
     make_world(out, "val", scenes, seed)
-    symbols = read_symbols(out / "captions_val.json", out / "instances_val.json")
+    symbols = symbols_of(out, "val")
     files = {name: out / f"{name}.jsonl"
              for name in ("questions", "context", "reference", "answers", "reviews")}
     for name, rows in bench_rows(symbols, random.Random(seed)).items():

@@ -19,9 +19,8 @@ from minillava.conversation import human_turn
 from minillava.files import read_json, write
 from minillava.generate import generate, stream
 from minillava.images import load_image
-from minillava.instruct.symbols import read_symbols
 from minillava.terminal import exit_with, print_in_utf8
-from minillava.toy.annotations import make_world
+from minillava.toy.annotations import make_world, symbols_of
 from minillava.toy.instruct import FINETUNE, PRETRAIN, SCIENCE_PRETRAIN, SECOND_ROUND
 from minillava.toy.instruct import toy_samples
 from minillava.toy.questions import heldout_questions
@@ -99,7 +98,7 @@ def draw_world(world, scenes, heldout, seed, kinds=FINETUNE, science=False):
     make_world(world, "train", scenes, seed)
     make_world(world, "val", heldout, seed)
 
-    symbols = read_symbols(world / "captions_train.json", world / "instances_train.json")
+    symbols = symbols_of(world, "train")
     if science:
         make_scienceqa(world / "scienceqa", {"train": 2 * scenes}, seed)
     else:
@@ -135,7 +134,7 @@ def refuse_other_world(world, scenes, heldout):
 
 def report(model, tokenizer, world, out, per_type, seed):
     """Prints the held-out table, kept in out/heldout.json, and a chat about a held-out scene."""
-    heldout = read_symbols(world / "captions_val.json", world / "instances_val.json")
+    heldout = symbols_of(world, "val")
     questions = heldout_questions(heldout, per_type, seed)
     pictures = {name: load_image(world / "val" / name) for name in heldout}
 

@@ -14,8 +14,7 @@ from collections import Counter
 
 from minillava.evaluation.scoring import score
 from minillava.files import write
-from minillava.instruct.symbols import read_symbols
-from minillava.toy.annotations import ID_OF, make_world
+from minillava.toy.annotations import ID_OF, make_world, symbols_of
 from minillava.toy.bench import evaluate, run_on_scenes
 from minillava.toy.objects import with_article
 
@@ -26,7 +25,7 @@ TITLE = "POPE of the toy world"
 def pope(model, scenes, seed, out):
     """Writes questions and labels to `out`, has them answered, and scores the answers."""
     make_world(out, "val", scenes, seed)
-    symbols = read_symbols(out / "captions_val.json", out / "instances_val.json")
+    symbols = symbols_of(out, "val")
     things = {name: [category for category, _ in boxes] for name, (_, boxes) in symbols.items()}
     questions, answers, labels = out / "questions.jsonl", out / "answers.jsonl", out / "labels"
     rows = pope_rows(things, random.Random(seed))
