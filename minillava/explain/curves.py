@@ -1,18 +1,7 @@
 """Loss curves on top of each other: in characters for a terminal, and as a PNG."""
 import math
 
-from PIL import Image, ImageDraw
-
-from minillava.training.loss_picture import (
-    COLORS,
-    FLOOR,
-    HEIGHT,
-    MARGIN,
-    WIDTH,
-    draw_axis,
-    legend,
-    smoothed,
-)
+from minillava.training.loss_picture import COLORS, FLOOR, frame, legend, smoothed
 
 MARKS = "ox+*"
 LOWEST = 1e-3  # in characters: what is below is drawn there
@@ -59,18 +48,10 @@ def averaged(losses, columns):
 def as_picture(curves, path):
     """{name: losses}, smoothed, in one frame on a log scale; at most as many as COLORS."""
     drawn = {name: smoothed(losses) for name, losses in curves.items()}
-    values = [max(loss, LOWEST) for curve in drawn.values() for loss in curve]
-    low, high = math.log(min(values)), math.log(max(values))
-    image = Image.new("RGB", (WIDTH, HEIGHT), "white")
-    pen = ImageDraw.Draw(image)
-    draw_axis(pen, low, high)
+    image, pen, point = frame([max(loss, LOWEST) for curve in drawn.values() for loss in curve])
 
     for row, ((name, curve), color) in enumerate(zip(drawn.items(), COLORS)):
-        points = []
-        for step, loss in enumerate(curve):
-            height = (high - math.log(max(loss, LOWEST))) / max(high - low, FLOOR)
-            points.append((MARGIN + (WIDTH - 2 * MARGIN) * step / len(curve),
-                           MARGIN + (HEIGHT - 2 * MARGIN) * height))
-        pen.line(points, color, width=2)
+        line = [point(step / len(curve), max(loss, LOWEST)) for step, loss in enumerate(curve)]
+        pen.line(line, color, width=2)
         legend(pen, row, f"{name}: {curve[-1]:.3f} after {len(curve)} steps", color)
     image.save(path)

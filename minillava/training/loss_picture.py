@@ -14,25 +14,17 @@ def draw_loss(curves, path, kept_apart=()):
     curves = [(name, smoothed(losses)) for name, losses in curves]
     steps = sum(len(curve) for _, curve in curves)
     values = [loss for _, curve in curves for loss in curve] + [loss for _, loss in kept_apart]
-    low, high = math.log(max(min(values), FLOOR)), math.log(max(values))
-
-    def point(step, loss):
-        height = (high - math.log(max(loss, FLOOR))) / max(high - low, 1e-6)
-        return (MARGIN + (WIDTH - 2 * MARGIN) * step / steps,
-                MARGIN + (HEIGHT - 2 * MARGIN) * height)
-
-    image = Image.new("RGB", (WIDTH, HEIGHT), "white")
-    pen = ImageDraw.Draw(image)
-    draw_axis(pen, low, high)
+    image, pen, point = frame(values)
 
     start = 0
     for row, ((name, curve), color) in enumerate(zip(curves, COLORS)):
-        pen.line([point(step, loss) for step, loss in enumerate(curve, start)], color, width=2)
+        line = [point(step / steps, loss) for step, loss in enumerate(curve, start)]
+        pen.line(line, color, width=2)
         legend(pen, row, f"{name}: {curve[-1]:.3f} after {len(curve)} steps", color)
         start += len(curve)
 
     for step, loss in kept_apart:
-        x, y = point(step, loss)
+        x, y = point(step / steps, loss)
         pen.ellipse((x - 3, y - 3, x + 3, y + 3), KEPT_APART)
     if kept_apart:
         best = min(loss for _, loss in kept_apart)
@@ -40,6 +32,24 @@ def draw_loss(curves, path, kept_apart=()):
 
     pen.text((WIDTH // 2 - 40, HEIGHT - 24), f"{steps} steps", "black")
     image.save(path)
+
+
+def frame(values):
+    """An empty picture with an axis for these losses -> (image, pen, point).
+
+    point(along, loss): where a loss stands, `along` of the width from the left, on a log scale.
+    """
+    low, high = math.log(max(min(values), FLOOR)), math.log(max(values))
+    image = Image.new("RGB", (WIDTH, HEIGHT), "white")
+    pen = ImageDraw.Draw(image)
+    draw_axis(pen, low, high)
+
+    def point(along, loss):
+        height = (high - math.log(max(loss, FLOOR))) / max(high - low, FLOOR)
+        return (MARGIN + (WIDTH - 2 * MARGIN) * along,
+                MARGIN + (HEIGHT - 2 * MARGIN) * height)
+
+    return image, pen, point
 
 
 def legend(pen, row, text, color):
