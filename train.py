@@ -37,6 +37,7 @@ from minillava.training.allocator import keep_freed_memory
 from minillava.training.batches import step_batches
 from minillava.training.data_check import check_data, show_samples
 from minillava.training.loss_picture import draw_loss
+from minillava.training.new_words import learn_words
 from minillava.training.optimizer import gradient_norm, loss_and_gradients, make_optimizers
 from minillava.training.optimizer import set_lr, take_step
 from minillava.training.recipes import RECIPES, fitted, warn_of_repeats
@@ -111,6 +112,8 @@ def make_model(recipe, sources):
             vision=vision, language=language, projector=projector, device="cpu",
             quantize=sources.quantize)
 
+    if sources.new_words:
+        tokenizer = learn_words(model, tokenizer, sources.new_words)
     prompt_format = ""
     if scienceqa.is_folder(sources.data):
         prompt_format = "QCM-ALE" if sources.answer_first else recipe.prompt_format
@@ -249,6 +252,7 @@ def story(args):
     recipes = options.changed_recipes(args, RECIPES | TOY_RECIPES)
     recipe, toy = recipes[name], name in TOY_RECIPES
     options.refuse_lora(recipe, args.lora, args.quantize)
+    options.refuse_new_words(recipe, args.new_word)
     options.refuse_tower(recipe, args.tower, args.lora)
     setup = options.setup_of(args, recipe, toy)
     sources = options.sources_of(args, recipe, toy, shipped=TOY)

@@ -19,7 +19,13 @@ from pathlib import Path
 
 from minillava.files import read_json
 from minillava.sentencepiece import SPACE
-from minillava.tokenizer_json import FILES, byte_level_alphabet, read_added_tokens, read_pipelines
+from minillava.tokenizer_json import (
+    FILES,
+    byte_level_alphabet,
+    from_json,
+    read_added_tokens,
+    read_pipelines,
+)
 
 # A piece that is one byte of a character without a piece of its own.
 BYTE = re.compile("<0x([0-9A-F]{2})>")
@@ -98,6 +104,10 @@ class Tokenizer:
             spelled.append(self._bytes.get(i) or name.encode())
         return b"".join(spelled).decode("utf-8", "one_mark_per_byte")
 
+    def pieces(self, text):
+        """One stretch of text, cut as its ids are and in the letters of tokenizer.json."""
+        return [self._tokens[i] for i in self.segment(text, prefix=False)]
+
     def add(self, token):
         """Gives a control token such as <image> the next free id, if it has none yet -> its id."""
         if token not in self._ids:
@@ -123,6 +133,14 @@ class Tokenizer:
             (folder / "tokenizer.model").write_bytes(self._model)
         text = json.dumps(self._saved_config(), ensure_ascii=False, indent=2)
         (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+    def as_json(self):
+        """What save() writes as tokenizer.json, parsed."""
+        return json.loads(self._with_prefix.to_str())
+
+    def changed(self, parsed):
+        """-> a Tokenizer like this one, of another tokenizer.json."""
+        return Tokenizer(from_json(parsed, "the changed tokenizer", self.legacy), self._config)
 
     def _saved_config(self):
         config = dict(self._config)

@@ -226,7 +226,8 @@ def rows(out):
 
 def test_a_run_measures_keeps_and_resumes_the_same_on_one_rank_and_on_two(folder, tmp_path):
     command = ["--recipe", "own-lora", "--lora", 4, "--data", folder, "--val", 0.25, "--eval-every", 2, "--min-steps", 4,
-               "--epochs", 1, "--per-gpu", 2, "--batch", 4, "--dtype", "float32", "--save-every", 2, "--init", TOY / "llava"]
+               "--epochs", 1, "--per-gpu", 2, "--batch", 4, "--dtype", "float32", "--save-every", 2, "--init", TOY / "llava",
+               "--new-word", "seven=two,three"]
     out, two = tmp_path / "one", tmp_path / "two"
     told = run(*command, "--out", out)
     assert told.returncode == 0, told.stderr
@@ -260,6 +261,8 @@ def test_what_is_wrong_is_one_line(folder, tmp_path):
         (["--recipe", "own", "--replay", 1], "--replay is a share from 0 to below 1"),
         (["--recipe", "toy-pretrain", "--lora", 4, "--images", folder], "goes with a recipe of stage 2"),
         (["--recipe", "own", "--data", tmp_path], "has no metadata.jsonl"),
+        (["--recipe", "own", "--new-word", "crimson"], "is not NEW=OLD,OLD"),
+        (["--recipe", "own-lora", "--new-word", "pink=red", "--quantize", "int8"], "not with --quantize"),
     ):
         done = run("--data", folder, "--out", tmp_path / "out", *more)
         assert done.returncode == 2 and message in done.stderr.splitlines()[-1], done.stderr

@@ -11,6 +11,7 @@ import torch
 
 from minillava.conversation import TEMPLATES
 from minillava.terminal import exit_with
+from minillava.training.new_words import read_new_word
 from minillava.training.recipes import changed
 from minillava.training.run_folder import Setup, Sources
 
@@ -70,6 +71,9 @@ def add_changes(parser):
     parser.add_argument("--lora-alpha", type=float, help="(default: twice the rank)")
     parser.add_argument("--words", action=FLAG, default=None,
                         help="with LoRA: train embeddings and head too, for words never said")
+    parser.add_argument("--new-word", action="append", metavar="NEW=OLD,OLD",
+                        help="stage 2: a word that begins as the mean of words that are known "
+                             "(pink=red,green,blue); with LoRA it implies --words")
     parser.add_argument("--min-steps", type=int,
                         help="recipes own and own-lora: so many steps, however few samples")
     parser.add_argument("--epochs", type=int)
@@ -125,6 +129,7 @@ def changed_recipes(args, recipes):
     """{name: recipe}, with what the command line changes in them."""
     settled = {}
     for name, recipe in recipes.items():
+        words = args.words
         if args.lora and recipe.stage == 2:
             alpha = args.lora_alpha or 2.0 * args.lora
             recipe = replace(recipe, lora=args.lora, lora_alpha=alpha, muon_lr=None)
@@ -132,11 +137,13 @@ def changed_recipes(args, recipes):
             muon_lr = recipe.muon_lr and recipe.muon_lr * args.lr / recipe.lr
             # a rate that is given is not fitted any more
             recipe = replace(recipe, muon_lr=muon_lr, width=0)
+        if args.new_word and recipe.lora and words is None:
+            words = True
         settled[name] = changed(
             recipe, lr=args.lr, projector_lr=args.projector_lr, batch=args.batch,
             per_gpu=args.per_gpu, epochs=args.epochs, max_length=args.max_length,
             checkpointing=args.checkpointing, loss_mean=args.loss_mean, min_steps=args.min_steps,
-            words=args.words, projector=args.projector, feature_layer=args.feature_layer,
+            words=words, projector=args.projector, feature_layer=args.feature_layer,
             layers=args.layers, tower=args.tower if recipe.stage == 2 else None)
     return settled
 
@@ -148,9 +155,10 @@ def sources_of(args, recipe, toy, shipped):
         init = shipped / "llava"
     if toy and not Sources(init=init).starts_whole:
         vision, language = vision or shipped / "clip", language or shipped / "vicuna"
+    new_words = tuple(read_new_word(text) for text in args.new_word or ()) or None
     return Sources(vision, language, init, args.data, args.images,
                    args.answer_first, args.text_only, args.val, args.replay, args.replay_data,
-                   args.replay_images, args.quantize, args.template, args.aspect)
+                   args.replay_images, args.quantize, args.template, args.aspect, new_words)
 
 
 def setup_of(args, recipe, toy):
@@ -201,8 +209,15 @@ def refuse_lora(recipe, lora, quantize):
     if quantize and not recipe.lora:
         raise ValueError("--quantize is for a base that is frozen: give --lora RANK with it")
     if recipe.words and (quantize or not recipe.lora):
-        raise ValueError("--words goes with --lora, which else leaves words alone, "
-                         "and not with --quantize (which takes --no-words)")
+        raise ValueError("--words, which --new-word asks for, goes with --lora, which else leaves "
+                         "words alone, and not with --quantize (which takes --no-words)")
+
+
+def refuse_new_words(recipe, new_words):
+    if new_words and recipe.stage == 1:
+        raise ValueError("--new-word goes with a recipe of stage 2: stage 1 trains no words")
+    if new_words and recipe.lora and not recipe.words:
+        raise ValueError("--new-word has rows to be trained: with LoRA it takes --words")
 
 
 def refuse_tower(recipe, tower, lora):

@@ -20,7 +20,8 @@ def save_result(weights, model, tokenizer, recipe, base, path):
         save_projector(weights, path)
     elif recipe.lora:
         adapter = adapter_of(weights, recipe.lora, recipe.lora_alpha, base)
-        save_adapter(adapter, model.config, path)
+        # where words were trained, the tokenizer says which
+        save_adapter(adapter, model.config, path, tokenizer if recipe.words else None)
     else:
         whole = whole_copy(model, weights)
         whole.drop_unused_blocks()

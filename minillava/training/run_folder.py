@@ -28,6 +28,7 @@ class Sources:
     quantize: str | None = None   # the frozen base below a LoRA: "int8" or "int4"
     template: str | None = None   # in place of the recipe's or the checkpoint's, as aspect
     aspect: str | None = None
+    new_words: tuple | None = None  # (word, words that it is like), for each
 
     @property
     def starts_whole(self):

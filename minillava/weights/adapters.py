@@ -3,13 +3,14 @@
     W' = W + (alpha / rank) B A        A [rank, in], B [out, rank]
 
 A folder holds adapter_config.json, adapter_model.safetensors (or .bin), and non_lora_trainables.bin
-with what LLaVA trained whole: the projector. The base is a LLaVA, or a Vicuna whose projector the
+with what LLaVA trained whole: the projector. An adapter that trained words too brings embeddings,
+head and their tokenizer, which may have more words than the base's. The base is a LLaVA, or a Vicuna whose projector the
 adapter brings (liuhaotian/llava-v1.5-7b-lora). Names on disk are those of the base's layout:
 
     base_model.model. model.layers.0.self_attn.q_proj .lora_A.weight
 """
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ from minillava.weights.tensors import read_tensor_file, read_tensors, rename
 
 PEFT = "base_model.model."  # before the base's own name
 OTHERS = "non_lora_trainables.bin"
+EMBEDDINGS, HEAD = "language_model.embed_tokens.weight", "language_model.lm_head.weight"
 
 # fields of a LlavaConfig that a fine-tune may change
 CARRIED = ("template", "image_aspect_ratio", "prompt_format")
@@ -63,7 +65,10 @@ def is_adapter(folder):
 # ---- the sum ----
 
 def read_adapted(folder, base=None, vision=None):
-    """An adapter and its base -> (LlavaConfig, the base's tensors, Adapter, folder of the base)"""
+    """An adapter and its base -> (LlavaConfig, tensors, Adapter, folder of the tokenizer)
+
+    The tensors are the base's, and what the adapter brings whole in place of its own.
+    """
     folder = Path(folder)
     adapter = read_adapter(folder)
     base = base_folder(folder, adapter, base)
@@ -74,8 +79,13 @@ def read_adapted(folder, base=None, vision=None):
     else:
         config, tensors = read_upon_language(folder, adapter, base, vision)
 
-    check_fit(adapter, tensors, folder, base)
-    return config, tensors | adapter.others, adapter, base
+    own_words = EMBEDDINGS in adapter.others and (folder / "tokenizer.json").exists()
+    check_fit(adapter, tensors, folder, base, own_words)
+    if own_words:
+        vocab_size = len(adapter.others[EMBEDDINGS])
+        language_config = replace(config.language_config, vocab_size=vocab_size)
+        config = replace(config, language_config=language_config)
+    return config, tensors | adapter.others, adapter, folder if own_words else base
 
 
 def merged(adapter, tensors, dtype="auto"):
@@ -220,14 +230,18 @@ def names_here(tensors):
 
 # ---- does it belong to this base? ----
 
-def check_fit(adapter, tensors, folder, base):
+def check_fit(adapter, tensors, folder, base, own_words=False):
+    """own_words: embeddings and head may have more rows than the base's."""
     for name, (A, B) in adapter.matrices.items():
         shape = [len(B), A.shape[1]]
         if f"{name}.scale" in tensors:
             continue  # its shape is that of integers: `attach` looks at the layer
         check_one(f"{name}.weight", shape, tensors, folder, base)
     for name, tensor in adapter.others.items():
-        check_one(name, list(tensor.shape), tensors, folder, base)
+        shape = list(tensor.shape)
+        if own_words and name in (EMBEDDINGS, HEAD) and name in tensors and tensor.ndim == 2:
+            shape[0] = min(len(tensor), len(tensors[name]))
+        check_one(name, shape, tensors, folder, base)
 
     layers, base_layers = count_layers(adapter.matrices), count_layers(tensors)
     if layers < base_layers and not adapter.partial:
@@ -252,10 +266,10 @@ def count_layers(names):
 
 # ---- writing ----
 
-def save_adapter(adapter, config, folder):
+def save_adapter(adapter, config, folder, tokenizer=None):
     """As the official code writes it, and peft on the Llama inside reads it.
 
-    `config` is the LlavaConfig of the model that was trained.
+    `config` is the LlavaConfig of the model that was trained; `tokenizer` goes with words that were.
     """
     tensors = {}
     for name, (A, B) in adapter.matrices.items():
@@ -266,6 +280,8 @@ def save_adapter(adapter, config, folder):
 
     def save_others(new):
         torch.save(rename(others, on_disk), new / OTHERS)
+        if tokenizer:
+            tokenizer.save(new)
 
     files = {
         "adapter_config.json": adapter_json(adapter),
