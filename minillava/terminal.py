@@ -23,7 +23,7 @@ from PIL import Image
 OBEYED = {"Cc", "Cs", "Zl", "Zp"}
 TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 TRUE_COLOR = 2**24
-STYLES = {"plain": 0, "bold": 1, "dim": 2, "yellow": 33, "cyan": 36}
+STYLES = {"plain": 0, "bold": 1, "dim": 2, "magenta": 35, "cyan": 36}
 CUBE = (0, 95, 135, 175, 215, 255)  # levels of red, green and blue in the palette of 256
 GREYS = range(8, 248, 10)           # and its greys
 QUOTES = '"""'
@@ -147,18 +147,17 @@ def note(text, style="dim", indent=""):
 
 def show_pieces(texts):
     """Texts that join to one, in turns of two colours; with | between them where there are none."""
-    texts = [printable(text).replace("\n", "↵\n") for text in texts]
-    if not color_depth():
-        return print("|".join(texts))
-    column = 0
-    for text, color in zip(texts, cycle(("cyan", "yellow"))):
-        cells = sum(map(cell_width, text.rstrip("\n")))
-        if column and column + cells > width():
-            print()
-            column = 0
-        print(styled(text, color), end="")
-        column = 0 if text.endswith("\n") else column + cells
-    print()
+    texts = [text.replace("\n", "↵\n") for text in texts]
+    wrapped = WrappedText(width())
+    if color_depth():
+        for text, color in zip(texts, cycle(("cyan", "magenta"))):
+            print(f"\033[{STYLES[color]}m", end="")
+            wrapped.put(text)
+            wrapped.put_word()
+            print("\033[0m", end="")
+    else:
+        wrapped.put("|".join(texts))
+    wrapped.end()
 
 
 def width():

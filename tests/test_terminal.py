@@ -14,6 +14,7 @@ from minillava.terminal import (
     note,
     palette_index,
     printable,
+    show_pieces,
     typed_path,
 )
 
@@ -63,6 +64,17 @@ def test_lines_break_between_words_however_the_text_comes(capsys, pieces, shown)
 
 def test_the_first_line_has_what_room_there_is_behind_the_prompt(capsys):
     assert wrapped(capsys, ["one two"], 10, start=5) == "one\ntwo\n"
+
+
+@pytest.mark.parametrize("color, shown", [
+    ("", "<s>| What|\ncolor?|↵\n|[image\nx36]\n"),
+    ("1", "\x1b[36m<s>\x1b[0m\x1b[35m What\x1b[0m\x1b[36m\ncolor?\x1b[0m\x1b[35m↵\x1b[0m\x1b[36m\n[image\nx36]\x1b[0m\n"),
+])
+def test_pieces_break_between_words_too_and_are_told_apart(color, shown, monkeypatch, capsys):
+    monkeypatch.setattr("minillava.terminal.color_depth", lambda: color and TRUE_COLOR)
+    monkeypatch.setattr("minillava.terminal.width", lambda: 10)
+    show_pieces(["<s>", " What", " color?", "\n", "[image x36]"])
+    assert capsys.readouterr().out == shown
 
 
 def test_a_note_in_a_pipe_is_one_line(capsys):
