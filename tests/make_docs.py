@@ -1,7 +1,7 @@
 """The chats and pictures of the documents anew, where new weights say something else: python tests/make_docs.py
 
-Of a chat what is typed stays; what the miniature says, and how fast, is what it says here. The translations of the
-README's first page get the same blocks. The pictures are those that minillava.explain.walk draws.
+Of a chat what is typed stays; what the miniature says, and how fast, is what it says here. Where only the figures of
+time differ, the old ones stay. The pictures are those that minillava.explain.walk draws, the screens those of screens.py.
 """
 import re
 import shutil
@@ -13,25 +13,25 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from tests.doc_commands import DOCUMENTS  # noqa: E402
-from tests.pseudo_terminal import PseudoTerminal  # noqa: E402
+from tests.pseudo_terminal import plain  # noqa: E402
+from tests.screens import SCREENS, screen, type_chat  # noqa: E402
 from tests.test_docs import BLOCK, typed_in  # noqa: E402
 from tests.test_explain import PICTURES  # noqa: E402
+
+TIME = r"\d+(?= tokens/s)|[\d.]+(?= s,)|textLength=.\d+."  # with the width that it has on a screen
 
 
 def record(block):
     columns = 40 if max(map(len, block.splitlines())) <= 40 else 80
-    with tempfile.TemporaryDirectory() as folder:
-        terminal = PseudoTerminal(ROOT / "chat.py", "--seed", "5", columns=columns, cwd=folder)
-        seen = terminal.read_until("\nyou> ")
-        for line in typed_in(block):
-            seen += terminal.ask(line)
-            # After a change of the scene the chat itself asks the last question again.
-            if line.startswith("/scene"):
-                seen += terminal.read_until("\nyou> ")
-        terminal.end()
+    seen = plain(type_chat(typed_in(block), columns).encode())
     lines = [re.sub("^.*▀.*$", "[the picture]", line.rstrip()) for line in seen.splitlines()[:-1]]
     one_picture = [line for before, line in zip(["", *lines], lines) if line != "[the picture]" or before != line]
-    return "\n".join(one_picture) + "\n"
+    return keep_times(block, "\n".join(one_picture) + "\n")
+
+
+def keep_times(old, new):
+    """The old text where nothing but figures of time is new."""
+    return old if re.sub(TIME, "", old) == re.sub(TIME, "", new) else new
 
 
 def draw():
@@ -40,6 +40,10 @@ def draw():
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         for name in PICTURES:
             shutil.copyfile(Path(folder) / name, ROOT / "docs" / name)
+    for name in SCREENS:
+        path = ROOT / "docs" / name
+        old = path.read_text(encoding="utf-8") if path.exists() else ""
+        path.write_text(keep_times(old, screen(name)), encoding="utf-8")
 
 
 def main():

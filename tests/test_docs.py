@@ -17,6 +17,7 @@ from minillava.images import load_image
 from minillava.toy.scene import Scene
 from tests import made_up
 from tests.doc_commands import ARGUMENTS_ONLY, COMMANDS, DOCUMENTS, NOT_HERE, ROOT, STARTS, all_commands
+from tests.screens import ROWS, SCREENS, rows_of_cells, shown_picture, shown_text, squares, text_of
 from tests.servers import serving
 
 TEXTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in DOCUMENTS}
@@ -110,19 +111,47 @@ def read_arguments(parser, *words):
 # ------------------------------------------------------------------------------- the chats that they show
 
 BLOCK = re.compile(r"^```\n(.*?)^```", re.M | re.S)
-CHATS = [(name, block) for name, text in TEXTS.items() for block in BLOCK.findall(text)
-         if "\nyou> " in block and not re.search(r"\.[a-z]{2}\.md", name)]  # those of translations equal the English ones
+CHATS = [(name, block) for name, text in TEXTS.items() for block in BLOCK.findall(text) if "\nyou> " in block]
 FIGURES = r"\d+ tokens, \d+ tokens/s, the first after [\d.]+ s, context [\d,]+ of [\d,]+"
 
 
 @pytest.mark.parametrize("name, block", CHATS, ids=range(len(CHATS)))
 def test_the_miniature_says_what_the_documents_say_it_does(name, block, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(typed_in(block)) + "\n"))
-    words = ["chat.py", "--seed", "5", "--device", "cpu", "--dtype", "bfloat16"]
-    assert status_of(words, monkeypatch) == 0
+    chat_about_scene(typed_in(block), monkeypatch)
     assert what_is_said(block) == what_is_said(capsys.readouterr().out), (
         f"a chat in {name} goes otherwise now: python tests/make_docs.py records it anew")
+
+
+@pytest.mark.parametrize("name", SCREENS)
+def test_a_screen_shows_what_the_miniature_says_and_paints(name, tmp_path, monkeypatch, capsys):
+    _, columns, lines, _ = SCREENS[name]
+    svg = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    anew = f"docs/{name} shows something else than the chat: python tests/make_docs.py makes it anew"
+
+    # the same chat here, as if in that terminal
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for variable, value in (("COLORTERM", "truecolor"), ("TERM", "xterm"), ("COLUMNS", columns), ("LINES", ROWS)):
+        monkeypatch.setenv(variable, str(value))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    chat_about_scene(lines, monkeypatch)
+    rows = rows_of_cells(capsys.readouterr().out.replace("\n", "\r\n"), columns)
+
+    painted = [row for row in rows if "▀" in text_of(row)]
+    said = "\n".join(text_of(row) for row in rows if row not in painted)
+    assert " ".join(what_is_said(shown_text(svg))) in " ".join(what_is_said(said)), anew
+    assert typed_in(shown_text(svg))[-1] in lines, anew
+    here, there = shown_picture("".join(squares(painted[-ROWS // 2 :]))), shown_picture(svg)
+    assert here.keys() == there.keys(), anew
+    assert np.mean([np.abs(np.subtract(here[place], there[place])) for place in here]) < 2, anew
+
+
+def chat_about_scene(lines, monkeypatch):
+    """These lines typed to the shipped miniature, about the scene of the documents."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
+    words = ["chat.py", "--seed", "5", "--device", "cpu", "--dtype", "bfloat16"]
+    assert status_of(words, monkeypatch) == 0
 
 
 def typed_in(chat):
@@ -133,7 +162,7 @@ def typed_in(chat):
 
 def what_is_said(chat):
     """The words of all but the person; figures of time are another machine's."""
-    chat = re.sub(r"^(you> .*|\[the picture\])$", "", chat, flags=re.M)
+    chat = re.sub(r"^(you>.*|\[the picture\])$", "", chat, flags=re.M)
     return re.sub(FIGURES, "", " ".join(chat.split())).split()
 
 
