@@ -32,6 +32,18 @@ def test_the_rate_rises_for_3_percent_of_the_steps_and_falls_by_a_cosine():
     assert optimizers[1].param_groups[0]["lr"] == pytest.approx(0.25)  # Muon's own peak, the same share of it
 
 
+def test_the_rate_is_that_of_transformers_but_for_a_warm_up_that_is_a_step_ahead():
+    """LLaVA-1.5's stage 2: 5198 steps of at most 2e-5. get_cosine_schedule_with_warmup(optimizer, 156, 5198) has
+    0 at step 0, and at the steps below:
+    """
+    theirs = {1: 1.282051282051282e-07, 77: 9.871794871794872e-06, 155: 1.9871794871794873e-05,
+              156: 2e-05, 157: 1.9999998058827844e-05, 2677: 1e-05, 5197: 1.9411721552398123e-12}
+    _, optimizers = small()
+    for step, rate in theirs.items():
+        ours = step - 1 if step < 156 else step
+        assert set_lr(optimizers, ours, 5198) * 2e-5 / 1e-2 == pytest.approx(rate, rel=1e-9)
+
+
 @pytest.mark.parametrize("muon_lr", [None, 1e-2])
 def test_no_weight_decays(muon_lr):
     model, optimizers = small(muon_lr)

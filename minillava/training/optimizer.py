@@ -42,6 +42,8 @@ def make_optimizers(model, lr, muon_lr=None, projector_lr=None):
 def set_lr(optimizers, step, steps, warmup=0.03):
     """Linear warm-up over the first 3 % of the steps, then half a cosine down to 0.
 
+    The cosine is that of transformers, whose Trainer the official runs use. Its warm-up begins at
+    0, so that its first step changes nothing; this one is a step ahead, and each step learns.
     Returns the first group's rate.
     """
     ramp = math.ceil(warmup * steps)
