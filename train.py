@@ -25,7 +25,6 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from tqdm import tqdm
 
 from minillava.checkpoint import TOY, load_llava
 from minillava.evaluation import scienceqa
@@ -166,13 +165,12 @@ def fit_together(data, recipe, sources, setup):
 
 def train(model, data, recipe, setup, device, validation=None):
     """The loop: one stage, from the newest checkpoint on -> the model, wrapped for many ranks."""
-    ranks, rank = distributed.ranks(), distributed.rank()
     dtype = getattr(torch, setup.dtype)
 
     # which samples each step takes
-    accumulate = recipe.accumulation(ranks)
-    order = micro_batches(data.lengths(), recipe.per_gpu, ranks, rank, accumulate,
-                          recipe.grouped, recipe.epochs, setup.seed)
+    accumulate = recipe.accumulation(distributed.ranks())
+    order = micro_batches(data.lengths(), recipe.per_gpu, distributed.ranks(), distributed.rank(),
+                          accumulate, recipe.grouped, recipe.epochs, setup.seed)
     steps = len(order) // accumulate
 
     # what is trained, on the device, and by what
@@ -180,23 +178,13 @@ def train(model, data, recipe, setup, device, validation=None):
     wrapped = distributed.wrap(model, device, setup.shard, dtype)
     optimizers = make_optimizers(wrapped, recipe.lr, recipe.muon_lr, recipe.projector_lr)
 
-    # where an earlier run stopped
-    first = checkpoints.resume(setup.out, wrapped, optimizers)
-    if rank == 0:
-        rewind(setup.out, first)
-    if validation:
-        distributed.barrier()
-        validation.recall(measured(setup.out))
-
+    first = go_on(setup.out, wrapped, optimizers, validation)
     batches = step_batches(data, order[first * accumulate :], accumulate, setup.workers, device)
-    records = Records(setup.out, model, recipe, device)
-    bar = tqdm(total=steps, initial=first, desc=f"stage {recipe.stage}", disable=rank > 0)
-    with Stop() as stop, bar:
+    with Stop() as stop, Records(setup.out, model, recipe, device, first, steps) as records:
         for step, batch in enumerate(batches, first):
             if stop.on_any_rank():
-                checkpoints.save(setup.out, step, wrapped, optimizers, setup.keep)
-                bar.close()
-                records.flush()
+                save_checkpoint(step, wrapped, optimizers, setup, records)
+                records.close()
                 end_by_signal(setup.out, step, stop.signal)
 
             lr = set_lr(optimizers, step, steps)
@@ -204,21 +192,16 @@ def train(model, data, recipe, setup, device, validation=None):
             norm = gradient_norm(wrapped, recipe.max_grad_norm)
             take_step(optimizers)
 
-            last, val_loss = step + 1 == steps, None
+            val_loss = None
+            last = step + 1 == steps
             if validation and (last or validation.is_due(step)):
                 val_loss = validation.measure(wrapped, dtype, device)
                 last = last or validation.patience_is_over
-
             records.add(step, lr, batch, loss, norm, val_loss)
-            bar.update()
-            save_now = (step + 1) % setup.save_every == 0 and not last
-            # between two of these the GPU need not be waited for
-            if device.type == "cpu" or save_now or step % 10 == 0 or last:
-                bar.set_postfix(loss=f"{records.flush():.3f}")
-            if save_now:
-                checkpoints.save(setup.out, step + 1, wrapped, optimizers, setup.keep)
             if last:
                 break
+            if (step + 1) % setup.save_every == 0:
+                save_checkpoint(step + 1, wrapped, optimizers, setup, records)
     return wrapped
 
 
@@ -232,6 +215,22 @@ def forward_backward(model, batch, recipe, dtype, device):
         with distributed.synced(model, last=n == accumulate):
             total += loss_and_gradients(model, dtype, tensors, share)
     return total
+
+
+def go_on(out, wrapped, optimizers, validation):
+    """Brings back what an earlier part of the run came to -> the step it stopped at, or 0."""
+    step = checkpoints.resume(out, wrapped, optimizers)
+    if distributed.rank() == 0:
+        rewind(out, step)
+    if validation:
+        distributed.barrier()
+        validation.recall(measured(out))
+    return step
+
+
+def save_checkpoint(step, wrapped, optimizers, setup, records):
+    records.flush()  # a loss that is not finite ends the run here, and is not saved
+    checkpoints.save(setup.out, step, wrapped, optimizers, setup.keep)
 
 
 # -------------------------------------------------------------------------------- the command line

@@ -1,10 +1,11 @@
-"""What a run measures of itself: metrics.jsonl, a line a step."""
+"""What a run measures of itself: metrics.jsonl, a line a step, and the bar of its progress."""
 import json
 import math
 import sys
 import time
 
 import torch
+from tqdm import tqdm
 
 from minillava.training import checkpoints, distributed, plan
 
@@ -15,14 +16,30 @@ except ImportError:  # Windows has none
 
 
 class Records:
-    """Losses stay on the device until they are asked for, so that the GPU is not waited for."""
+    """Losses stay on the device until they are written, so that the GPU is not waited for.
 
-    def __init__(self, out, model, recipe, device):
+    first, steps: which step the run goes on with, and how many it has, for the bar that shows it.
+    """
+
+    def __init__(self, out, model, recipe, device, first, steps):
         self.out, self.recipe, self.device = out, recipe, device
         self.peak = plan.peak_flops(device)
         self.skeleton = plan.skeleton(model.config, recipe) if self.peak else None
+        self.bar = tqdm(total=steps, initial=first, desc=f"stage {recipe.stage}",
+                        disable=distributed.rank() > 0)
         self.waiting = []
         self.since = time.time()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, error, *_):
+        if error is None:
+            self.flush()
+        self.close()
+
+    def close(self):
+        self.bar.close()
 
     def add(self, step, lr, batch, loss, norm, val_loss=None):
         """loss: this rank's part; batch: a StepBatch; val_loss: after the step, where measured."""
@@ -35,10 +52,14 @@ class Records:
             norm = norm.full_tensor()
         self.waiting.append((row, loss, norm, batch.ids))
 
+        self.bar.update()
+        if self.device.type == "cpu" or step % 10 == 0:
+            self.flush()
+
     def flush(self):
-        """Writes what waits -> the last loss. FloatingPointError, on all ranks, for NaN or inf."""
+        """Writes what waits. FloatingPointError, on all ranks, for a loss of NaN or inf."""
         if not self.waiting:
-            return None
+            return
         losses = torch.stack([loss for _, loss, _, _ in self.waiting])
         losses = distributed.mean_over_ranks(losses).tolist()
         seconds = (time.time() - self.since) / len(self.waiting)
@@ -50,9 +71,9 @@ class Records:
                 row |= {"loss": loss, "gradient_norm": norm.item()} | self.speed(row, seconds)
                 if distributed.rank() == 0:
                     log.write(json.dumps(row) + "\n")
+        self.bar.set_postfix(loss=f"{losses[-1]:.3f}")
         self.waiting = []
         self.since = time.time()
-        return losses[-1]
 
     def speed(self, row, seconds):
         speed = {"tokens_per_second": row["tokens"] / seconds}
