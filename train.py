@@ -23,6 +23,8 @@
 import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -237,54 +239,53 @@ def save_checkpoint(step, wrapped, optimizers, setup, records):
 
 def main():
     print_in_utf8()
-    parser = options.make_parser(__doc__, RECIPES | TOY_RECIPES)
-    args = parser.parse_args()
+    all_recipes = RECIPES | TOY_RECIPES
+    args = options.make_parser(__doc__, all_recipes).parse_args()
     with options.errors_in_one_line():
-        story(args)
+        options.refuse_wrong_numbers(args)
+        recipes = options.changed_recipes(args, all_recipes)
+        name = options.recipe_name(args.recipe, args.init)
+        recipe, toy = recipes[name], name in TOY_RECIPES
+        options.refuse_lora(recipe, args.lora, args.quantize)
+        options.refuse_new_words(recipe, args.new_word)
+        options.refuse_tower(recipe, args.tower, args.lora)
+        setup = options.setup_of(args, recipe, toy)
+        sources = options.sources_of(args, recipe, toy, shipped=TOY)
+        options.refuse_parts(sources, args.projector, args.feature_layer)
 
-
-def story(args):
-    options.refuse_wrong_numbers(args)
-    name = args.recipe or "toy-finetune"
-    if name.startswith("own") and args.init is None:
-        name = f"toy-{name}"  # from the shipped miniature
-    recipes = options.changed_recipes(args, RECIPES | TOY_RECIPES)
-    recipe, toy = recipes[name], name in TOY_RECIPES
-    options.refuse_lora(recipe, args.lora, args.quantize)
-    options.refuse_new_words(recipe, args.new_word)
-    options.refuse_tower(recipe, args.tower, args.lora)
-    setup = options.setup_of(args, recipe, toy)
-    sources = options.sources_of(args, recipe, toy, shipped=TOY)
-    options.refuse_parts(sources, args.projector, args.feature_layer)
-
-    if args.print:
-        print(plan.description(plan.planned_config(recipe, sources), recipe, sources, setup.out))
-    elif args.plan:
-        config = plan.planned_config(recipe, sources)
-        print(plan.plan_lines(config, recipe, args.gpus, setup.shard, setup.dtype, args.mfu,
-                              args.quantize))
-    elif args.recipe is None or name == "toy-scienceqa" and not (sources.data or sources.init):
-        options.refuse_data(sources)
-        device = distributed.set_up(args.device, setup.shard)
-        make_miniature(run, recipes, name, sources, setup, args.scenes, args.heldout, args.per_type,
-                       device)
-    else:
-        options.refuse_missing(name, sources)
-        if args.check_data:
+        draws_science = name == "toy-scienceqa" and not (sources.data or sources.init)
+        if args.print:
+            config = plan.planned_config(recipe, sources)
+            print(plan.description(config, recipe, sources, setup.out))
+        elif args.plan:
+            config = plan.planned_config(recipe, sources)
+            print(plan.plan_lines(config, recipe, args.gpus, setup.shard, setup.dtype, args.mfu,
+                                  args.quantize))
+        elif args.check_data:
+            options.refuse_missing(name, sources)
             look_at_data(recipe, sources, setup)
-        device = distributed.set_up(args.device, setup.shard)
-        if sources.replay and not sources.replay_data:
-            sources = with_replay(sources, setup.out / "replay", setup.seed)
-        run(recipe, sources, setup, device)
+        elif args.recipe is None or draws_science:
+            options.refuse_data(sources)
+            device = distributed.set_up(args.device, setup.shard)
+            make_miniature(run, recipes, name, sources, setup, args.scenes, args.heldout,
+                           args.per_type, device)
+        else:
+            options.refuse_missing(name, sources)
+            device = distributed.set_up(args.device, setup.shard)
+            if sources.replay and not sources.replay_data:
+                sources = with_replay(sources, setup.out / "replay", setup.seed)
+            run(recipe, sources, setup, device)
 
 
 def look_at_data(recipe, sources, setup):
     """Shows three samples as they will be trained, then names all that are wrong."""
-    model, tokenizer, _ = make_model(recipe, sources)
     own = replace(sources, val=None, replay=0.0)
-    data, _ = make_data(recipe, own, setup, tokenizer, model.config)
-    show_samples(data, tokenizer)
-    bad = check_data(data, setup.workers)
+    model, tokenizer, _ = make_model(recipe, own)
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # nothing is left behind
+        setup = replace(setup, out=Path(folder))
+        data, _ = make_data(recipe, own, setup, tokenizer, model.config)
+        show_samples(data, tokenizer)
+        bad = check_data(data, setup.workers)
     sys.exit(1 if bad else 0)
 
 

@@ -1,4 +1,8 @@
-"""The command line of train.py: its flags, and what is wrong with them."""
+"""The command line of train.py: its flags, what is made of them, and what is wrong with them.
+
+What argparse read goes no further than this file and train.py's `main`: of it are made a Recipe,
+Sources and a Setup.
+"""
 import argparse
 import math
 import os
@@ -124,6 +128,15 @@ def add_questions(parser):
 
 
 # ------------------------------------------------------------------------------ what was asked for
+
+def recipe_name(name, init):
+    """The recipe that is meant; `own` begins with the shipped miniature where --init names none."""
+    if name is None:
+        return "toy-finetune"  # the last stage of the whole miniature
+    if name.startswith("own") and init is None:
+        return f"toy-{name}"
+    return name
+
 
 def changed_recipes(args, recipes):
     """{name: recipe}, with what the command line changes in them."""
