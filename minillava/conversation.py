@@ -251,13 +251,16 @@ def checked(turns, style, image_tokens):
 
 
 # ------------------------------------------------------------------------------------------------
-# To look at what the model learns: train.py --check-data and chat.py show it in this way.
+# To look at what the model learns (train.py --check-data), and at what it sees (chat.py).
 
 GREEN, CYAN, GREY, PLAIN = "\033[32m", "\033[36m", "\033[90m", "\033[0m"
 
 
-def colored_by_loss(ids, labels, tokenizer):
-    """A rendered sample for a terminal: green is learned, grey is not, an image is [image x576]."""
+def colored_by_loss(ids, labels, tokenizer, colors=True):
+    """A rendered sample for a terminal: green is learned, grey is not, an image is [image x576].
+
+    Where there are no colours, what is learned stands in brackets: [learned: A cat.</s>].
+    """
     def kind(pair):
         i, label = pair
         return i == IMAGE_TOKEN, label != IGNORE_INDEX
@@ -271,7 +274,11 @@ def colored_by_loss(ids, labels, tokenizer):
             color = GREEN if learned else GREY
             # Text from outside: shown, not obeyed.
             text = printable(tokenizer.spell(run_ids).replace("\n", "↵\n"))
-        colored.append(f"{color}{text}{PLAIN}")
+        if colors:
+            text = f"{color}{text}{PLAIN}"
+        elif learned:
+            text = f"[learned: {text}]"
+        colored.append(text)
     return "".join(colored)
 
 

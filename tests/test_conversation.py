@@ -249,6 +249,8 @@ def test_colored_by_loss(tokenizer):
     text = colored_by_loss(*render(TURNS[:2], tokenizer, "vicuna_v1", 576), tokenizer)
     assert "\033[36m[image x576]\033[0m" in text and "\033[32m A cat.</s>\033[0m" in text
     assert text.startswith("\033[90m<s> A chat")
+    plain = colored_by_loss(*render(TURNS[:2], tokenizer, "vicuna_v1", 576), tokenizer, colors=False)
+    assert "\033" not in plain and "[image x576]" in plain and plain.endswith("ASSISTANT:[learned:  A cat.</s>]")
     clears = [("human", "Q"), ("gpt", "\x1b[2J")]  # the data does not command the terminal
     assert "\\x1b[2J" in colored_by_loss(*render(clears, tokenizer, "vicuna_v1", 0), tokenizer)
 

@@ -6,7 +6,7 @@ from tqdm import tqdm
 
 from minillava.conversation import IMAGE, colored_by_loss
 from minillava.images import load_image
-from minillava.terminal import printable, show_picture
+from minillava.terminal import color_depth, printable, show_picture
 
 
 class Checked(Dataset):
@@ -34,6 +34,8 @@ class Checked(Dataset):
 
 def show_samples(data, tokenizer, count=3):
     """The first samples as they will be trained: the picture, and in green what is learned."""
+    colors = color_depth() > 0
+    legend = "green is learned, grey is not" if colors else "what is learned is in brackets"
     for index in range(min(count, len(data))):
         sample = data.sample(index)
         try:
@@ -43,8 +45,8 @@ def show_samples(data, tokenizer, count=3):
         except (OSError, ValueError):
             continue  # check_data will name it
         ids, labels = item["input_ids"].tolist(), item["labels"].tolist()
-        print(f"{printable(item['id'], keep='')}, {len(ids)} tokens; green is learned, "
-              f"grey is not:\n{colored_by_loss(ids, labels, tokenizer)}\n")
+        print(f"{printable(item['id'], keep='')}, {len(ids)} tokens; {legend}:")
+        print(colored_by_loss(ids, labels, tokenizer, colors), end="\n\n")
 
 
 def check_data(data, workers):
