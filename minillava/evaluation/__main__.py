@@ -32,7 +32,7 @@ from minillava.evaluation.judge import add_judge_flags, judge
 from minillava.evaluation.questions import FORMS, check_pictures, read_questions
 from minillava.evaluation.report import add_report_flags, report
 from minillava.evaluation.scoring import score, table, upload
-from minillava.instruct.command import run_command
+from minillava.instruct.command import open_from_flags, run_command
 
 ANSWER = """
     ... answer pope --questions llava_pope_test.jsonl --images val2014 --model DIR \\
@@ -94,11 +94,11 @@ def make_parser(teachers=None):
 
     command = add_command(commands, "judge", "two answer files -> reviews", JUDGE)
     add_judge_flags(command, teachers)
-    command.set_defaults(run=partial(judge, teachers=teachers))
+    command.set_defaults(run=partial(run_judge, teachers=teachers))
 
     command = add_command(commands, "report", "reviews -> relative scores", REPORT)
     add_report_flags(command)
-    command.set_defaults(run=report)
+    command.set_defaults(run=run_report)
 
     command = add_command(commands, "table", "every score in a folder, beside the paper's", TABLE)
     command.add_argument("folder", type=Path)
@@ -201,6 +201,18 @@ def run_score(args):
 
 def run_upload(args):
     upload(args.benchmark, args.answers, args.questions, args.out)
+    return 0
+
+
+def run_judge(args, teachers):
+    return judge(args.questions, args.context, args.answers, args.out,
+                 open_judge=partial(open_from_flags, args.teacher, args, teachers),
+                 rule_file=args.rule, system_file=args.system, both_orders=args.both_orders,
+                 dry_run=args.dry_run)
+
+
+def run_report(args):
+    report(args.reviews, args.select, args.ignore, args.strict_official, args.average)
     return 0
 
 

@@ -12,12 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minillava.files import read_jsonl, read_object, write
-from minillava.instruct.command import (
-    add_teacher_flags,
-    check_output,
-    open_from_flags,
-    print_dry_run,
-)
+from minillava.instruct.command import add_teacher_flags, check_output, print_dry_run
 from minillava.instruct.exchange import LimitReached, TeacherError
 from minillava.terminal import printable
 
@@ -54,19 +49,23 @@ def add_judge_flags(parser, teachers=None):
     add_teacher_flags(parser, temperature=0.2, teachers=teachers or {})
 
 
-def judge(args, teachers=None):
-    """Questions, contexts and two answer files -> reviews. Returns the exit code."""
-    check_output(args.out)
-    comparisons = read_comparisons(args.questions, args.context, args.answers)
-    rules = read_rules(args.rule, comparisons)
-    system = args.system.read_text(encoding="utf-8").strip()
-    teacher = open_from_flags(args.teacher, args, teachers)
-    if RULE == args.rule or SYSTEM == args.system:
+def judge(questions, context, answers, out, open_judge, rule_file=RULE, system_file=SYSTEM,
+          both_orders=False, dry_run=False):
+    """Questions, contexts and two answer files -> reviews. Returns the exit code.
+
+    open_judge: gives the Teacher who is asked, once all files have been read.
+    """
+    check_output(out)
+    comparisons = read_comparisons(questions, context, answers)
+    rules = read_rules(rule_file, comparisons)
+    system = system_file.read_text(encoding="utf-8").strip()
+    teacher = open_judge()
+    if RULE == rule_file or SYSTEM == system_file:
         print("the judge is told our own wording of the task, not the official one: "
               "--rule and --system take other files")
 
-    orders = (False, True) if args.both_orders else (False,)
-    if args.dry_run:
+    orders = (False, True) if both_orders else (False,)
+    if dry_run:
         print_dry_run(teacher, [review_messages(comparison, rules, system, swapped)
                                 for comparison in comparisons for swapped in orders])
         return 0
@@ -79,7 +78,7 @@ def judge(args, teachers=None):
 
     reviews = [row for row in teacher.map(review, comparisons, "reviews") if row]
     print(teacher.spending())
-    return finish(args.out, reviews, len(comparisons), teacher)
+    return finish(out, reviews, len(comparisons), teacher)
 
 
 def finish(path, reviews, wanted, teacher):

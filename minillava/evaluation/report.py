@@ -22,12 +22,13 @@ def add_report_flags(parser):
     add("--average", action=flag, default=False, help="the mean over the files, too")
 
 
-def report(args):
+def report(paths, select=(), ignore=(), strict_official=False, average=False):
+    """paths: files of reviews, or folders; select: what their names hold; ignore: question_ids."""
     averaged = []  # of each file {category: (relative, reference, candidate)}
-    for path in review_files(args.reviews, args.select):
-        reviews = read_reviews(path, args.ignore)
+    for path in review_files(paths, select):
+        reviews = read_reviews(path, ignore)
         print(printable(path, keep=""))
-        if args.strict_official:
+        if strict_official:
             shares = official_scores(reviews)
             print_officially(shares)
         else:
@@ -36,9 +37,8 @@ def report(args):
             print_table(reviews, pairs)
             print(bias, end="")
         averaged.append(shares)
-    if args.average:
+    if average:
         print_average(averaged)
-    return 0
 
 
 # ------------------------------------------------------------------------------------ files in
