@@ -9,6 +9,7 @@ from minillava.instruct.symbols import read_symbols
 from minillava.toy import annotations, objects, world
 from minillava.toy.annotations import make_world
 from minillava.toy.objects import Thing
+from minillava.toy.pope import pope_rows
 from minillava.toy.questions import QUESTIONS, heldout_questions
 from minillava.toy.world import draw, make_scene, split_of
 
@@ -98,3 +99,19 @@ def test_heldout_questions_are_as_many_of_each_type():
     symbols = {f"{i}.png": ([], annotations.as_fractions(make_scene(rng, "val"))) for i in range(20)}
     questions = heldout_questions(symbols, 3, seed=0)
     assert [q["type"] for q in questions] == [kind for kind in QUESTIONS for _ in range(3)]
+
+
+def test_pope_asks_as_often_for_what_is_not_there_and_each_kind_for_other_things():
+    # a blue star is the most frequent; beside the lone red circle of "c" a red square is seen more often
+    scenes = {"a": ["red circle", "red square"], "b": ["red circle", "red square"], "c": ["red circle"],
+              "d": ["blue star"], "e": ["blue star"], "f": ["blue star"]}
+    rows = pope_rows(scenes, random.Random(0))
+    for row in rows:
+        thing = row["text"].removeprefix("Is there ").removesuffix("?").split(" ", 1)[1]
+        assert (thing in scenes[row["image"]]) == (row["label"] == "yes")
+    asked = {(row["category"], row["image"], row["label"]): row["text"] for row in rows}
+    assert asked["popular", "c", "no"] == "Is there a blue star?"
+    assert asked["adversarial", "c", "no"] == "Is there a red square?"
+    for category in ("random", "popular", "adversarial"):
+        labels = [row["label"] for row in rows if row["category"] == category]
+        assert labels.count("yes") == labels.count("no") == sum(map(len, scenes.values()))
