@@ -8,7 +8,7 @@ import torch
 
 import train
 from minillava.checkpoint import TOY
-from minillava.explain import ablation_runs
+from minillava.explain import train_script
 from minillava.explain.ablation_rows import ROWS, RUNS
 from minillava.explain.ablations import main  # noqa: F401: what `run` calls
 from minillava.explain.verdict import interval, verdict
@@ -131,7 +131,7 @@ def trainings(monkeypatch):
         done.append(recipe)
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(ablation_runs, "subprocess", SimpleNamespace(run=train_here))
+    monkeypatch.setattr(train_script, "subprocess", SimpleNamespace(run=train_here))
     return done
 
 

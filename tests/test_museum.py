@@ -153,7 +153,7 @@ def test_an_exhibit_trains_once_and_shows_both(tmp_path, run):
 
 
 def test_the_quiz_hides_the_name_and_ends_with_its_input(tmp_path, run, monkeypatch):
-    monkeypatch.setattr("minillava.explain.museum_runs.TRAIN", tmp_path / "no_training_here.py")
+    monkeypatch.setattr("minillava.explain.train_script.TRAIN", tmp_path / "no_training_here.py")
     monkeypatch.setattr("minillava.explain.museum.EXHIBITS",
                         {name: EXHIBITS[name] for name in ("rope", "bgr", "wrong-mean", "wrong-template")})
     monkeypatch.setattr(sys, "stdin", io.StringIO("nine\n1\n"))

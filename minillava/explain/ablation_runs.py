@@ -4,7 +4,6 @@ A run is a folder with result.json at last; what has one is not run again. Runs 
 data, and stage 1 where they do not change it.
 """
 import json
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from minillava.evaluation.scienceqa_asking import answering
 from minillava.explain.ablation_data import both_forms, draw_world, questions_of
 from minillava.explain.ablation_data import training_file
 from minillava.explain.ablation_rows import RUNS
+from minillava.explain.train_script import train_apart
 from minillava.files import read_json, write
 from minillava.images import load_image
 from minillava.toy.annotations import symbols_of
@@ -25,7 +25,6 @@ from minillava.toy.miniature import answers_to
 from minillava.training.checkpoints import checkpoints, load_weights
 from minillava.training.run_folder import losses
 
-TRAIN = Path(__file__).parents[2] / "train.py"
 # half of the recipes': of so few samples there would be too few steps
 BATCH = {"toy-pretrain": 16, "toy-finetune": 8, "toy-scienceqa": 16}
 
@@ -107,14 +106,9 @@ def finetune(name, seed):
 
 
 def train(recipe, folder, seed, *flags):
-    """train.py in a process of its own; it goes on where it was stopped."""
-    words = [sys.executable, TRAIN, "--recipe", recipe, "--out", folder, "--resume",
-             "--seed", seed.number, "--batch", BATCH[recipe], "--per-gpu", BATCH[recipe], *flags]
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "train.log", "w", encoding="utf-8") as log:
-        done = subprocess.run([str(word) for word in words], stdout=log, stderr=log)
-    if done.returncode:
-        raise ValueError(f"a training ended with an error, see {folder / 'train.log'}")
+    """It goes on where it was stopped."""
+    train_apart(folder / "train.log", "--recipe", recipe, "--out", folder, "--resume",
+                "--seed", seed.number, "--batch", BATCH[recipe], "--per-gpu", BATCH[recipe], *flags)
 
 
 # -------------------------------------------------------------------------------------- asking

@@ -8,6 +8,7 @@ import math
 import random
 from collections import Counter
 from dataclasses import replace
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +17,14 @@ from torch import nn
 
 from minillava.conversation import human_turn, render
 from minillava.evaluation.scores import binary_scores, pope_says_yes
-from minillava.generate import Answer, generate, new_cache, next_tokens, sample_token, to_pixels
+from minillava.generate import Answer, new_cache, next_tokens, sample_token, to_pixels
 from minillava.llava import IMAGE_TOKEN
 from minillava.toy.annotations import as_fractions
+from minillava.toy.miniature import answers_to
 from minillava.toy.objects import is_or_are, read, with_article
 from minillava.toy.questions import CONVERSATION
 from minillava.toy.world import CELL, COLORS, PLACES, SHAPES, SIDE, draw, make_box, make_scene
 
-BATCH = 50
 BIGGER_NUMBERS = ("six", "seven", "eight", "nine")
 
 
@@ -241,7 +242,7 @@ def ask_about(model, tokenizer, question, pictures):
     answer = Answer(tokenizer, model.config.template)
     pixels = to_pixels(model, pictures)
     steps = next_tokens(model, input_ids, pixels, new_cache(model), sample_token)
-    for _, token in zip(range(32), steps):
+    for token in islice(steps, 32):
         answer.put(token.item())
         if answer.done:
             break
@@ -265,13 +266,8 @@ def asked_scenes(count, rng, kinds):
 
 
 def ask(model, tokenizer, questions, pictures):
-    """-> answers, in batches."""
-    answers = []
-    for start in range(0, len(questions), BATCH):
-        end = start + BATCH
-        answers += generate(model, tokenizer, questions[start:end], pictures[start:end],
-                            max_new_tokens=32)
-    return answers
+    questions = [{"question": question} for question in questions]
+    return answers_to(model, tokenizer, questions, pictures, batch=50, max_new_tokens=32)
 
 
 def is_there(name):

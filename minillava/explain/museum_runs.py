@@ -8,17 +8,14 @@ the healthy run is made once.
 import contextlib
 import io
 import json
-import runpy
-import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from unittest.mock import patch
 
-import minillava
 from minillava.checkpoint import TOY, load_llava
 from minillava.explain.bugs import healthy
 from minillava.explain.exhibits import EXHIBITS
+from minillava.explain.train_script import train_here
 from minillava.files import read_json, write
 from minillava.generate import generate
 from minillava.images import load_image
@@ -27,7 +24,6 @@ from minillava.toy.miniature import draw_world, score
 from minillava.toy.questions import heldout_questions
 from minillava.training.run_folder import losses
 
-TRAIN = Path(minillava.__file__).parent.parent / "train.py"
 SYMPTOMS = ("color", "exists", "detail")  # types of question whose answers are shown
 
 
@@ -68,7 +64,8 @@ class Museum:
 def measure(folder, world, trained, per_type):
     """Trains if asked to, and asks the held-out questions -> a result."""
     if trained:
-        train(world, folder)
+        train_here("--recipe", "toy-finetune", "--init", TOY / "pretrain", "--out", folder,
+                   "--resume", "--data", world / "finetune.json", "--images", world / "train")
     model, tokenizer = load_llava(folder / "llava" if trained else None, dtype="float32")
 
     symbols = symbols_of(world, "val")
@@ -82,15 +79,6 @@ def measure(folder, world, trained, per_type):
         shares["all"] = sum(shares.values()) / len(shares)
     return {"losses": losses(folder) if trained else [], "seen": seen, "blind": blind,
             "answers": symptoms(model, tokenizer, questions, pictures)}
-
-
-def train(world, folder):
-    """train.py in this process, with whatever is patched in it."""
-    words = ["--recipe", "toy-finetune", "--init", TOY / "pretrain", "--out", folder, "--resume",
-             "--data", world / "finetune.json", "--images", world / "train"]
-    typed = ["train.py", *map(str, words)]
-    with patch.object(sys, "argv", typed):
-        runpy.run_path(str(TRAIN), run_name="__main__")
 
 
 def symptoms(model, tokenizer, questions, pictures):

@@ -179,15 +179,18 @@ def score(model, tokenizer, questions, images, desc):
     return {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items())}
 
 
-def answers_to(model, tokenizer, questions, images, desc, batch=128):
-    """-> the model's answer to each question."""
-    # rows of a batch end together
-    order = sorted(range(len(questions)), key=lambda i: len(questions[i]["answer"]))
+def answers_to(model, tokenizer, questions, images, desc=None, batch=128, max_new_tokens=96):
+    """-> the model's answer to each question, asked in batches.
+
+    questions: [{"question", "answer": the right one, if it is known}]; desc: of the progress bar.
+    """
+    # rows of a batch end together, if their answers are about as long
+    order = sorted(range(len(questions)), key=lambda i: len(questions[i].get("answer", "")))
     answers = [None] * len(questions)
-    for start in tqdm(range(0, len(order), batch), desc=desc):
+    for start in tqdm(range(0, len(order), batch), desc=desc, disable=desc is None):
         rows = order[start : start + batch]
         prompts = [questions[i]["question"] for i in rows]
-        texts = generate(model, tokenizer, prompts, [images[i] for i in rows], max_new_tokens=96)
+        texts = generate(model, tokenizer, prompts, [images[i] for i in rows], max_new_tokens)
         for i, text in zip(rows, texts):
             answers[i] = text
     return answers
