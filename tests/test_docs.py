@@ -7,6 +7,7 @@ import runpy
 import shlex
 import sys
 import tokenize
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,6 +39,9 @@ def test_every_command_is_known_to_this_test():
 
 # ------------------------------------------------------------------------------- running them, in their order
 
+RUN_HERE = [command for command in all_commands() if command in COMMANDS]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A clone in which everything lies that the documents speak of; what commands make stays for those after them."""
@@ -57,22 +61,58 @@ def test_the_python_of_the_readme_runs(folder, monkeypatch, capsys):
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
-@pytest.mark.parametrize("command", [command for command in all_commands() if command in COMMANDS], ids=str)
+@pytest.mark.parametrize("command", RUN_HERE, ids=str)
 def test_a_command_of_the_documents_runs(command, folder, monkeypatch, capsys):
-    how = COMMANDS[command]
-    changed = how if how.startswith(STARTS) else f"{command} {how}"
-    words = words_of(command if how == ARGUMENTS_ONLY else changed)
-    if how == ARGUMENTS_ONLY or command.startswith("torchrun "):
-        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", read_arguments)
-
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "stdin", io.StringIO(QUESTION))
-    status = status_of(words, monkeypatch)
+    make_what_it_reads(command, monkeypatch)
+    status = run_one(command, monkeypatch)
     out, err = capsys.readouterr()
+    words = words_as_run(command)
     assert status == 0, f"{shlex.join(words)}\n{err}"
     # A chat says what went wrong and goes on.
     if "chat.py" in words:
         assert re.search(r"llava> *\S", out) or out.count("\n") == 1, out + err
+
+
+def make_what_it_reads(command, monkeypatch):
+    """Runs those before it whose --out it reads, where they have not run: it may be chosen alone, with -k."""
+    for earlier in RUN_HERE[: RUN_HERE.index(command)]:
+        made = None if only_read(earlier) else out_of(words_as_run(earlier))
+        if made and not Path(made).exists() and any(reads(word, made) for word in words_as_run(command)):
+            make_what_it_reads(earlier, monkeypatch)
+            run_one(earlier, monkeypatch)
+
+
+def out_of(words):
+    if "--out" in words:
+        return words[words.index("--out") + 1]
+    return "runs/toy" if words[0] == "train.py" and "--recipe" not in words else None
+
+
+def reads(word, made):
+    """runs/own/llava is in runs/own, and the folder answers holds answers/pope.jsonl."""
+    return f"{word}/".startswith(f"{made}/") or f"{made}/".startswith(f"{word}/")
+
+
+def only_read(command):
+    """Whether its arguments are read and nothing else."""
+    return COMMANDS[command] == ARGUMENTS_ONLY or command.startswith("torchrun ")
+
+
+def run_one(command, monkeypatch):
+    words = words_as_run(command)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", io.StringIO(QUESTION))
+        if only_read(command):
+            patch.setattr(argparse.ArgumentParser, "parse_args", read_arguments)
+        return status_of(words, patch)
+
+
+def words_as_run(command):
+    how = COMMANDS[command]
+    if how == ARGUMENTS_ONLY:
+        return words_of(command)
+    return words_of(how if how.startswith(STARTS) else f"{command} {how}")
 
 
 def words_of(command):
