@@ -53,16 +53,16 @@ def load_llava(path=None, *, vision=None, language=None, projector=None, base=No
         if is_adapter(source):
             return load_adapted(source, base, vision, device, dtype, quantize)
         config, tensors = read_llava_folder(source, vision)
-        words = source
+        tokenizer_folder = source
     else:
         if path is not None or None in (vision, language, projector):
             raise ValueError("give either one folder, "
                              "or vision=, language= and projector= together")
         source = f"{vision} + {language} + {projector}"
         config, tensors = compose(vision, language, projector)
-        words = language
+        tokenizer_folder = language
     model = build(Llava, config, tensors, source, device, dtype, quantize)
-    return model, Tokenizer.load(words)
+    return model, Tokenizer.load(tokenizer_folder)
 
 
 def load_adapted(path, base, vision, device, dtype, quantize):

@@ -141,7 +141,7 @@ def two(turns, t, tokenizer, image_tokens):
             # The space belongs to the answer: "▁A" is one token.
             if text:
                 yield " " + text, True
-            # An empty answer is one, None is the one to come.
+            # None is the answer to come; an empty one is an answer too, and ends.
             if text is not None:
                 yield [tokenizer.eos_id], True
 

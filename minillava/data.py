@@ -86,7 +86,7 @@ class LlavaData(torch.utils.data.Dataset):
             except (OSError, ValueError) as error:
                 name = sample.get("id", place) if isinstance(sample, dict) else place
                 bad.append(f"{name}: {error}")
-            # By now the fault is not in the samples.
+            # After so many the fault is not in the samples.
             if len(bad) == 100:
                 break
         raise ValueError(f"{len(bad)} samples in a row cannot be used, the last: {bad[-1]}; "
@@ -104,7 +104,7 @@ class LlavaData(torch.utils.data.Dataset):
     def prepare(self, sample):
         """A sample -> an item, or the OSError or ValueError that says why there is none."""
         turns = turns_of(sample)
-        shown = image_turns(turns)
+        shown = times_shown(turns)
         # A picture that no turn points at is ignored, and the text is learned: as officially.
         has_image = "image" in sample and shown > 0
         if has_image:
@@ -144,7 +144,7 @@ def turns_of(sample):
     return turns
 
 
-def image_turns(turns):
+def times_shown(turns):
     """How many human turns point at the picture."""
     return sum(role == "human" and IMAGE in str(text) for role, text in turns)
 
@@ -170,7 +170,6 @@ def safe_name(name):
 
 def collate(items):
     """Items -> input_ids [B,T], labels [B,T], pixels [images,3,S,S] in the order of their rows."""
-    # Rows of different length.
     input_ids = [item["input_ids"] for item in items]
     labels = [item["labels"] for item in items]
     # Text alone has no picture.

@@ -8,6 +8,7 @@ words that together hold the probability top_p (Holtzman et al. 2019).
 """
 import math
 from functools import partial
+from itertools import islice
 
 import torch
 
@@ -71,12 +72,10 @@ def sample_token(logits, written=None, temperature=0.0, top_p=1.0, top_k=0, repe
     """logits [B,V] -> ids [B]. top_k: one of so many words at most, 0: one of all.
 
     repetition_penalty: above 1, words that the answer has already, `written` [B,T], become less
-    likely: a positive logit is divided by it, a negative one multiplied (Keskar et al. 2019).
+    likely.
     """
     if repetition_penalty != 1:
-        old = logits.gather(-1, written)                       # [B,T]
-        old = torch.where(old > 0, old / repetition_penalty, old * repetition_penalty)
-        logits = logits.scatter(-1, written, old)
+        logits = penalized(logits, written, repetition_penalty)
     if temperature == 0:
         return logits.argmax(-1)
 
@@ -93,6 +92,13 @@ def sample_token(logits, written=None, temperature=0.0, top_p=1.0, top_k=0, repe
     # multinomial gives a place in the sorted order, [B,1].
     choice = torch.multinomial(probs, 1)
     return ids.gather(-1, choice).squeeze(-1)
+
+
+def penalized(logits, written, penalty):
+    """A positive logit is divided by the penalty, a negative one multiplied (Keskar et al. 2019)."""
+    old = logits.gather(-1, written)                           # [B,T]
+    new = torch.where(old > 0, old / penalty, old * penalty)
+    return logits.scatter(-1, written, new)
 
 
 @torch.inference_mode()
@@ -124,7 +130,7 @@ def generate(model, tokenizer, prompts, images, max_new_tokens=512, temperature=
     # Each step writes one token in every row, also where an answer has ended already.
     answers = [Answer(tokenizer, model.config.template, stop) for _ in rows]
     steps = next_tokens(model, input_ids, pixels, cache, draw)
-    for step, tokens in zip(range(max(limits)), steps):
+    for step, tokens in enumerate(islice(steps, max(limits))):
         for answer, token, limit in zip(answers, tokens.tolist(), limits):
             # A row ends at its own limit, as it would alone.
             if step < limit:
@@ -163,7 +169,7 @@ def stream(model, tokenizer, turns, image=None, max_new_tokens=512, temperature=
 
     answer = Answer(tokenizer, model.config.template, stop)
     steps = next_tokens(model, input_ids, pixels, cache.keys_values, draw)
-    for _, tokens in zip(range(min(max_new_tokens, room)), steps):
+    for tokens in islice(steps, min(max_new_tokens, room)):
         token = tokens.item()
         if piece := answer.put(token):
             yield piece

@@ -40,7 +40,7 @@ class LanguageConfig:
     def __post_init__(self):
         kv_heads = self.num_key_value_heads or self.num_attention_heads
         head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
-        # A frozen dataclass fills in only so what follows from its other fields.
+        # The dataclass is frozen, so what follows from its other fields is set in this way.
         object.__setattr__(self, "num_key_value_heads", kv_heads)
         object.__setattr__(self, "head_dim", head_dim)
 
@@ -82,7 +82,7 @@ def rotary_table(config, length, device, dtype):
 
     angles = torch.arange(length, device=device)[:, None] * frequencies  # [length,C/2]
     cos = torch.cat([angles.cos(), angles.cos()], dim=-1)                # [length,C]
-    # The sign belongs to `rotate`, which adds the other half times this one.
+    # The minus of "a cos - b sin" stands here, so that `rotate` only has to add.
     sin = torch.cat([-angles.sin(), angles.sin()], dim=-1)
     return torch.stack([cos, sin]).to(dtype)
 
@@ -98,8 +98,9 @@ def rotate(x, rope):
 def scale_frequencies(frequencies, scaling):
     """RoPE for a longer context than that of pretraining, [C/2] -> [C/2]; `scaling` as in the file.
 
-    "linear" slows all down by `factor`. Llama-3 slows down only what turns fewer than
-    `low_freq_factor` times within the old context, and blends up to `high_freq_factor` times.
+    "linear" slows all down by `factor`. Llama-3 slows down what turns fewer than `low_freq_factor`
+    times within the old context, leaves what turns more than `high_freq_factor` times, and mixes
+    both in between.
     """
     slowed = frequencies / scaling["factor"]
     if scaling["rope_type"] == "linear":
@@ -231,7 +232,7 @@ class LanguageModel(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        # Training may spare memory by it: see `checkpointed`.
+        # Whether training spares memory and computes twice: see `checkpointed`.
         self.checkpointing = False
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
@@ -241,7 +242,7 @@ class LanguageModel(nn.Module):
             self.lm_head.weight = self.embed_tokens.weight
 
     def forward(self, embeddings, cache=None):
-        """[B,T,D] embeddings -> [B,T,D] hidden states; of those wanted, `lm_head` makes logits.
+        """[B,T,D] embeddings -> [B,T,D] hidden states, which `lm_head` makes into logits.
 
         Without a cache: whole texts, padded on the right. With one: the next T tokens of each row.
         """

@@ -71,7 +71,7 @@ class Llava(nn.Module):
         self.vision_tower = VisionTower(config.vision_config)
         self.mm_projector = make_projector(config.projector, vision_width, language_width)
         self.language_model = LanguageModel(config.language_config)
-        # Neither stage of the paper does; an ablation may.
+        # The tower is frozen in both stages of the paper; an ablation may train it.
         self.trains_tower = False
 
     def forward(self, input_ids, pixels=None, labels=None, supervised=None, places=None):
@@ -84,6 +84,7 @@ class Llava(nn.Module):
         """
         image_at, learn_at = places or find_places(input_ids, labels)
         embeddings = self.embed(input_ids, pixels, image_at)    # [B,T,D]
+        # A training batch of text alone: the projector has a gradient all the same.
         if labels is not None and (pixels is None or len(pixels) == 0):
             embeddings = embeddings + self.nothing_seen()
         hidden = self.language_model(embeddings)                # [B,T,D]
@@ -119,17 +120,17 @@ class Llava(nn.Module):
 
     def encode_images(self, pixels):
         """[images,3,S,S] -> H_v [images,N,D]: a word embedding for each patch."""
-        # No gradient is kept within the tower, which neither stage trains.
+        # A frozen tower keeps nothing for a backward pass.
         with torch.set_grad_enabled(self.trains_tower and torch.is_grad_enabled()):
             pixels = pixels.to(self.vision_tower.pre_layrnorm.weight.dtype)
             features = self.vision_tower(pixels, self.config.vision_feature_layer)
         return self.mm_projector(features)
 
     def nothing_seen(self):
-        """A zero that depends on the projector, for a training batch of text alone.
+        """A zero computed from the projector: with it the projector has a gradient, of zero.
 
-        The projector then has a gradient, of zero, as it has on the ranks that do have pictures
-        and wait for this one's. (The official code shows a black picture and ignores it.)
+        Ranks that do have pictures have one too, and wait for this one's. (The official code shows
+        a black picture and ignores it.)
         """
         return sum(0 * p.sum() for p in self.mm_projector.parameters())
 

@@ -70,14 +70,17 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x, is_causal, tokens=None):
-        # Padding behind the tokens is not looked at.
-        q = self.split_heads(self.q_proj(x))         # [B,H,T,C]
-        k = self.split_heads(self.k_proj(x))[:, :, :tokens]
-        v = self.split_heads(self.v_proj(x))[:, :, :tokens]
-        y = attention(q, k, v, is_causal=is_causal)  # [B,H,T,C]
+        q = self.split_heads(self.q_proj(x))                # [B,H,T,C]
+        k = self.split_heads(self.k_proj(x))
+        v = self.split_heads(self.v_proj(x))
 
-        # The heads side by side again: [B,T,D]
-        return self.out_proj(y.transpose(1, 2).flatten(2))
+        # What stands behind the first `tokens` is padding, and nobody looks at it.
+        k = k[:, :, :tokens]
+        v = v[:, :, :tokens]
+        y = attention(q, k, v, is_causal=is_causal)         # [B,H,T,C]
+
+        # The heads side by side again.
+        return self.out_proj(y.transpose(1, 2).flatten(2))  # [B,T,D]
 
     def split_heads(self, x):
         """[B,T,D] -> [B,H,T,C], C = D / H"""
@@ -139,13 +142,13 @@ class VisionTower(nn.Module):
         Blocks above the asked layer are not run.
         """
         blocks = self.encoder.layers
-        # Of 24 blocks, layer -2 is the output of the 23rd: there are 25 states, the input counts.
+        # 24 blocks have 25 states, for the input is one too: -2 is what the 23rd block puts out.
         if layer < 0:
             layer += len(blocks) + 1
 
-        x = self.pre_layrnorm(self.embeddings(pixels))
+        x = self.pre_layrnorm(self.embeddings(pixels))  # [B,1+N,D]
         tokens = x.shape[1]
-        x = padded(x)
+        x = padded(x)                                   # for speed alone, see below
         for block in blocks[:layer]:
             x = block(x, tokens=tokens)
         return x[:, :tokens]
