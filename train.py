@@ -101,16 +101,15 @@ def run(recipe, sources, setup, device):
 
 def make_model(recipe, sources):
     """-> (model, tokenizer, folder it is from): a whole LLaVA, or CLIP, LLaMA and a projector."""
-    init, vision, language = sources.init, sources.vision, sources.language
     if sources.starts_whole:
-        base = next((init / name for name in ("llava", "adapter") if (init / name).exists()), init)
+        base = sources.whole_folder
         model, tokenizer = load_llava(
-            base, vision=vision, device="cpu", quantize=sources.quantize)
+            base, vision=sources.vision, device="cpu", quantize=sources.quantize)
     else:
-        base = language
-        projector = init / "mm_projector.bin" if init else recipe.projector
+        base = sources.language
+        projector = sources.init / "mm_projector.bin" if sources.init else recipe.projector
         model, tokenizer = load_llava(
-            vision=vision, language=language, projector=projector, device="cpu",
+            vision=sources.vision, language=base, projector=projector, device="cpu",
             quantize=sources.quantize)
 
     if sources.new_words:

@@ -1,12 +1,17 @@
 """A recipe is one published run: its steps, its clipping, its mean of the loss."""
+import shutil
+
 import torch
 
 import train
+from minillava.checkpoint import TOY
 from minillava.llama import LanguageConfig
 from minillava.llava import IGNORE_INDEX, Llava, LlavaConfig, find_places
 from minillava.training.batches import StepBatch
 from minillava.training.optimizer import gradient_norm
+from minillava.training.plan import planned_config
 from minillava.training.recipes import RECIPES, changed
+from minillava.training.run_folder import Sources
 from minillava.vit import VisionConfig
 
 PUBLISHED = {  # optimiser steps, peak rate, gradient norm, template: of the scripts and the paper
@@ -63,3 +68,10 @@ def test_gradients_are_scaled_to_their_norm_where_a_recipe_says_so():
     norm = gradient_norm(model)
     torch.testing.assert_close(gradient_norm(model, limit=float(norm) / 4), norm)
     torch.testing.assert_close(gradient_norm(model), norm / 4)
+
+
+def test_a_plan_takes_a_run_for_the_llava_that_is_in_it(tmp_path):
+    shutil.copytree(TOY / "llava", tmp_path / "llava")
+    (tmp_path / "config.json").write_text("{}")  # the run's own
+    config = planned_config(RECIPES["own"], Sources(init=tmp_path))
+    assert config == planned_config(RECIPES["own"], Sources(init=TOY / "llava"))

@@ -34,7 +34,7 @@ def count(module, trained=None):
 def planned_config(recipe, sources):
     """That of `init`, or of its parts, or LLaVA's own."""
     if sources.starts_whole:
-        return read_llava_folder(sources.init, sources.vision)[0]
+        return read_llava_folder(sources.whole_folder, sources.vision)[0]
     return load_config(sources.vision, sources.language, recipe.projector, recipe.image_size)
 
 

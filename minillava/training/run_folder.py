@@ -35,6 +35,14 @@ class Sources:
         """Whether `init` is a LLaVA, its run or an adapter; else it is a stage 1, or nothing."""
         return self.init is not None and not (self.init / "mm_projector.bin").exists()
 
+    @property
+    def whole_folder(self):
+        """The folder of that LLaVA or adapter; a run has it within."""
+        for name in ("llava", "adapter"):
+            if (self.init / name).exists():
+                return self.init / name
+        return self.init
+
 
 @dataclass(frozen=True)
 class Setup:
