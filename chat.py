@@ -200,7 +200,7 @@ def main():
     settings = {name: getattr(args, name) for name in [*map(keyword, SETTINGS), "stop"]}
     try:
         check_sampling(**settings)
-        torch.seed() if args.seed is None else torch.manual_seed(args.seed)
+        torch.manual_seed(torch.seed() if args.seed is None else args.seed)
         prompts = read_prompts(args.prompt or [])
         images = read_images(args.image, max(1, len(prompts))) if prompts or args.image else []
         model, tokenizer = load_llava(args.model, vision=args.vision, language=args.language,

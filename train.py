@@ -59,12 +59,14 @@ from minillava.weights.saving import refuse_projector
 
 def run(recipe, sources, setup, device):
     """A recipe from its data to its weights: out/mm_projector.bin, out/llava or out/adapter."""
-    leads, ranks, out = distributed.rank() == 0, distributed.ranks(), setup.out
+    out = setup.out
+    leads = distributed.rank() == 0
     asked = asked_for(recipe, sources, setup)
     refuse_mixing(setup, asked)
     if (out / recipe.result).exists():
         return
 
+    # the model, and what it learns from
     if device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(setup.seed)
@@ -73,11 +75,10 @@ def run(recipe, sources, setup, device):
         refuse_projector(model.config.projector)  # it could not be saved at the end
     data, kept_apart = make_data(recipe, sources, setup, tokenizer, model.config)
     data, recipe = fit_together(data, recipe, sources, setup)
-    recipe.accumulation(ranks)
+    recipe.accumulation(distributed.ranks())  # a batch that does not divide is refused here
     if leads:
         warn_of_repeats(recipe.batch, len(data))
-        if not measured(out):
-            write_config(out, asked)
+        write_config(out, asked)
     distributed.barrier()
 
     def save(wrapped, path):
@@ -85,10 +86,9 @@ def run(recipe, sources, setup, device):
         if leads:
             save_result(weights, model, tokenizer, recipe, base, path)
 
-    validation = None
-    if kept_apart:
-        validation = Validation(kept_apart, recipe.per_gpu, setup.eval_every, setup.patience,
-                                keep=partial(save, path=out / "best"))
+    keep = partial(save, path=out / "best")
+    validation = kept_apart and Validation(
+        kept_apart, recipe.per_gpu, setup.eval_every, setup.patience, keep)
     wrapped = train(model, data, recipe, setup, device, validation)
     save(wrapped, out / recipe.result)
     if leads:
@@ -126,10 +126,13 @@ def make_model(recipe, sources):
 
 def make_data(recipe, sources, setup, tokenizer, config):
     """-> the samples to learn from, and those that are kept apart or None."""
-    data, images, out = sources.data, sources.images, setup.out
+    data = sources.data
+    images = sources.images
+    out = setup.out
     leads = distributed.rank() == 0
-    if scienceqa.is_folder(data):
-        data, images = out / "scienceqa.json", scienceqa.image_folder(data, "train")
+    if scienceqa.is_folder(sources.data):
+        data = out / "scienceqa.json"
+        images = scienceqa.image_folder(sources.data, "train")
         if leads:
             problems = scienceqa.convert(
                 sources.data, "train", config.prompt_format, text_only=sources.text_only)
@@ -208,13 +211,14 @@ def train(model, data, recipe, setup, device, validation=None):
 
 def forward_backward(model, batch, recipe, dtype, device):
     """One step's micro-batches, whose gradients add up -> this rank's part of the loss."""
-    ranks, accumulate = distributed.ranks(), len(batch.micro)
+    ranks = distributed.ranks()
+    accumulate = len(batch.micro)
     total = 0
     for n, tensors in enumerate(batch.micro, 1):
         tensors = [x.to(device, non_blocking=True) for x in tensors]
-        share = recipe.share_of(batch.supervised, len(tensors[-1]), ranks, accumulate)
+        divisor = recipe.loss_divisor(batch.supervised, len(tensors[-1]), ranks, accumulate)
         with distributed.synced(model, last=n == accumulate):
-            total += loss_and_gradients(model, dtype, tensors, share)
+            total += loss_and_gradients(model, dtype, tensors, divisor)
     return total
 
 

@@ -57,9 +57,9 @@ def test_the_official_mean_is_that_of_the_micro_batches():
         found = train.forward_backward(model, step, recipe, torch.float32, torch.device("cpu"))
         torch.testing.assert_close(found.item(), loss)
     # and of the ranks: DDP takes the mean over these by itself
-    assert recipe.share_of(supervised=12, here=3, ranks=2, accumulate=1) == 6
+    assert recipe.loss_divisor(supervised=12, here=3, ranks=2, accumulate=1) == 6
     official = changed(recipe, loss_mean="official")
-    assert official.share_of(supervised=12, here=3, ranks=2, accumulate=1) == 3
+    assert official.loss_divisor(supervised=12, here=3, ranks=2, accumulate=1) == 3
 
 
 def test_gradients_are_scaled_to_their_norm_where_a_recipe_says_so():

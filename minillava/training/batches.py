@@ -26,7 +26,7 @@ class StepBatch:
     ignored: int     # pictures that no turn points at
 
 
-class Told(Dataset):
+class ErrorsAsItems(Dataset):
     """An error is handed over as an item is: raised in a worker, it would come as its traceback."""
 
     def __init__(self, data):
@@ -41,7 +41,7 @@ class Told(Dataset):
 
 def step_batches(data, indices, accumulate, workers, device):
     """One StepBatch after the other; indices: this rank's micro-batches, `accumulate` a step."""
-    loader = DataLoader(Told(data), batch_sampler=indices, collate_fn=collate_noted,
+    loader = DataLoader(ErrorsAsItems(data), batch_sampler=indices, collate_fn=collate_noted,
                         num_workers=workers, worker_init_fn=ignore_signals,
                         pin_memory=device.type == "cuda")
     micro = []
@@ -72,15 +72,14 @@ def collate_noted(items):
 
 def counted(batches):
     """Batches of `collate_noted` -> a StepBatch."""
-    ids, supervised, tokens, images, bad, cut, ignored = [], 0, 0, 0, 0, 0, 0
+    ids = []
+    counts = []  # a row a batch
     for (input_ids, _, pixels, _, learn_at), notes in batches:
         ids += notes["ids"]
-        supervised += len(learn_at)
-        tokens += input_ids.numel()
-        images += len(pixels)
-        bad += len(notes["bad"])
-        cut += notes["cut"]
-        ignored += notes["ignored"]
+        counts.append([len(learn_at), input_ids.numel(), len(pixels),
+                       len(notes["bad"]), notes["cut"], notes["ignored"]])
+
+    here = [sum(column) for column in zip(*counts)]
+    supervised, tokens, images, bad, cut, ignored = distributed.add_up(here)
     micro = [tensors for tensors, _ in batches]
-    counts = distributed.add_up([supervised, tokens, images, bad, cut, ignored])
-    return StepBatch(micro, ids, *counts)
+    return StepBatch(micro, ids, supervised, tokens, images, bad, cut, ignored)

@@ -74,13 +74,13 @@ def gradient_norm(model, limit=None):
     return norm
 
 
-def loss_and_gradients(model, dtype, tensors, supervised):
+def loss_and_gradients(model, dtype, tensors, divisor):
     """Forward and backward of one micro-batch -> its loss, detached; the gradients are in `p.grad`.
 
-    tensors: as in a StepBatch; supervised: what the summed loss is divided by.
+    tensors: as in a StepBatch; divisor: what the summed loss is divided by.
     """
     input_ids, labels, pixels, *places = tensors
-    inputs = (input_ids, pixels, labels, supervised, places)
+    inputs = (input_ids, pixels, labels, divisor, places)
     if isinstance(model, FSDPModule):  # casts the weights by itself
         loss = model(*inputs)
         loss.backward()

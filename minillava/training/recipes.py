@@ -22,7 +22,7 @@ class Recipe:
     grouped: bool = False         # batches of like length and of one modality
     checkpointing: bool = True    # activations are computed again, not kept
     max_grad_norm: float | None = None  # gradients are scaled down to it; None: as DeepSpeed, not
-    loss_mean: str = "global"     # over all supervised tokens of a step; "official": see share_of
+    loss_mean: str = "global"     # over all supervised tokens of a step; "official": loss_divisor
     prompt_format: str = "QCM-LEA"      # of ScienceQA
     feature_layer: int = -2       # of CLIP, whose output is read; -1: the last
     layers: int = 0               # the language model's first blocks that are kept; 0: all
@@ -43,7 +43,7 @@ class Recipe:
             return "mm_projector.bin"
         return "adapter" if self.lora else "llava"
 
-    def share_of(self, supervised, here, ranks, accumulate):
+    def loss_divisor(self, supervised, here, ranks, accumulate):
         """What a micro-batch's summed loss is divided by, before DDP takes the mean over ranks.
 
         supervised: tokens of the whole step; here: of this micro-batch. "official": the mean of the

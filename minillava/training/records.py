@@ -22,13 +22,15 @@ class Records:
     """
 
     def __init__(self, out, model, recipe, device, first, steps):
-        self.out, self.recipe, self.device = out, recipe, device
+        self.out = out
+        self.recipe = recipe
+        self.device = device
         self.peak = plan.peak_flops(device)
         self.skeleton = plan.skeleton(model.config, recipe) if self.peak else None
         self.bar = tqdm(total=steps, initial=first, desc=f"stage {recipe.stage}",
                         disable=distributed.rank() > 0)
-        self.waiting = []
-        self.since = time.time()
+        self.waiting = []          # [(row, loss, norm, ids of the samples)]
+        self.since = time.time()   # the last time they were written
 
     def __enter__(self):
         return self

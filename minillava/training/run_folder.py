@@ -116,6 +116,9 @@ def already_there(out):
 
 
 def write_config(out, asked):
+    """What a run was begun with; where it goes on, that stays as it is."""
+    if measured(out):
+        return
     config = {"command": shlex.join(sys.argv), "git": git_state(), **asked}
     write(out / "config.json", json.dumps(config, indent=1))
 

@@ -10,9 +10,14 @@ class Validation:
     """data: the samples kept apart; keep: a function that saves the wrapped model's weights."""
 
     def __init__(self, data, per_gpu, every, patience, keep):
-        self.data, self.per_gpu, self.every = data, per_gpu, every
-        self.patience, self.keep = patience, keep
-        self.best, self.last, self.waited = math.inf, math.inf, 0
+        self.data = data
+        self.per_gpu = per_gpu
+        self.every = every         # steps
+        self.patience = patience  # looks without a better loss, after which a run ends; or None
+        self.keep = keep
+        self.best = math.inf       # losses
+        self.last = math.inf
+        self.waited = 0            # looks since the best
 
     def recall(self, rows):
         """What an earlier part of the run measured, from its metrics."""
@@ -37,7 +42,8 @@ class Validation:
 
     def measure(self, wrapped, dtype, device):
         """-> the mean loss over all supervised tokens; keeps the weights if it is the best yet."""
-        total, supervised = 0.0, 0
+        total = 0.0
+        supervised = 0
         for indices, counts in self.batches():
             tensors, notes = collate_noted([self.data[i] for i in indices])
             if notes["error"]:

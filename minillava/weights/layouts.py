@@ -246,16 +246,19 @@ def tower_name(data):
 
 def tower_folder(path, data, vision):
     """The CLIP that was given, that lies inside, or that the config names."""
+    if vision is not None:
+        return vision
     name = tower_name(data)
-    for folder in (vision, path / OWN_TOWER, Path(name)):
-        if folder is not None and (folder == vision or folder.is_dir()):
+    for folder in (path / OWN_TOWER, Path(name)):
+        if folder.is_dir():
             return folder
     raise ValueError(f"{path} has no vision tower: download {name} and give its folder as vision=")
 
 
 def check_tower_size(path, data, vision_config):
-    name, size = tower_name(data), vision_config.image_size
-    if size != TOWER_SIZES.get(name, size):
+    name = tower_name(data)
+    size = vision_config.image_size
+    if name in TOWER_SIZES and size != TOWER_SIZES[name]:
         raise ValueError(f"{path} was trained with {name}, "
                          f"but this tower is for images of {size} pixels")
 

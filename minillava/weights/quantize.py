@@ -98,12 +98,15 @@ def set_blocks(module, block):
 
 
 def fit_to_machine(module):
-    """What the kernels of this processor want; with AVX-512 int4 stays as it is in the file."""
+    """What the kernels of this processor want: int4 in their blocks, int8 at every 16th byte.
+
+    With AVX-512 int4 stays as it is in the file.
+    """
     if next(module.parameters()).device.type == "cpu":
         set_blocks(module, kernel_block() or BLOCK)
         for layer in module.modules():
             if isinstance(layer, Int8Linear) and layer.weight.data_ptr() % 16:
-                in_file = layer.weight  # where a tensor begins in a file, nobody has a say
+                in_file = layer.weight  # where a tensor begins at any byte
                 layer.weight = in_file.clone()
                 forget_pages(in_file)
 
