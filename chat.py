@@ -52,7 +52,8 @@ class Chat:
             try:
                 self.take(terminal.read_message("you> "))
             except EOFError:            # Ctrl-D, /quit
-                return print()
+                print()
+                return
             except KeyboardInterrupt:   # the line is given up, not the chat
                 print()
             except BrokenPipeError:
@@ -202,7 +203,9 @@ def main():
         check_sampling(**settings)
         torch.manual_seed(torch.seed() if args.seed is None else args.seed)
         prompts = read_prompts(args.prompt or [])
-        images = read_images(args.image, max(1, len(prompts))) if prompts or args.image else []
+        images = []
+        if prompts or args.image:
+            images = read_images(args.image, max(1, len(prompts)))
         model, tokenizer = load_llava(args.model, vision=args.vision, language=args.language,
                                       projector=args.projector, base=args.base,
                                       device=args.device, dtype=args.dtype, quantize=args.quantize)

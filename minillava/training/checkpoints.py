@@ -44,6 +44,7 @@ def save(out, step, model, optimizers, keep):
     if rank() == 0:
         replace_file(new, new.with_suffix(""))
         for old in list(checkpoints(out).values())[:-keep]:
+            # half of one, should the run be killed now, must not bear the name of a whole one
             shutil.rmtree(old.rename(old.with_name(old.name + ".tmp")))
     barrier()
 

@@ -199,8 +199,10 @@ def refuse_wrong_numbers(args):
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"--{name.replace('_', '-')} must be positive, not {value}")
-    if args.workers is not None and args.workers < 0 or not 0 < args.mfu <= 1:
-        raise ValueError("--workers is 0 or more, --mfu above 0 and at most 1")
+    if args.workers is not None and args.workers < 0:
+        raise ValueError(f"--workers is 0 or more, not {args.workers}")
+    if not 0 < args.mfu <= 1:
+        raise ValueError(f"--mfu is above 0 and at most 1, not {args.mfu}")
     if not 0 <= args.replay < 1:
         raise ValueError(f"--replay is a share from 0 to below 1, not {args.replay}")
 

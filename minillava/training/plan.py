@@ -74,10 +74,12 @@ def memory(model, tokens, ranks, shard, checkpointing, width, accumulate=1, quan
     layers = config.num_hidden_layers
 
     kept = kept_per_token(config, width)
-    kept_by_all = layers * config.hidden_size * width + kept if checkpointing else layers * kept
+    inputs = layers * config.hidden_size * width
+    kept_by_all = inputs + kept if checkpointing else layers * kept
     logits = 12 if width == 4 else 14  # bytes: 3 copies in fp32
+    frozen_bytes = width * frozen - saved_by(quantize, model, width)
     items = {
-        "weights": 4 * trained + width * frozen - saved_by(quantize, model, width),
+        "weights": 4 * trained + frozen_bytes,
         "optimizer": 8 * trained,
         "gradients": 4 * trained,
         "activations": tokens * kept_by_all,
@@ -90,7 +92,7 @@ def memory(model, tokens, ranks, shard, checkpointing, width, accumulate=1, quan
         root = 0
         if model.language_model.embed_tokens.weight.requires_grad:
             root = trained - layers * block
-        items["weights"] += 4 * trained / ranks + width * (root + 2 * block) - 4 * trained
+        items["weights"] = 4 * trained / ranks + width * (root + 2 * block) + frozen_bytes
         items["gradients"] = 4 * trained / ranks + width * root
         items["optimizer"] /= ranks
     elif width < 4:

@@ -124,7 +124,9 @@ def known_fields(cls, data, source):
     fields = {name: data[name] for name in names if name in data}
     for name, value in fields.items():
         kind = cls.__annotations__[name]  # int, float, bool, or such as int | None
-        types = (float, int) if kind is float else typing.get_args(kind) or (kind,)
+        types = typing.get_args(kind) or (kind,)
+        if kind is float:
+            types = (float, int)
         if not is_of(types, value):
             wanted = ("positive " if int in types else "") + types[0].__name__
             raise ValueError(f"{source}: {name} {value!r:.40} is not a {wanted}")

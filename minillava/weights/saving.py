@@ -138,7 +138,10 @@ def with_rows(tensors, vocab_size):
 
 
 def with_two_layers(tensors, projector):
-    """Transformers has two matrices with an activation between them: ours, none, the identity."""
+    """Transformers always has two matrices: after a single one of ours the other is the identity.
+
+    (Between them then stands no activation: see `llava_hf_json`.)
+    """
     if projector == "mlp2x_gelu":
         return tensors
     if projector == "linear":
