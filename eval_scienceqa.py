@@ -46,7 +46,8 @@ def main():
         problems = scienceqa.load(data, args.split)
 
         # the answers: those of a file, or a model's
-        stated, control = {}, {}
+        stated = {}
+        control = {}
         if args.score_only:
             texts, stated, settings = read_results(args.score_only, data, args.split, problems)
             print("settings:", json.dumps(settings) if settings else "the file does not state them")
@@ -162,7 +163,8 @@ def parse_arguments():
     add_score_flags(parser)
     args = parser.parse_args()
     if args.model is None and args.language is None:  # the shipped miniature
-        args.model, args.dtype = TOY / "scienceqa", "float32"
+        args.model = TOY / "scienceqa"
+        args.dtype = "float32"
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         exit_with("eval_scienceqa.py is one process; torchrun shares the questions of `python -m "
                   "minillava.evaluation answer scienceqa`, whose `score` reads the answers")

@@ -153,7 +153,8 @@ def fit_together(data, recipe, sources, setup):
 
     All epochs are then a single long one, in which the old samples are others each time.
     """
-    share, width = sources.replay, data.config.language_config.hidden_size
+    share = sources.replay
+    width = data.config.language_config.hidden_size
     recipe = fitted(recipe, round(len(data) / (1 - share)), width, distributed.ranks())
     if not share:
         return data, recipe
@@ -248,7 +249,8 @@ def main():
         options.refuse_wrong_numbers(args)
         recipes = options.changed_recipes(args, all_recipes)
         name = options.recipe_name(args.recipe, args.init)
-        recipe, toy = recipes[name], name in TOY_RECIPES
+        recipe = recipes[name]
+        toy = name in TOY_RECIPES
         options.refuse_lora(recipe, args.lora, args.quantize)
         options.refuse_new_words(recipe, args.new_word)
         options.refuse_tower(recipe, args.tower, args.lora)

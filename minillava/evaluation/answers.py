@@ -115,7 +115,8 @@ def answers_so_far(questions, path, model_id, metadata):
 
     ValueError if something else was answered there, or otherwise: by other weights, say.
     """
-    asked, done = set(map(key_of, questions)), {}
+    asked = set(map(key_of, questions))
+    done = {}
     for file in [path, *parts_of(path)]:
         for row in read_whole_lines(file):
             key = row.get("question_id"), row.get("prompt")

@@ -177,7 +177,8 @@ def table_cells(scores):
     if not len(scores):
         return f"{'-':>9}{'-':>16}{'-':>11}{'-':>11}"
     reference, candidate = 10 * scores.mean(0)
-    share, between = f"{relative(scores):.1f}", "-"
+    share = f"{relative(scores):.1f}"
+    between = "-"
     low, high = interval(scores)
     if reference == 0:
         share = "-"

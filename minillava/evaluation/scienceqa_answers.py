@@ -68,7 +68,8 @@ def read_results(path, data, split, problems):
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no answer file {path}")
-    stated, settings = {}, None
+    stated = {}
+    settings = None
     results = official_results(path)
     if results is not None:
         texts, stated = results

@@ -20,7 +20,8 @@ def settings_of(model, prompt_format, template, option_letter, use_caption, max_
     elif own.prompt_format:
         prompt_format = own.prompt_format
     else:
-        prompt_format, option_letter = scienceqa.ZERO_SHOT, True
+        prompt_format = scienceqa.ZERO_SHOT
+        option_letter = True
         format_origin = ("the checkpoint says nothing: as LLaVA-1.5, which was not trained for "
                          "ScienceQA, is evaluated")
     if template:

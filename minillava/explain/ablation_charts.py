@@ -30,7 +30,8 @@ def draw_bars(pen, bars, left=180, top=50):
     most_paper = max((paper or 0) for _, paper, _, _ in bars)
     most = max(mean + (spread or 0) for _, _, mean, spread in bars) or 1
     for number, (name, paper, mean, spread) in enumerate(bars):
-        y, middle = top + height * number, top + height * number + 3 * height // 5
+        y = top + height * number
+        middle = y + 3 * height // 5
         pen.text((16, y + height // 2 - 6), name, COLORS[number])
         if paper:
             end = left + room * paper / most_paper

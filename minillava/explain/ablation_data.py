@@ -75,7 +75,8 @@ def scienceqa_folder(world, size, seed):
 
 def questions_of(world, size, seed):
     """Of conversation, detail and reasoning a third each."""
-    asked, taken = [], Counter()
+    asked = []
+    taken = Counter()
     for question in heldout_questions(symbols_of(world, "val"), size.questions, seed):
         kind = question["type"]
         if taken[kind] < size.questions * SHARES[kind]:

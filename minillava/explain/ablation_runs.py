@@ -90,7 +90,8 @@ def pretrain(run, seed):
 
 
 def finetune(name, seed):
-    run, folder = RUNS[name], seed.of_run(name)
+    run = RUNS[name]
+    folder = seed.of_run(name)
     if (folder / "llava").exists():
         return
     data = training_file(seed.world, run.data, seed.size, seed.number)
@@ -149,7 +150,8 @@ def before_stage_2(run, seed):
 
 def science_result(model, tokenizer, name, seed):
     """Of the end, and "curve": [(step, share right)], with the checkpoints on the way."""
-    run, folder = RUNS[name], seed.of_run(name)
+    run = RUNS[name]
+    folder = seed.of_run(name)
     data = training_file(seed.world, run.data, seed.size, seed.number)
     prompt_format = model.config.prompt_format
     right = science_right(model, tokenizer, data, prompt_format)

@@ -105,7 +105,8 @@ def report(row, name, seeds, picture):
 
 def print_row(row, name, results, bars):
     preferred, *_ = row.runs
-    seeds, asked = len(results[preferred]), len(results[preferred][0]["right"])
+    seeds = len(results[preferred])
+    asked = len(results[preferred][0]["right"])
     print(f"\n{row.title} (--only {name}; seeds: {seeds}, questions for each: {asked})")
     print(f"  {'':26}{'paper':>8}{'miniature':>16}{'difference':>16}    the paper: {row.measure}")
     for run, paper, mean, spread in bars:

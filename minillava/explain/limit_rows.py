@@ -41,7 +41,9 @@ def small_shapes(model, tokenizer, count):
     for side in (26, 17, 12, 8, 5, 3):
         scenes, colors, shapes, names = [], [], [], []
         for _ in range(count):
-            color, shape, place = rng.choice(list(COLORS)), rng.choice(SHAPES), rng.randrange(9)
+            color = rng.choice(list(COLORS))
+            shape = rng.choice(SHAPES)
+            place = rng.randrange(9)
             scenes.append(draw([(f"{color} {shape}", box_of(place, side, rng))], rng))
             names.append(PLACES[place])
             colors.append(f"The shape at the {PLACES[place]} is {color}.")
@@ -220,13 +222,14 @@ def two_pictures(model, tokenizer, count):
         one = other = asked_scenes(1, rng, ["total"])
         while other[2] == one[2]:
             other = asked_scenes(1, rng, ["total"])
-        (scene, other_scene), question = (one[0][0], other[0][0]), one[1][0]
+        [scene], [question], [right] = one
+        [other_scene], _, [other_right] = other
         alone = ask_about(model, tokenizer, question, [scene])
         both = ask_about(model, tokenizer, question, [scene, other_scene])
-        answers["the first, alone"] += alone == one[2][0]
-        answers["of two: the first"] += both == one[2][0]
-        answers["of two: the second"] += both == other[2][0]
-        answers["of two: neither"] += both not in (one[2][0], other[2][0])
+        answers["the first, alone"] += alone == right
+        answers["of two: the first"] += both == right
+        answers["of two: the second"] += both == other_right
+        answers["of two: neither"] += both not in (right, other_right)
     return ("right about", "share"), [(name, n / count) for name, n in answers.items()]
 
 

@@ -52,11 +52,13 @@ def cache_growth(turns, path, width=720, row=12):
     scale = (width - 120) / sum(steps)
     image, pen = blank(width, row * len(steps) + 50)
     pen.text((8, 8), "each row a step; blue: keys and values kept, orange: tokens run", INK)
-    past, y = 0, 32
+    past = 0
+    y = 32
     for number, turn in enumerate(turns, 1):
         pen.text((8, y), f"turn {number}", INK)
         for tokens in turn:
-            start, middle = 80, 80 + scale * past
+            start = 80
+            middle = 80 + scale * past
             pen.rectangle((start, y, middle, y + row - 3), SEEN)
             pen.rectangle((middle, y, middle + max(2, scale * tokens), y + row - 3), NEW)
             past += tokens

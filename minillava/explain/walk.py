@@ -114,7 +114,8 @@ def walk_answer(model, tokenizer, ids, image, most=64):
     parts = {"block": language.layers[0], "norm": language.norm, "head": language.lm_head}
     pixel_values = preprocess([image], model.config).to(model.device)
     stop = TEMPLATES[model.config.template].stop
-    answer, rows = [], []
+    answer = []
+    rows = []
     with Shapes(parts) as shapes, torch.inference_mode():
         while len(answer) < most:
             input_ids = torch.tensor([ids + answer], device=model.device)

@@ -57,7 +57,8 @@ def brief_samples(symbols, seed, count=None, thinned=True, questions=None):
     questions = questions or question_list("brief")
     one_each = {name: random.Random(f"{seed} {name}").choice(captions)
                 for name, (captions, _) in symbols.items()}
-    names, counts = list(one_each), None
+    names = list(one_each)
+    counts = None
     if thinned:
         names, counts = thin_captions(one_each, random.Random(seed))
     if count is not None:

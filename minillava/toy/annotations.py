@@ -20,7 +20,8 @@ def as_fractions(scene):
 
 def make_world(folder, split, scenes, seed):
     """Draws pictures to folder/SPLIT/, writes captions_SPLIT.json and instances_SPLIT.json."""
-    folder, rng = Path(folder), random.Random(f"{seed} {split}")
+    folder = Path(folder)
+    rng = random.Random(f"{seed} {split}")
     (folder / split).mkdir(parents=True, exist_ok=True)
     images, captions, instances = [], [], []
 

@@ -11,7 +11,8 @@ from minillava.toy.world import COLORS, NUMBERS, PLACES, SHAPES
 
 def cards(boxes, rng, count=10):
     """boxes: [(category, box)] -> `count` cards."""
-    things, deck = read(boxes), []
+    things = read(boxes)
+    deck = []
     for thing in rng.choices(things, k=count):
         deck.append(rng.choice(cards_of(thing, things, rng)))
     return deck
@@ -21,8 +22,10 @@ def cards_of(thing, things, rng):
     """Cards about one thing, each with a single right back; what is hard is there several times."""
     noun = rng.choice((thing.shape, f"{thing.color} shape", f"{thing.size} shape"))
     of = rng.choice(("color", "shape"))
-    other, across = rng.choice(things), rng.random() < 0.5
-    name, short = name_of(thing, things), f"{thing.color} {thing.shape}"
+    other = rng.choice(things)
+    across = rng.random() < 0.5
+    name = name_of(thing, things)
+    short = f"{thing.color} {thing.shape}"
 
     found = [(f"at the {thing.place}", str(thing)),
              (f"How many {noun}s", NUMBERS[how_many(noun, things)])]

@@ -27,7 +27,9 @@ TELL_ME = ("What do you see?", "What is this?", "What's this?", "What is in the 
 
 def chat(boxes, rng):
     """boxes: [(category, box)], corners as fractions of the picture."""
-    things, pairs, whole = read(boxes), [], []
+    things = read(boxes)
+    pairs = []
+    whole = []
     turns = rng.randint(4, 7)
     while len(pairs) < turns:
         kind = rng.choices(list(NEXT), list(NEXT.values()))[0]
@@ -87,7 +89,8 @@ def odd_chat(rng):
         if rng.random() < 0.4:
             question, answer = line(rng, SOCIAL)
         else:
-            question, answer = about_picture(rng), NO_SCENE
+            question = about_picture(rng)
+            answer = NO_SCENE
         pairs.append((as_typed(question, rng), answer))
     return pairs
 
@@ -108,7 +111,8 @@ def text_chat(rng):
     for _ in range(rng.randint(1, 4)):
         kind = rng.choices(("line", "small", "picture"), (75, 15, 10))[0]
         if kind == "picture":
-            question, answer = about_picture(rng), NO_IMAGE
+            question = about_picture(rng)
+            answer = NO_IMAGE
         else:
             question, answer = small_talk(rng) if kind == "small" else line(rng, SOCIAL)
         pairs.append((as_typed(question, rng), answer))

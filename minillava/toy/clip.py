@@ -39,7 +39,8 @@ class TextTower(nn.Module):
 
     def __init__(self, vocab_size):
         super().__init__()
-        D, length = TEXT["hidden_size"], TEXT["max_position_embeddings"]
+        D = TEXT["hidden_size"]
+        length = TEXT["max_position_embeddings"]
         self.embeddings = nn.Module()
         self.embeddings.token_embedding = nn.Embedding(vocab_size, D)
         self.embeddings.position_embedding = nn.Embedding(length, D)
@@ -88,7 +89,8 @@ class Clip(nn.Module):
         So the grid says what is where. patches [B,N,D], words [B,T,D], real [B,T]: no padding.
         """
         B, N = patches.shape[:2]
-        real, loss = real.float(), 0
+        real = real.float()
+        loss = 0
         for start in range(0, B, chunk):  # each chunk has contrasts of its own: memory
             here = slice(start, start + chunk)
             size, T = real[here].shape
@@ -123,7 +125,8 @@ def changed(scene, rng):
     scene = list(scene)
     i = rng.randrange(len(scene))
     change = rng.choice(CHANGES)
-    (name, box), places = scene[i], [place_of(box) for _, box in scene]
+    name, box = scene[i]
+    places = [place_of(box) for _, box in scene]
     color, shape = name.split()
     if change == "color":
         name = f"{rng.choice(list(COLORS))} {shape}"
@@ -177,7 +180,8 @@ def new_model(vocab_size):
 
 def pretrain_clip(out, tokenizer, steps, seed, groups=12000, group=4, batch=256):
     """Trains on batches of whole groups of relatives and saves a folder in CLIP's layout."""
-    rng, end = random.Random(seed), tokenizer.vocab_size
+    rng = random.Random(seed)
+    end = tokenizer.vocab_size
     torch.manual_seed(seed)
     model = new_model(end + 1)
     pixels, captions = pictures_and_captions(tokenizer, rng, groups, group)

@@ -36,7 +36,8 @@ def grey(value):
 
 def palette(rng, count):
     """Colours of one light, as in a photograph: near one another, more often dull than bright."""
-    middle, saturation = rng.randrange(256), rng.choice((0.1, 0.25, 0.5, 1))
+    middle = rng.randrange(256)
+    saturation = rng.choice((0.1, 0.25, 0.5, 1))
     base = [middle + saturation * (rng.randrange(256) - middle) for _ in range(3)]
     spread = rng.randint(20, 130)
     tint = round(5 + 30 * saturation)
@@ -85,8 +86,10 @@ def random_field(rng, cells):
 
 def fractal_field(rng, finest=48):
     """Fields from coarse to fine, each weaker than the last: clouds, stone, leaves [SIDE,SIDE]."""
-    cells, weaker = rng.choice((2, 3, 4)), rng.uniform(0.4, 0.8)
-    field, weight = np.zeros((SIDE, SIDE)), 1.0
+    cells = rng.choice((2, 3, 4))
+    weaker = rng.uniform(0.4, 0.8)
+    field = np.zeros((SIDE, SIDE))
+    weight = 1.0
     while cells <= finest:
         field = field + weight * (random_field(rng, cells) - 0.5)
         weight *= weaker
@@ -190,7 +193,9 @@ def scribbles(rng):
 def writing(rng):
     """Rows of small marks, as a page of text is from afar."""
     image, pen = canvas(rng)
-    ink, high, y = any_color(rng), rng.randint(2, 9), 4
+    ink = any_color(rng)
+    high = rng.randint(2, 9)
+    y = 4
     while y < SIDE - high:
         x = 4
         while x < SIDE - 4:
@@ -315,7 +320,8 @@ def draw_odd(rng):
 
 def sheet(path, columns=10, seed=0):
     """Saves a row of pictures of each kind, to look at."""
-    rng, step = random.Random(seed), SIDE + 4
+    rng = random.Random(seed)
+    step = SIDE + 4
     page = Image.new("RGB", (columns * step, len(KINDS) * step), "white")
     for row, kind in enumerate(KINDS.values()):
         for column in range(columns):

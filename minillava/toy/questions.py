@@ -77,7 +77,8 @@ def ask_place(things, rng):
     thing = rng.choice(things)
     name = name_of(thing, things)
     if rng.random() < 0.1:  # of something that is not there
-        name, thing = f"{rng.choice(list(COLORS))} {rng.choice(SHAPES)}", None
+        name = f"{rng.choice(list(COLORS))} {rng.choice(SHAPES)}"
+        thing = None
         if any(str(t).endswith(name) for t in things):
             return None
     if not name:
@@ -221,7 +222,8 @@ def heldout_questions(symbols, per_type, seed):
 
     symbols: {image: (captions, boxes)}. The pictures are taken in turn or at random.
     """
-    rng, names = random.Random(seed), list(symbols)
+    rng = random.Random(seed)
+    names = list(symbols)
     questions = []
     for kind, ask in QUESTIONS.items():
         wanted = len(questions) + per_type

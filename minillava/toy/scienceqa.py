@@ -49,9 +49,13 @@ def make_scienceqa(folder, sizes, seed):
     sizes: how many problems of each split, {"train": 20000, ...}. Those of val and test are held
     out from train, and so are the questions without a scene, each with its options.
     """
-    folder, problems, splits, captions = Path(folder), {}, {}, {}
+    folder = Path(folder)
+    problems = {}
+    splits = {}
+    captions = {}
     for split, size in sizes.items():
-        rng, splits[split] = random.Random(f"{seed} {split}"), []
+        rng = random.Random(f"{seed} {split}")
+        splits[split] = []
         for _ in range(size):
             problem, scene = make_problem(rng, "train" if split == "train" else "val")
             number = str(len(problems) + 1)
@@ -75,7 +79,8 @@ def make_problem(rng, split):
     """-> (a problem of ScienceQA, the scene of its picture or None), in a split of `split_of`."""
     source = rng.choices(("picture", "text", "words"), (60, 25, 15))[0]
     while True:
-        scene, kind = make_scene(rng, split), rng.choice(list(PROBLEMS))
+        scene = make_scene(rng, split)
+        kind = rng.choice(list(PROBLEMS))
         asked = ask_words(rng) if source == "words" else ask_scene(source, kind, scene, rng)
         if not asked:
             continue
@@ -114,7 +119,8 @@ def as_problem(asked, choices, source, kind, scene):
 def ask_scene(source, kind, scene, rng):
     """A question about a scene, or None where it leaves nothing to choose: "There is no circle"."""
     boxes = as_fractions(scene)
-    things, hint = read(boxes), ""
+    things = read(boxes)
+    hint = ""
     pattern, subject, grade, lecture = PROBLEMS[kind]
 
     if source == "picture" and kind in WORDS and rng.random() < 0.6:
@@ -125,7 +131,8 @@ def ask_scene(source, kind, scene, rng):
     if not found:
         return None
 
-    (question, answer), key = pair, found[1]
+    question, answer = pair
+    key = found[1]
     if source == "text":
         if "image" in question or "picture" in question:
             return None
@@ -151,7 +158,8 @@ def ask_words(rng):
     low, high = sorted(rng.sample(range(1, 6), 2))
     few, many, difference = NUMBERS[low], NUMBERS[high], NUMBERS[high - low]
     of, other = rng.sample(list(WORDS), 2)
-    word, shape = rng.choice(WORDS[of]), rng.choice(SHAPES)
+    word = rng.choice(WORDS[of])
+    shape = rng.choice(SHAPES)
     question, answer, key, others = rng.choice([
         (f"Which of these is a {of}?", f"The {of} is {word}.", word, WORDS[other]),
         (f"Which shape {LOOKS[shape]}?", f"The {shape} {LOOKS[shape]}.", shape, SHAPES),

@@ -29,7 +29,8 @@ def short_samples(symbols, names, seed, with_wish, turns=4):
     samples = []
     for name in names:
         rng = random.Random(f"{seed} short {name}")
-        things, pairs = read(symbols[name][1]), {}
+        things = read(symbols[name][1])
+        pairs = {}
         while len(pairs) < turns:
             kind = rng.choice(list(CONVERSATION))
             asked = QUESTIONS[kind](things, rng)

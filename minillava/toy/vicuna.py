@@ -126,7 +126,8 @@ def pretrain_vicuna(out, tokenizer, steps, seed, batch=32):
     rng = random.Random(seed)
     torch.manual_seed(seed)
     model = new_model(tokenizer.vocab_size)
-    optimizers, ready = make_optimizers(model, lr=2e-3, muon_lr=0.008), []
+    optimizers = make_optimizers(model, lr=2e-3, muon_lr=0.008)
+    ready = []
     bar = tqdm(range(steps), desc="toy Vicuna", position=1)
     for step in bar:
         set_lr(optimizers, step, steps)

@@ -44,7 +44,8 @@ def show_samples(data, tokenizer, count=3):
                 show_picture(load_image(data.images / sample["image"]))
         except (OSError, ValueError):
             continue  # check_data will name it
-        ids, labels = item["input_ids"].tolist(), item["labels"].tolist()
+        ids = item["input_ids"].tolist()
+        labels = item["labels"].tolist()
         print(f"{printable(item['id'], keep='')}, {len(ids)} tokens; {legend}:")
         print(colored_by_loss(ids, labels, tokenizer, colors), end="\n\n")
 

@@ -58,7 +58,8 @@ def legend(pen, row, text, color):
 
 def smoothed(losses):
     """A running mean over about 20 steps."""
-    mean, curve = losses[0], []
+    mean = losses[0]
+    curve = []
     for loss in losses:
         mean = 0.95 * mean + 0.05 * loss
         curve.append(max(mean, FLOOR))

@@ -175,7 +175,8 @@ def sources_of(args, recipe, toy, shipped):
 
 
 def setup_of(args, recipe, toy):
-    shard, workers = args.shard, args.workers
+    shard = args.shard
+    workers = args.workers
     if shard is None:
         shard = recipe.stage == 2 and not toy and not recipe.lora and not recipe.min_steps
     if workers is None:

@@ -69,7 +69,8 @@ def carried_config(config, recipe, sources):
 
     A whole LLaVA keeps what its own training had, unless the command line says otherwise.
     """
-    template, aspect = sources.template, sources.aspect
+    template = sources.template
+    aspect = sources.aspect
     feature_layer = config.vision_feature_layer
     if not sources.starts_whole:
         feature_layer = recipe.feature_layer

@@ -88,7 +88,8 @@ def folder_samples(folder):
         rows = read_jsonl(file)
     if not rows:
         raise ValueError(f"{file} has no rows")
-    samples, before = [], None
+    samples = []
+    before = None
     for number, row in enumerate(rows, 1):
         name, question, answer = read_row(row, number, file)
         if name != before:  # rows that follow each other are one conversation about a picture
