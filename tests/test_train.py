@@ -158,6 +158,13 @@ def test_signals_are_noted_and_then_left_to_others():
     assert signal.getsignal(signal.SIGINT) == before
 
 
+def test_a_check_of_no_data_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train.py", "--check-data"])
+    with pytest.raises(SystemExit) as ended:
+        train.main()
+    assert ended.value.code == 2 and "needs --data and --images" in capsys.readouterr().err
+
+
 def test_what_is_wrong_is_one_line(world, tmp_path):
     for more, message in (
         (["--per-gpu", 3], "do not divide"), (["--init", "nowhere"], "nowhere"), (["--lr", 0], "--lr must be positive"),

@@ -40,9 +40,12 @@ MISSPELLINGS |= {"somebody'd": "somebodyd", "someonell": "someone'll"}
 
 
 def normalize(text):
-    text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    text = text.lower()
+    text = text.replace(",", "").replace("?", "")
+    text = text.replace("'s", " 's").strip()
     text = text.replace("\n", " ").replace("\t", " ").strip()
     text = without_punctuation(text)
+
     words = [NUMBERS.get(word, word) for word in text.split()]
     words = [word for word in words if word not in ARTICLES]
     return " ".join(MISSPELLINGS.get(word, word) for word in words)
