@@ -183,7 +183,7 @@ def train(model, data, recipe, setup, device, validation=None):
     wrapped = distributed.wrap(model, device, setup.shard, dtype)
     optimizers = make_optimizers(wrapped, recipe.lr, recipe.muon_lr, recipe.projector_lr)
 
-    first = go_on(setup.out, wrapped, optimizers, validation)
+    first = resume(setup.out, wrapped, optimizers, validation)
     batches = step_batches(data, order[first * accumulate :], accumulate, setup.workers, device)
     with Stop() as stop, Records(setup.out, model, recipe, device, first, steps) as records:
         for step, batch in enumerate(batches, first):
@@ -223,7 +223,7 @@ def forward_backward(model, batch, recipe, dtype, device):
     return total
 
 
-def go_on(out, wrapped, optimizers, validation):
+def resume(out, wrapped, optimizers, validation):
     """Brings back what an earlier part of the run came to -> the step it stopped at, or 0."""
     step = checkpoints.resume(out, wrapped, optimizers)
     if distributed.rank() == 0:
