@@ -86,7 +86,7 @@ class Llava(nn.Module):
         embeddings = self.embed(input_ids, pixels, image_at)    # [B,T,D]
         # A training batch of text alone: the projector has a gradient all the same.
         if labels is not None and (pixels is None or len(pixels) == 0):
-            embeddings = embeddings + self.nothing_seen()
+            embeddings = embeddings + self.zero_from_projector()
         hidden = self.language_model(embeddings)                # [B,T,D]
         if labels is None:
             return self.language_model.lm_head(hidden)          # [B,T,V]
@@ -126,7 +126,7 @@ class Llava(nn.Module):
             features = self.vision_tower(pixels, self.config.vision_feature_layer)
         return self.mm_projector(features)
 
-    def nothing_seen(self):
+    def zero_from_projector(self):
         """A zero computed from the projector: with it the projector has a gradient, of zero.
 
         Ranks that do have pictures have one too, and wait for this one's. (The official code shows

@@ -65,7 +65,7 @@ MUTANTS = {  # file: [(text, what it becomes, a test that must fail)]
          "test_model.py::test_the_loss_is_the_mean_over_supervised_tokens_however_the_batch_is_cut"),
         ("max(1, len(targets))", "len(targets)",
          "test_model.py::test_a_batch_with_nothing_to_learn_has_loss_zero_and_a_gradient"),
-        ("embeddings = embeddings + self.nothing_seen()", "pass",
+        ("embeddings = embeddings + self.zero_from_projector()", "pass",
          "test_model.py::test_a_batch_of_text_alone_gives_every_trained_parameter_a_gradient"),
         ("features.to(embeddings.dtype)", "features.flip(0).to(embeddings.dtype)",
          "test_model.py::test_each_image_goes_where_its_tokens_are"),
