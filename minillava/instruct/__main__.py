@@ -33,45 +33,49 @@ from minillava.instruct.symbols import PAPER_MIX, read_symbols, samples_per_kind
 from minillava.terminal import printable
 
 
-def make_data(args, teachers=None, detail_questions=None):
-    """Captions and boxes -> what the teacher is told -> its replies -> LLaVA-JSON. -> exit code"""
-    kinds = args.kinds.split(",")
-    check_kinds(kinds, args.count)
-    check_output(args.out)
-    symbols = read_symbols(args.captions, args.instances)
-    if {"detail", "reasoning"} & set(kinds) and not (args.instances or is_jsonl(args.captions)):
+def make_data(captions, instances, kinds, out, open_teacher, count=None, seed=0, keep_all=False,
+              dry_run=False, detail_questions=None):
+    """Captions and boxes -> what the teacher is told -> its replies -> LLaVA-JSON. -> exit code
+
+    open_teacher: gives the Teacher, once all files have been read; detail_questions: what its
+    descriptions answer, in place of prompts/detail/questions.txt.
+    """
+    check_kinds(kinds, count)
+    check_output(out)
+    symbols = read_symbols(captions, instances)
+    if {"detail", "reasoning"} & set(kinds) and not (instances or is_jsonl(captions)):
         raise ValueError("detail and reasoning are made from boxes too; give --instances")
     symbols = with_captions(symbols)
 
     if kinds == ["brief"]:
-        samples, concepts = brief_samples(symbols, args.seed, args.count, not args.keep_all)
+        samples, concepts = brief_samples(symbols, seed, count, not keep_all)
         print_concepts(concepts)
-        write_samples(args.out, samples)
-        print_table(samples, [])
-        print(f"{len(samples)} samples are in {printable(args.out)}")
+        finish(out, samples, [])
         return 0
 
-    counts = samples_per_kind(kinds, args.count, len(symbols))
-    jobs = jobs_for(symbols, counts, args.seed)
-    teacher = open_from_flags(args.teacher, args, teachers)
-    if args.dry_run:
+    counts = samples_per_kind(kinds, count, len(symbols))
+    jobs = jobs_for(symbols, counts, seed)
+    teacher = open_teacher()
+    if dry_run:
         print_dry_run(teacher, [request_for(kind, *symbols[name]) for kind, name in jobs])
         return 0
 
-    if args.teacher not in (teachers or {}):
-        detail_questions = None  # they are for the teachers that were handed in
-    samples, rejects = make_samples(symbols, jobs, teacher, args.seed, detail_questions)
+    samples, rejects = make_samples(symbols, jobs, teacher, seed, detail_questions)
     print(teacher.spending())
-    write_rejects(args.out.with_suffix(".rejects.jsonl"), rejects)
+    write_rejects(out.with_suffix(".rejects.jsonl"), rejects)
     if not samples:
         return nothing_made(teacher, rejects)
-    write_samples(args.out, samples)
-    print_table(samples, rejects)
-    print(f"{len(samples)} samples are in {printable(args.out)}")
+    finish(out, samples, rejects)
     unasked = len(jobs) - len(samples) - len(rejects)
     if unasked:
         print(f"{unasked} samples were not asked for: {teacher.why_stopped()}")
     return 1 if unasked else 0
+
+
+def finish(out, samples, rejects):
+    write_samples(out, samples)
+    print_table(samples, rejects)
+    print(f"{len(samples)} samples are in {printable(out)}")
 
 
 def check_kinds(kinds, count):
@@ -180,7 +184,14 @@ def main(teachers=None, detail_questions=None):
     add("--dry-run", action=flag, default=False,
         help="ask nothing: show a request, how many there are, what they would cost")
     add_teacher_flags(parser, temperature=0.7, teachers=teachers or {})
-    run = partial(make_data, teachers=teachers, detail_questions=detail_questions)
+
+    def run(args):
+        handed_in = args.teacher in (teachers or {})  # the detail_questions are for these alone
+        return make_data(args.captions, args.instances, args.kinds.split(","), args.out,
+                         partial(open_from_flags, args.teacher, args, teachers), args.count,
+                         args.seed, args.keep_all, args.dry_run,
+                         detail_questions if handed_in else None)
+
     parser.set_defaults(run=run)
     run_command(parser)
 
