@@ -97,8 +97,7 @@ def sample_token(logits, written=None, temperature=0.0, top_p=1.0, top_k=0, repe
 def penalized(logits, written, penalty):
     """A positive logit is divided by the penalty, a negative one multiplied (Keskar et al. 2019)."""
     old = logits.gather(-1, written)                           # [B,T]
-    new = torch.where(old > 0, old / penalty, old * penalty)
-    return logits.scatter(-1, written, new)
+    return logits.scatter(-1, written, torch.where(old > 0, old / penalty, old * penalty))
 
 
 @torch.inference_mode()

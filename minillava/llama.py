@@ -251,9 +251,8 @@ class LanguageModel(nn.Module):
         # `hidden` is the stream that every block reads from and adds to.
         hidden = embeddings
         for layer, block in enumerate(self.layers):
-            if self.checkpointing and torch.is_grad_enabled():
-                block = checkpointed(block)
-            hidden = block(hidden, rope, mask, cache, layer)
+            run = checkpointed(block) if self.checkpointing and torch.is_grad_enabled() else block
+            hidden = run(hidden, rope, mask, cache, layer)
 
         if cache is not None:
             cache.length += embeddings.shape[1]

@@ -74,10 +74,8 @@ class Attention(nn.Module):
         k = self.split_heads(self.k_proj(x))
         v = self.split_heads(self.v_proj(x))
 
-        # What stands behind the first `tokens` is padding, and nobody looks at it.
-        k = k[:, :, :tokens]
-        v = v[:, :, :tokens]
-        y = attention(q, k, v, is_causal=is_causal)         # [B,H,T,C]
+        # What stands behind the first `tokens` is padding, and nobody looks at it: [B,H,T,C].
+        y = attention(q, k[:, :, :tokens], v[:, :, :tokens], is_causal=is_causal)
 
         # The heads side by side again.
         return self.out_proj(y.transpose(1, 2).flatten(2))  # [B,T,D]
