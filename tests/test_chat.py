@@ -88,7 +88,8 @@ def test_arrow_keys_edit_the_line_and_bring_back_the_last_one(terminal):
 def test_a_paste_of_several_lines_is_one_message(terminal):
     shown = terminal.ask(f"\x1b[200~Look at it.\nTake your time.\n{HOW_MANY}\x1b[201~")
     assert shown.count("llava> ") == 1
-    assert "Look at it.\nTake your time.\n" in terminal_text(terminal.ask("/tokens")).replace("↵", "")
+    # Where a line is broken between words depends on what stands before it.
+    assert "it.↵\nTake your time.↵\n" in terminal_text(terminal.ask("/tokens"))
 
 
 def terminal_text(shown):
