@@ -42,8 +42,6 @@ COMMANDS = {
     "python -m minillava.explain.ablations --quick": ARGUMENTS_ONLY,  # a row from end to end: test_ablations.py
     "python -m minillava.explain.ablations --out runs/ablations": ARGUMENTS_ONLY,
     "python -m minillava.explain.ablations --only layer stage-1": ARGUMENTS_ONLY,
-    "python -m minillava.explain.ablations --scenes 600 --only layer stage-1 decoder data projector": ARGUMENTS_ONLY,
-    "python -m minillava.explain.ablations --scenes 600 --quick --only reasoning pixels format tower teacher": ARGUMENTS_ONLY,
     "python -m minillava.explain.look": "--scenes 2",
     "python -m minillava.explain.walk": AS_IT_STANDS,
     "python -m minillava.explain.museum": AS_IT_STANDS,
