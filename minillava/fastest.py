@@ -29,28 +29,29 @@ SMALL = 2**20
 GAIN = 0.9
 
 
-class KeptLinear(nn.Module):
-    """A linear layer without bias whose weight is kept in another dtype than that of x.
+class LeanLinear(nn.Module):
+    """A linear layer without bias that gives few rows to PyTorch's own loops, not to oneDNN.
 
-    Few rows are multiplied in the dtype of the weight, as it is read. For many rows, as in a
-    prefill, the weight is written out in the dtype of x first: their time goes into the product.
-
-    fp16 holds a bf16 weight exactly where it is above 0.00006, else to within 0.00000003. What goes
-    in and comes out must be below 65,504: Llama and Vicuna are published in fp16, and run in it.
+    oneDNN, which multiplies bf16 on a CPU, lays a weight out anew before it begins. That pays for
+    many rows; one alone is done twice as fast without. The weight is the layer's own: nothing is
+    copied, and what lies in a file, memory-mapped, stays there.
     """
 
-    def __init__(self, layer, dtype, few):
+    def __init__(self, layer, few):
         super().__init__()
         self.in_features = layer.in_features
         self.out_features = layer.out_features
-        self.weight = nn.Parameter(copied(layer.weight, dtype), requires_grad=False)
+        self.weight = layer.weight
         self.few = few
 
     def forward(self, x):
-        """[..,I] -> [..,O], in the dtype of x"""
-        rows = x.numel() // self.in_features
-        dtype = self.weight.dtype if rows <= self.few else x.dtype
-        return F.linear(x.to(dtype), copied(self.weight, dtype)).to(x.dtype)
+        """[..,I] -> [..,O]"""
+        rows = x.shape[:-1].numel()
+        torch.backends.mkldnn.enabled = rows > self.few  # oneDNN by its old name
+        try:
+            return F.linear(x, self.weight)
+        finally:
+            torch.backends.mkldnn.enabled = True
 
 
 class RoundingInt8Linear(Int8Linear):
@@ -70,24 +71,12 @@ class RoundingInt8Linear(Int8Linear):
         return (y * scale * self.scale).to(x.dtype)
 
 
-@torch.no_grad()
-def copied(weight, dtype):
-    """The weight in another dtype; the same tensor if it is in that already."""
-    if weight.dtype == dtype:
-        return weight
-    new = torch.empty_like(weight, dtype=dtype)
-    # By way of fp32, some rows at a time: three times faster than at once from fp16 to bf16.
-    for rows, source in zip(new.split(256), weight.split(256)):
-        rows.copy_(source.float())
-    return new
-
-
 def choose_products(language_model, rows=1, verbose=False):
     """Gives the linear layers the product that is the fastest for so many rows, by a trial.
 
-    The layers that are like those of the first blocks are replaced, the head among them unless it
-    is tied to the embedding. Where fp32 wins, the whole language model is put into it: in a small
-    one the other steps are the faster in it too. `verbose` prints what was found, on stderr.
+    The layers that are like those of the first blocks are replaced, the head among them. Where fp32
+    wins, the whole language model is put into it: in a small one the other steps are the faster in
+    it too. `verbose` prints what was found, on stderr.
     """
     if language_model.embed_tokens.weight.device.type != "cpu":
         return
@@ -106,8 +95,8 @@ def choose_products(language_model, rows=1, verbose=False):
         language_model.float()
     elif best != "as it is":
         replace_layers(language_model, type(layers[0]), candidates[best])
-    # A large model that stays as it is stays where it is too: in its file, memory-mapped.
-    if best == "in fp16" or type(layers[0]) is nn.Linear and layers[0].weight.numel() <= SMALL:
+    # It copies weights; those of a large model stay in their file, memory-mapped.
+    if type(layers[0]) is nn.Linear and layers[0].weight.numel() <= SMALL:
         join_products(language_model)
 
 
@@ -116,8 +105,8 @@ def candidates_for(layer, dtype, rows):
     candidates = {"as it is": nn.Identity()}
     if type(layer) is Int8Linear:
         candidates["x rounded to 8 bits"] = RoundingInt8Linear
-    if type(layer) is nn.Linear and dtype != torch.float16:
-        candidates["in fp16"] = partial(KeptLinear, dtype=torch.float16, few=rows)
+    if type(layer) is nn.Linear and dtype != torch.float32:
+        candidates["without oneDNN"] = partial(LeanLinear, few=rows)
     if type(layer) is nn.Linear and dtype != torch.float32 and layer.weight.numel() <= SMALL:
         candidates["in fp32"] = in_fp32
     return candidates
@@ -142,12 +131,10 @@ def trial(candidates, x):
 
 
 def replace_layers(language_model, kind, make):
-    """One by one, so that only one layer is there twice."""
-    tied = language_model.lm_head.weight is language_model.embed_tokens.weight
-    names = [name for name, layer in language_model.named_modules() if type(layer) is kind]
-    for name in names:
-        if name != "lm_head" or not tied:
-            language_model.set_submodule(name, make(language_model.get_submodule(name)))
+    """Every layer of a kind becomes what `make` makes of it."""
+    for name, layer in list(language_model.named_modules()):
+        if type(layer) is kind:
+            language_model.set_submodule(name, make(layer))
 
 
 def join_products(language_model):
@@ -170,8 +157,8 @@ def joint_product(layers):
     for layer, part in zip(layers, weight.split(sizes)):
         layer.weight = nn.Parameter(part, requires_grad=False)
 
-    if isinstance(layers[0], KeptLinear):
-        joint = KeptLinear(joint, weight.dtype, layers[0].few)
+    if isinstance(layers[0], LeanLinear):
+        joint = LeanLinear(joint, layers[0].few)
     return lambda x: joint(x).split(sizes, dim=-1)
 
 

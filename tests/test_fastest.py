@@ -7,7 +7,7 @@ from torch import nn
 
 from minillava import fastest
 from minillava.checkpoint import load_llava
-from minillava.fastest import KeptLinear, RoundingInt8Linear, choose_products, trial
+from minillava.fastest import LeanLinear, RoundingInt8Linear, choose_products, trial
 from minillava.generate import generate
 from minillava.images import load_image
 from minillava.linear import Int8Linear, to_int8
@@ -19,23 +19,28 @@ def take(monkeypatch, name):
     monkeypatch.setattr(fastest, "trial", lambda layers, x: {c: 0.0 if c == name else 1.0 for c in layers})
 
 
-@pytest.mark.parametrize("kept", [torch.float16, torch.float32])
 @pytest.mark.parametrize("rows", [1, 3, 300])
-def test_a_kept_weight_gives_the_same_product(kept, rows):
+def test_without_onednn_the_product_is_as_exact_and_the_weight_the_same(rows):
     torch.manual_seed(0)
     layer = nn.Linear(64, 300, bias=False).bfloat16()
     x = torch.randn(1, rows, 64).bfloat16()
-    new = KeptLinear(layer, kept, few=2)
+    new = LeanLinear(layer, few=2)
     exact = x.double() @ layer.weight.double().t()
-    assert new.weight.dtype == kept and new(x).dtype == torch.bfloat16
+    assert new.weight is layer.weight and new(x).dtype == torch.bfloat16
     assert (new(x) - exact).norm() <= 1.1 * (layer(x) - exact).norm()
 
 
-def test_fp16_holds_bf16_weights():
-    weight = torch.randn(10000).bfloat16()
-    small = weight * 1e-7
-    assert torch.equal(weight[weight.abs() > 1e-4].half().bfloat16(), weight[weight.abs() > 1e-4])
-    assert (small.half() - small.float()).abs().max() <= 3e-8
+@pytest.mark.parametrize("rows", [1, 3])
+def test_onednn_is_off_for_few_rows_alone_and_on_again_after_an_error(monkeypatch, rows):
+    seen = []
+
+    def product(x, weight):
+        seen.append(torch.backends.mkldnn.enabled)
+        raise ValueError
+    monkeypatch.setattr(fastest.F, "linear", product)
+    with pytest.raises(ValueError):
+        LeanLinear(nn.Linear(4, 4, bias=False), few=2)(torch.zeros(rows, 4))
+    assert seen == [rows == 3] and torch.backends.mkldnn.enabled
 
 
 def test_rounding_x_costs_little():
@@ -47,7 +52,7 @@ def test_rounding_x_costs_little():
     assert (error.norm(dim=1) <= 0.02 * layer(x).norm(dim=1)).all()
 
 
-@pytest.mark.parametrize("name", ["as it is", "in fp16", "in fp32"])
+@pytest.mark.parametrize("name", ["as it is", "without oneDNN", "in fp32"])
 def test_the_miniature_answers_the_same_whatever_is_taken(monkeypatch, name, capsys):
     model, tokenizer = load_llava(device="cpu")
     scene = load_image(Path(__file__).parent.parent / "docs/scene.png")
@@ -58,12 +63,12 @@ def test_the_miniature_answers_the_same_whatever_is_taken(monkeypatch, name, cap
     assert generate(model, tokenizer, *questions, max_new_tokens=24) == before
     assert f"{name:20}    0.000   <- taken" in capsys.readouterr().err
     kinds = {type(layer) for name, layer in model.language_model.named_modules() if name.endswith(("proj", "head"))}
-    assert kinds == {KeptLinear if name == "in fp16" else nn.Linear}
+    assert kinds == {LeanLinear if name == "without oneDNN" else nn.Linear}
     dtypes = {p.dtype for p in model.language_model.parameters()}
     assert (dtypes == {torch.float32}) == (name == "in fp32")
 
 
-@pytest.mark.parametrize("name", ["in fp16", "in fp32"])
+@pytest.mark.parametrize("name", ["without oneDNN", "in fp32"])
 def test_joint_products_are_those_of_the_layers_and_share_their_weights(monkeypatch, name):
     model = LanguageModel(LanguageConfig(50, 32, 48, 2, 4, 2)).bfloat16()
     names = model.state_dict().keys()
@@ -79,12 +84,12 @@ def test_joint_products_are_those_of_the_layers_and_share_their_weights(monkeypa
             torch.testing.assert_close(found, layer(x))
 
 
-def test_a_head_that_is_the_embedding_too_stays(monkeypatch):
+def test_a_head_that_is_the_embedding_too_stays_so(monkeypatch):
     model = LanguageModel(LanguageConfig(50, 32, 48, 2, 4, tie_word_embeddings=True)).bfloat16()
-    take(monkeypatch, "in fp16")
+    take(monkeypatch, "without oneDNN")
     choose_products(model)
     assert model.lm_head.weight is model.embed_tokens.weight
-    assert type(model.layers[1].mlp.down_proj) is KeptLinear
+    assert type(model.layers[1].mlp.down_proj) is type(model.lm_head) is LeanLinear
 
 
 def test_quantised_layers_keep_their_numbers(monkeypatch):
