@@ -34,7 +34,6 @@ from minillava.terminal import print_in_utf8
 from minillava.toy.miniature import make_miniature, with_replay
 from minillava.toy.recipes import TOY_RECIPES
 from minillava.training import checkpoints, distributed, options, plan
-from minillava.training.allocator import keep_freed_memory
 from minillava.training.batches import step_batches
 from minillava.training.data_check import check_data, show_samples
 from minillava.training.loss_picture import draw_loss
@@ -52,6 +51,7 @@ from minillava.training.samples import write_samples
 from minillava.training.signals import Stop, end_by_signal
 from minillava.training.trained_parts import choose_trained
 from minillava.training.validation import Validation
+from minillava.weights.allocator import keep_freed_memory
 from minillava.weights.saving import refuse_projector
 
 

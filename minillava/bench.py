@@ -32,10 +32,10 @@ from minillava.terminal import exit_with
 from minillava.theirs import has_transformers, open_in_transformers, their_steps, their_training
 from minillava.tokenizer import Tokenizer
 from minillava.training import plan
-from minillava.training.allocator import keep_freed_memory
 from minillava.training.optimizer import forward_backward_in, make_optimizers, take_step
 from minillava.training.recipes import RECIPES
 from minillava.vit import VisionConfig
+from minillava.weights.allocator import keep_freed_memory
 from minillava.weights.devices import find_device
 
 VIT_L = VisionConfig(1024, 4096, 24, 16, 336, 14)
@@ -162,6 +162,8 @@ def answering(shape, folder, dtype, kinds, limits, device, rounds):
         model, _ = loaders["minillava"]()
         floor = floors(model, limits, limits[dtype])
         choose_products(model.language_model)
+        # As chat.py does; in one process with it, transformers gains by it too.
+        keep_freed_memory()
         runners = {"minillava": our_steps(model)}
         if theirs is not None:
             runners["transformers"] = their_steps(theirs, *prompt(model), ANSWER)

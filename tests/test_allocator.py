@@ -3,7 +3,7 @@ import ctypes
 
 import pytest
 
-from minillava.training.allocator import M_MMAP_MAX, keep_freed_memory
+from minillava.weights.allocator import M_MMAP_MAX, keep_freed_memory
 
 
 class Library:

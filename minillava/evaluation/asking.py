@@ -14,6 +14,7 @@ from minillava.evaluation.answers import answer_file, fingerprint
 from minillava.evaluation.questions import picture_of, with_control
 from minillava.generate import generate
 from minillava.terminal import printable
+from minillava.weights.allocator import keep_freed_memory
 
 
 def answer_questions(questions, out, model, tokenizer, images=None, *, name="miniature",
@@ -110,5 +111,7 @@ def open_model(folder, vision, language, projector, base, quantize, device, dtyp
     rank = os.environ.get("LOCAL_RANK")
     if device == "auto" and rank is not None and torch.cuda.is_available():
         device = f"cuda:{int(rank) % torch.cuda.device_count()}"
-    return load_llava(folder, vision=vision, language=language, projector=projector, base=base,
-                      quantize=quantize, device=device, dtype=dtype)
+    model, tokenizer = load_llava(folder, vision=vision, language=language, projector=projector,
+                                  base=base, quantize=quantize, device=device, dtype=dtype)
+    keep_freed_memory()
+    return model, tokenizer
