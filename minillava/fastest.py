@@ -46,12 +46,15 @@ class LeanLinear(nn.Module):
 
     def forward(self, x):
         """[..,I] -> [..,O]"""
-        rows = x.shape[:-1].numel()
-        torch.backends.mkldnn.enabled = rows > self.few  # oneDNN by its old name
+        if x.shape[:-1].numel() > self.few:
+            return F.linear(x, self.weight)
+
+        before = torch.backends.mkldnn.enabled  # oneDNN by its old name
+        torch.backends.mkldnn.enabled = False
         try:
             return F.linear(x, self.weight)
         finally:
-            torch.backends.mkldnn.enabled = True
+            torch.backends.mkldnn.enabled = before
 
 
 class RoundingInt8Linear(Int8Linear):
