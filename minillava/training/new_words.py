@@ -46,9 +46,9 @@ def learn_words(model, tokenizer, words):
 
 def spell_like(tokenizer, new, olds):
     """-> (a Tokenizer with the word, {id of each new piece: ids whose mean its rows begin as})"""
-    refuse_words(tokenizer, new, olds)
     parsed = tokenizer.as_json()
     bpe = parsed["model"]
+    refuse_words(tokenizer, bpe["type"], new, olds)
     old_merges = [tuple(merge) for merge in bpe["merges"]]
     old_ids = bpe["vocab"] | {token["content"]: token["id"] for token in parsed["added_tokens"]}
 
@@ -61,7 +61,8 @@ def spell_like(tokenizer, new, olds):
     merges = [merge for merge in dict.fromkeys(merges) if merge not in there]
 
     # a piece that was not there has the next free id
-    ids, parents = dict(old_ids), {}
+    ids = dict(old_ids)
+    parents = {}
     like = siblings(old_ids, swaps)
     for left, right in merges:
         piece = left + right
@@ -133,15 +134,14 @@ def name_in_patterns(pre_tokenizer, new, olds):
     steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer or {}])
     for step in steps:
         pattern = step.get("pattern", {})
-        for old in olds:
-            both = re.sub(rf"\b{old}\b", f"(?:{old}|{new})", pattern.get("Regex", ""))
-            if both != pattern.get("Regex", ""):
-                pattern["Regex"] = both
-                break
+        named = [old for old in olds if re.search(rf"\b{old}\b", pattern.get("Regex", ""))]
+        if named:  # beside one of them is enough
+            old = named[0]
+            pattern["Regex"] = re.sub(rf"\b{old}\b", f"(?:{old}|{new})", pattern["Regex"])
 
 
-def refuse_words(tokenizer, new, olds):
-    if tokenizer.as_json()["model"]["type"] != "BPE":
+def refuse_words(tokenizer, kind, new, olds):
+    if kind != "BPE":
         raise ValueError("--new-word joins pieces, and this tokenizer is not a BPE, as LLaMA's is")
     unknown = [old for old in olds if len(tokenizer.pieces(f" {old}")) > 1]
     if unknown:
@@ -160,7 +160,7 @@ def refuse_words(tokenizer, new, olds):
 def make_rows(model, parents):
     """Embeddings and head grow where they must; each new row is the mean of its parents'."""
     language, config = model.language_model, model.config.language_config
-    size = max(config.vocab_size, max(parents) + 1)
+    size = max([config.vocab_size - 1, *parents]) + 1
     grown = with_rows(dict(model.named_parameters()), size)
     for layer in ("embed_tokens", "lm_head"):
         rows = grown.get(f"language_model.{layer}.weight")

@@ -13,7 +13,7 @@ class Validation:
         self.data = data
         self.per_gpu = per_gpu
         self.every = every         # steps
-        self.patience = patience  # looks without a better loss, after which a run ends; or None
+        self.patience = patience   # looks without a better loss, after which a run ends; or None
         self.keep = keep
         self.best = math.inf       # losses
         self.last = math.inf

@@ -4,8 +4,9 @@
 
 A folder holds adapter_config.json, adapter_model.safetensors (or .bin), and non_lora_trainables.bin
 with what LLaVA trained whole: the projector. An adapter that trained words too brings embeddings,
-head and their tokenizer, which may have more words than the base's. The base is a LLaVA, or a Vicuna whose projector the
-adapter brings (liuhaotian/llava-v1.5-7b-lora). Names on disk are those of the base's layout:
+head and their tokenizer, which may have more words than the base's. The base is a LLaVA, or a
+Vicuna whose projector the adapter brings (liuhaotian/llava-v1.5-7b-lora). Names on disk are those
+of the base's layout:
 
     base_model.model. model.layers.0.self_attn.q_proj .lora_A.weight
 """
@@ -36,7 +37,8 @@ from minillava.weights.tensors import read_tensor_file, read_tensors, rename
 
 PEFT = "base_model.model."  # before the base's own name
 OTHERS = "non_lora_trainables.bin"
-EMBEDDINGS, HEAD = "language_model.embed_tokens.weight", "language_model.lm_head.weight"
+EMBEDDINGS = "language_model.embed_tokens.weight"
+HEAD = "language_model.lm_head.weight"
 
 # fields of a LlavaConfig that a fine-tune may change
 CARRIED = ("template", "image_aspect_ratio", "prompt_format")
@@ -230,7 +232,7 @@ def names_here(tensors):
 
 # ---- does it belong to this base? ----
 
-def check_fit(adapter, tensors, folder, base, own_words=False):
+def check_fit(adapter, tensors, folder, base, own_words):
     """own_words: embeddings and head may have more rows than the base's."""
     for name, (A, B) in adapter.matrices.items():
         shape = [len(B), A.shape[1]]
@@ -269,7 +271,7 @@ def count_layers(names):
 def save_adapter(adapter, config, folder, tokenizer=None):
     """As the official code writes it, and peft on the Llama inside reads it.
 
-    `config` is the LlavaConfig of the model that was trained; `tokenizer` goes with words that were.
+    `config` is the LlavaConfig of the model that was trained; `tokenizer` is given where words were.
     """
     tensors = {}
     for name, (A, B) in adapter.matrices.items():

@@ -10,9 +10,9 @@ def keep_freed_memory():
     """Where the C library is glibc: large blocks go back to its heap, not to the system.
 
     Each training step frees and allocates gigabytes of weights in bf16, activations and gradients,
-    a prompt some dozen megabytes in each block. glibc returns blocks this large to the system, which
-    then clears every page of the next one. Measured on an EPYC: 10 to 17 % of a step in bf16 at
-    140M parameters, whose peak memory grew by 2 %; 15 % of a ViT-L.
+    a prompt some dozen megabytes in each block. glibc returns blocks this large to the system,
+    which then clears every page of the next one. Measured on an EPYC: 10 to 17 % of a step in bf16
+    at 140M parameters, whose peak memory grew by 2 %; 15 % of a ViT-L.
     """
     try:
         glibc = ctypes.CDLL("libc.so.6")
