@@ -156,7 +156,7 @@ def to_int8(weight):
     """[O,I] -> int8 [O,I], scale [O]: the largest weight of an output channel becomes 127."""
     largest = weight.float().abs().amax(1)
     scale = (largest / 127).clamp(min=TINY).to(weight.dtype)
-    values = (weight.float() / scale[:, None].float()).round().clamp(-127, 127)
+    values = (weight.float() / scale[:, None].float()).round_().clamp_(-127, 127)
     return values.to(torch.int8), scale
 
 
@@ -178,12 +178,13 @@ def to_int4(weight):
 
     scale_and_zero = torch.cat([scale, zero], dim=-1).to(weight.dtype)  # [O,I/64,2]
     scale, zero = scale_and_zero.float().split(1, dim=-1)
-    values = to_4_bits(groups, scale, zero).to(torch.uint8).flatten(1)  # [O,I]
+    # as int8 first, into which numbers turn four times as fast as into uint8
+    values = to_4_bits(groups, scale, zero).to(torch.int8).view(torch.uint8).flatten(1)  # [O,I]
     return pack(values), scale_and_zero.transpose(0, 1).contiguous()
 
 
 def to_4_bits(groups, scale, zero):
-    return ((groups - zero) / scale + 8).round().clamp(0, 15)
+    return (groups / scale).sub_(zero / scale - 8).round_().clamp_(0, 15)
 
 
 def closest_line(values, groups):
@@ -191,8 +192,8 @@ def closest_line(values, groups):
     mean_value = values.mean(-1, keepdim=True)
     mean_weight = groups.mean(-1, keepdim=True)
     deviation = values - mean_value
-    spread = deviation.square().sum(-1, keepdim=True).clamp(min=TINY)
-    slope = (deviation * (groups - mean_weight)).sum(-1, keepdim=True) / spread
+    slope = (deviation * groups).sum(-1, keepdim=True)
+    slope /= deviation.square_().sum(-1, keepdim=True).clamp_(min=TINY)
     scale = slope.clamp(min=TINY)
     return scale, mean_weight - (mean_value - 8) * scale
 

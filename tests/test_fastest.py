@@ -7,7 +7,7 @@ from torch import nn
 
 from minillava import fastest
 from minillava.checkpoint import load_llava
-from minillava.fastest import LeanLinear, RoundingInt8Linear, choose_products, trial
+from minillava.fastest import FewRowsLinear, RoundingInt8Linear, choose_products, trial
 from minillava.generate import generate
 from minillava.images import load_image
 from minillava.linear import Int8Linear, to_int8
@@ -19,14 +19,16 @@ def take(monkeypatch, name):
     monkeypatch.setattr(fastest, "trial", lambda layers, x: {c: 0.0 if c == name else 1.0 for c in layers})
 
 
-@pytest.mark.parametrize("rows", [1, 3, 300])
-def test_without_onednn_the_product_is_as_exact_and_the_weight_the_same(rows):
+@pytest.mark.parametrize("rows, few, product", [(1, 2, fastest.without_onednn), (3, 2, fastest.without_onednn),
+                                                (300, 2, fastest.without_onednn), (1, 1, fastest.weight_times_vector),
+                                                (2, 1, fastest.weight_times_vector)])
+def test_another_product_is_as_exact_and_the_weight_the_same(rows, few, product):
     torch.manual_seed(0)
     layer = nn.Linear(64, 300, bias=False).bfloat16()
     x = torch.randn(1, rows, 64).bfloat16()
-    new = LeanLinear(layer, few=2)
+    new = FewRowsLinear(layer, few, product)
     exact = x.double() @ layer.weight.double().t()
-    assert new.weight is layer.weight and new(x).dtype == torch.bfloat16
+    assert new.weight is layer.weight and new(x).dtype == torch.bfloat16 and new(x).shape == (1, rows, 300)
     assert (new(x) - exact).norm() <= 1.1 * (layer(x) - exact).norm()
 
 
@@ -39,36 +41,37 @@ def test_onednn_is_off_for_few_rows_alone_and_on_again_after_an_error(monkeypatc
         raise ValueError
     monkeypatch.setattr(fastest.F, "linear", product)
     with pytest.raises(ValueError):
-        LeanLinear(nn.Linear(4, 4, bias=False), few=2)(torch.zeros(rows, 4))
+        FewRowsLinear(nn.Linear(4, 4, bias=False), 2, fastest.without_onednn)(torch.zeros(rows, 4))
     assert seen == [rows == 3] and torch.backends.mkldnn.enabled
 
 
-def test_rounding_x_costs_little():
+@pytest.mark.parametrize("product", [fastest.rows_times_weight, fastest.weight_times_rows])
+def test_rounding_x_costs_little(product):
     torch.manual_seed(0)
     layer = Int8Linear(128, 96)
     layer.weight, layer.scale = to_int8(torch.randn(96, 128).bfloat16())
     x = (torch.randn(2, 128) * torch.tensor([[1.0], [1000.0]])).bfloat16()  # a scale for each row
-    error = RoundingInt8Linear(layer)(x) - layer(x)
+    error = RoundingInt8Linear(layer, product)(x) - layer(x)
     assert (error.norm(dim=1) <= 0.02 * layer(x).norm(dim=1)).all()
 
 
-@pytest.mark.parametrize("name", ["as it is", "without oneDNN", "in fp32"])
-def test_the_miniature_answers_the_same_whatever_is_taken(monkeypatch, name, capsys):
+@pytest.mark.parametrize("name, rows", [("as it is", 3), ("without oneDNN", 3), ("W x", 1), ("in fp32", 3)])
+def test_the_miniature_answers_the_same_whatever_is_taken(monkeypatch, name, rows, capsys):
     model, tokenizer = load_llava(device="cpu")
     scene = load_image(Path(__file__).parent.parent / "docs/scene.png")
-    questions = ["How many shapes are there?", "Hello!", "What do you see?"], [scene] * 3
+    questions = ["How many shapes are there?", "Hello!", "What do you see?"][:rows], [scene] * rows
     before = generate(model, tokenizer, *questions, max_new_tokens=24)
     take(monkeypatch, name)
-    choose_products(model.language_model, rows=3, verbose=True)
+    choose_products(model.language_model, rows, verbose=True)
     assert generate(model, tokenizer, *questions, max_new_tokens=24) == before
     assert f"{name:20}    0.000   <- taken" in capsys.readouterr().err
     kinds = {type(layer) for name, layer in model.language_model.named_modules() if name.endswith(("proj", "head"))}
-    assert kinds == {LeanLinear if name == "without oneDNN" else nn.Linear}
+    assert kinds == {FewRowsLinear if name in ("without oneDNN", "W x") else nn.Linear}
     dtypes = {p.dtype for p in model.language_model.parameters()}
     assert (dtypes == {torch.float32}) == (name == "in fp32")
 
 
-@pytest.mark.parametrize("name", ["without oneDNN", "in fp32"])
+@pytest.mark.parametrize("name", ["without oneDNN", "W x", "in fp32"])
 def test_joint_products_are_those_of_the_layers_and_share_their_weights(monkeypatch, name):
     model = LanguageModel(LanguageConfig(50, 32, 48, 2, 4, 2)).bfloat16()
     names = model.state_dict().keys()
@@ -89,13 +92,14 @@ def test_a_head_that_is_the_embedding_too_stays_so(monkeypatch):
     take(monkeypatch, "without oneDNN")
     choose_products(model)
     assert model.lm_head.weight is model.embed_tokens.weight
-    assert type(model.layers[1].mlp.down_proj) is type(model.lm_head) is LeanLinear
+    assert type(model.layers[1].mlp.down_proj) is type(model.lm_head) is FewRowsLinear
 
 
-def test_quantised_layers_keep_their_numbers(monkeypatch):
+@pytest.mark.parametrize("name", ["x rounded too, x W", "x rounded too, W x"])
+def test_quantised_layers_keep_their_numbers(monkeypatch, name):
     model, _ = load_llava(device="cpu", quantize="int8")
     before = model.language_model.layers[2].mlp.up_proj.weight
-    take(monkeypatch, "x rounded to 8 bits")
+    take(monkeypatch, name)
     choose_products(model.language_model)
     after = model.language_model.layers[2].mlp.up_proj
     assert type(after) is RoundingInt8Linear and after.weight is before

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from minillava.attention import (
+    alone_on_cpu,
     attention,
     attention_by_formula,
     attention_mask,
@@ -162,12 +163,14 @@ def test_attention_by_the_formula_looks_at_all_keys_however_many(keys):
     torch.testing.assert_close(attention_by_formula(q, k, v, is_causal=False), expected)
 
 
-def test_attention_in_bf16_has_the_gradients_of_fp32():
+@pytest.mark.parametrize("amx", [False, True])
+def test_attention_in_bf16_has_the_gradients_of_fp32(monkeypatch, amx):
+    monkeypatch.setattr("minillava.attention.AMX", amx)
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, heads, 7, 8, requires_grad=True) for heads in (4, 2, 2))
     exact = torch.autograd.grad(attention(q, k, v, is_causal=True).sum(), (q, k, v))
     rounded = [x.detach().bfloat16().requires_grad_() for x in (q, k, v)]
-    assert by_formula_on_cpu(rounded[0], rounded[1], None, True) and not by_formula_on_cpu(q, k, None, True)
+    assert by_formula_on_cpu(rounded[0], rounded[1], None, True) != amx and not by_formula_on_cpu(q, k, None, True)
     found = torch.autograd.grad(attention(*rounded, is_causal=True).sum(), rounded)
     for a, b in zip(found, exact):
         torch.testing.assert_close(a.float(), b, rtol=0.05, atol=0.03)
@@ -221,11 +224,13 @@ def test_where_tokens_stand_and_what_they_may_look_at():
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("kv_heads", [2, 6])
-@pytest.mark.parametrize("many", [1, 2048])
-def test_one_new_token_looks_at_its_keys_whichever_way_is_the_faster(monkeypatch, masked, kv_heads, many):
+@pytest.mark.parametrize("many, amx", [(1, False), (1, True), (2048, False)])
+def test_one_new_token_looks_at_its_keys_whichever_way_is_the_faster(monkeypatch, masked, kv_heads, many, amx):
     monkeypatch.setattr("minillava.attention.MANY", many)
+    monkeypatch.setattr("minillava.attention.AMX", amx)
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 6, 1, 8), torch.randn(2, kv_heads, 5, 8), torch.randn(2, kv_heads, 5, 8)
     mask = attention_mask(1, 4, torch.tensor([0, 2])) if masked else None
     fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True)
     torch.testing.assert_close(attention(q, k, v, mask), fused)
+    assert alone_on_cpu(q.reshape(2, kv_heads, -1, 8), k) == (kv_heads == 6 and many == 1 and not amx)
