@@ -13,6 +13,7 @@ Three things are counted:
    are drawn in ways that the training has too, from other seeds, and in ways it has not; half are crops of the
    photographs in --photographs (without that folder all are drawn).
 3. **Scenes**: 500 held-out ones, each asked five questions; it must never say so. And 100 are described twice.
+4. **Things**: "Is there a dog?" and other nouns that the training never names, asked right after a description.
 """
 import argparse
 import json
@@ -33,6 +34,7 @@ from minillava.generate import PrefixCache, generate, stream  # noqa: E402
 from minillava.toy import oddities  # noqa: E402
 from minillava.toy.annotations import as_fractions  # noqa: E402
 from minillava.toy.objects import read, with_article  # noqa: E402
+from minillava.toy.talk import answer_of  # noqa: E402
 from minillava.toy.world import COLORS, NUMBERS, PLACES, SIDE, SIZES, draw, make_scene  # noqa: E402
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -43,6 +45,8 @@ CONCRETE = rf"\b({'|'.join([*COLORS, *SIZES, *PLACES, *NUMBERS[1:]])})\b"
 SAYS_SO = r"\b(no|not an?) (picture|image|scene)\b.*\b(world|know)\b"  # "This is no picture of my world."
 QUESTIONS = ("What do you see in the image?", "How many shapes are there?", "What shape is at the center?",
              "Is there a red circle?", "Describe the image concisely.")
+# In no list of talk.txt; of the first three the first token is a word of many questions: "do", "do", "are".
+NOUNS = ("dog", "doe", "arena", "walrus", "tulip", "pumpkin")
 
 
 # ------------------------------------------------------------------------------------------------------- the 40 lines
@@ -111,6 +115,16 @@ def score_lines(model, tokenizer, rows, scenes=3, verbose=True):
                 print(f"{'fits' if good[-1] else 'NOT ':5} {row['about']:20} {' / '.join(said)}\n{'':26} -> {answer}")
         fitting += all(good)
     return fitting
+
+
+def score_nouns(model, tokenizer, scenes=10):
+    """-> {noun: about how many of the scenes it says, right after a description, that there is none}."""
+    return {noun: sum(doubts(model, tokenizer, a_scene(i)[0], noun) for i in range(scenes)) for noun in NOUNS}
+
+
+def doubts(model, tokenizer, image, noun):
+    _, answer = converse(model, tokenizer, image, [QUESTIONS[0], f"Is there {with_article(noun)}?"])
+    return answer == answer_of("absent")
 
 
 # ------------------------------------------------------------------------------- drawings that the training does not have
@@ -281,6 +295,9 @@ def main():
         rows = json.loads(path.read_text(encoding="utf-8"))
         print(f"{score_lines(model, tokenizer, rows)} of {len(rows)} lines of {path.name} get a fitting answer "
               f"about every scene")
+    if args.sets:
+        doubted = score_nouns(model, tokenizer)
+        print(f"{sum(doubted.values())} of {10 * len(NOUNS)} times it is right that there is no such thing: {doubted}")
 
     odd = no_scenes(args.pictures, args.photographs)
     asked = [(QUESTIONS[i % len(QUESTIONS)], picture) for i, (_, picture) in enumerate(odd)]

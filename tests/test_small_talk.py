@@ -43,6 +43,20 @@ def test_the_lines_that_it_is_measured_by_are_never_in_the_data():
     assert len(ROWS) == 80 and not heldout & said
 
 
+def test_a_dog_is_never_in_the_data(monkeypatch):
+    assert not any("dog" in text for text in talk.lines_of("noun"))
+    monkeypatch.setattr(talk, "made_up_word", lambda rng: "dog")  # which it may be, once in many thousands
+    rng = random.Random(0)
+    assert not any("dog" in talk.line(rng, talk.PICTURED | talk.SOCIAL)[0].lower() for _ in range(500))
+
+
+def test_what_is_not_there_is_asked_about_right_after_a_description():
+    rng = random.Random(0)
+    doubted = [chats.next_pairs("doubt", read(BOXES), rng) for _ in range(50)]
+    assert {told for (_, told), _ in doubted} == {chats.described(read(BOXES), rng)[1]}
+    assert {answer for _, (_, answer) in doubted} == {talk.answer_of(group) for group in talk.PICTURED}
+
+
 def test_no_wording_is_left_unfinished():
     rng = random.Random(0)
     for group, (answer, lines) in talk.groups().items():
@@ -161,3 +175,10 @@ def test_the_shipped_miniature_knows_what_it_knows():
     scenes = [(check_small_talk.QUESTIONS[1], draw(make_scene(rng, "val"), rng)) for _ in range(60)]
     answers = check_small_talk.ask_all(model, tokenizer, scenes, "scenes")
     assert sum(map(check_small_talk.says_so, answers)) <= 1
+
+
+def test_the_shipped_miniature_knows_what_is_not_there_right_after_a_description():
+    assert not set(check_small_talk.NOUNS) & set(re.findall(r"\w+", " ".join(talk.lines_of("noun"))))
+    model, tokenizer = load_llava(device="cpu", dtype=torch.float32)
+    doubted = check_small_talk.score_nouns(model, tokenizer, scenes=3)
+    assert doubted["dog"] >= 2 and sum(doubted.values()) >= 16

@@ -14,7 +14,8 @@ from minillava.toy.world import make_scene
 NO_SCENE = "This is no picture of my world: I know only circles, squares, triangles and stars."
 NO_IMAGE = "Please show me an image first."
 # What may come next in a chat about a scene, and how often.
-NEXT = {"scene": 28, "one": 24, "absent": 5, "nothing": 3, "line": 28, "small": 2, "again": 10}
+NEXT = {"scene": 28, "one": 24, "absent": 5, "nothing": 3, "line": 28, "small": 2, "again": 10,
+        "doubt": 10}
 # What is asked about a picture, the same for scenes and for odd ones: no question may give away
 # which of the two it is.
 ASKED = {"detail": 14, "brief": 11, "any": 6, "question": 69}
@@ -55,6 +56,8 @@ def next_pairs(kind, things, rng):
         return [line(rng, PICTURED | SOCIAL)]
     if kind == "small":
         return [small_talk(rng)]
+    if kind == "doubt":  # what is not there either is asked about right after a description
+        return [described(things, rng), line(rng, PICTURED)]
     return [about_scene(things, rng)]
 
 
@@ -62,8 +65,7 @@ def about_scene(things, rng):
     """A description, long or short, or any of the teacher's questions."""
     kind = rng.choices(list(ASKED), list(ASKED.values()))[0]
     if kind == "detail":
-        _, answer = ask_detail(things, rng)
-        return rng.choice(DETAIL + TELL_ME), answer
+        return described(things, rng)
     if kind == "any":
         return ask_any(things, rng)
     if kind == "brief":
@@ -73,6 +75,11 @@ def about_scene(things, rng):
     while not pair:  # not every question can be asked about every scene
         pair = rng.choice(list(QUESTIONS.values()))(things, rng)
     return pair
+
+
+def described(things, rng):
+    _, answer = ask_detail(things, rng)
+    return rng.choice(DETAIL + TELL_ME), answer
 
 
 def ask_any(things, rng):
