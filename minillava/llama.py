@@ -176,9 +176,8 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.update(layer, k, v)
 
-        # A single new token may look at everything; several may not look at those after them.
-        is_causal = mask is None and x.shape[1] > 1
-        y = attention(q, k, v, mask, is_causal)              # [B,H,T,C]
+        # Nobody looks at what comes after: a mask says so already, if there is one.
+        y = attention(q, k, v, mask, is_causal=mask is None)  # [B,H,T,C]
         return self.o_proj(y.transpose(1, 2).flatten(2))     # [B,T,D]
 
     def project(self, x):

@@ -89,7 +89,7 @@ def test_an_answer_with_a_prefix_goes_on_as_if_the_model_had_written_it(toy):
     assert [f"{start} {text}" for start, text in zip(prefixes, rest)] == whole
 
 
-def test_an_answer_ends_where_the_context_does_batched_or_alone(toy):
+def test_an_answer_ends_where_the_context_does_batched_or_alone(toy, monkeypatch):
     model, tokenizer = toy
     context = model.config.language_config.max_position_embeddings
     tokens = lambda text: len(render([("human", text), ("gpt", None)], tokenizer, model.config.template, 0)[0])
@@ -101,11 +101,11 @@ def test_an_answer_ends_where_the_context_does_batched_or_alone(toy):
     with pytest.raises(ValueError, match="no room for an answer"):
         generate(*toy, [long * 2], [None])
 
-    # an answer that the model does not end by itself
-    endless = copy.copy(tokenizer)
-    endless.eos_id = -1
-    alone = [generate(model, endless, [prompt], [None], 80)[0] for prompt in (long, "Hello!")]
-    assert generate(model, endless, [long, "Hello!"], [None, None], 80) == alone
+    # an answer that never ends by itself: the word is drawn whatever the model says
+    [word] = tokenizer.segment("how", prefix=False)[:1]
+    monkeypatch.setattr("minillava.generate.sample_token", lambda logits, *_, **__: torch.full((len(logits),), word))
+    alone = [generate(*toy, [prompt], [None], 80)[0] for prompt in (long, "Hello!")]
+    assert len(alone[0]) < len(alone[1]) and generate(*toy, [long, "Hello!"], [None, None], 80) == alone
 
 
 def test_an_answer_may_fill_the_context_to_its_last_token(toy):
