@@ -52,9 +52,9 @@ def read_jsonl(path):
 
 
 def read_text(path):
-    """A text file; ValueError where it is not UTF-8."""
+    """A text file; ValueError where it is not UTF-8. The mark that Windows begins it with goes."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise not_utf8(path, error) from None
 
@@ -114,8 +114,9 @@ def index_of(path, cache, measure):
     return np.load(kept, mmap_mode="r")
 
 
-BEFORE_FIRST = re.compile(r"[\s\[]*")  # what may stand before the first sample of an array
-BETWEEN = re.compile(r"[\s,]*")        # and before every other
+# What may stand before the first sample of an array, the mark that Windows begins UTF-8 with too.
+BEFORE_FIRST = re.compile(r"(\xef\xbb\xbf)?[\s\[]*")
+BETWEEN = re.compile(r"[\s,]*")  # and before every other
 
 
 def samples_in(path, chunk=1 << 24):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from minillava.checkpoint import TOY, load_llava
 from minillava.data import LlavaData
-from minillava.files import read_object
+from minillava.files import read_object, samples_in
 from minillava.linear import LoraLinear
 from minillava.training.lora import add_lora
 from minillava.training.optimizer import loss_and_gradients
@@ -126,6 +126,42 @@ def test_the_same_samples_in_every_form(folder, tmp_path):
         writer.writerow(["file_name", "question", "answer"])
         writer.writerows([f"{n}.png", "Which number?", f"It is {n}."] for n in range(8))
     assert folder_samples(folder) == samples
+
+
+def test_windows_begins_a_file_with_a_mark_of_its_own(folder, tmp_path):
+    samples = folder_samples(folder)
+    mark = b"\xef\xbb\xbf"
+    lines = folder / "metadata.jsonl"
+    lines.write_bytes(mark + lines.read_bytes())
+    assert folder_samples(folder) == samples
+    array = tmp_path / "data.json"
+    array.write_bytes(mark + json.dumps(samples).encode())
+    assert [sample for _, _, sample in samples_in(array)] == samples
+
+
+def test_a_picture_of_another_kind_and_a_dot_before_its_name(folder):
+    Image.new("RGB", (9, 9)).save(folder / "new.tiff")
+    with open(folder / "metadata.jsonl", "a") as file:
+        file.write(json.dumps({"file_name": "./new.tiff", "text": "A scan."}) + "\n")
+    assert folder_samples(folder)[-1]["image"] == "new.tiff"
+
+
+@pytest.mark.parametrize("answer, message", [
+    ("A cat, a dog", "row 1 of .* has more fields than the first line"),
+    ('"A cat.', "is not CSV, is a quotation mark missing"),
+    (f'"{"x" * 200_000}"', "is not CSV.*field larger than")])
+def test_a_table_that_would_lose_a_part_of_an_answer_is_refused(folder, answer, message):
+    (folder / "metadata.jsonl").unlink()
+    rows = [f"{n}.png,Which number?,{answer}\n" for n in range(8)]
+    (folder / "metadata.csv").write_text("file_name,question,answer\n" + "".join(rows))
+    with pytest.raises(ValueError, match=message):
+        folder_samples(folder)
+
+
+def test_a_file_without_samples_is_named(tmp_path):
+    (tmp_path / "none.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="none.jsonl holds no samples"):
+        lay_out(tmp_path / "none.jsonl", tmp_path, tmp_path / "out")
 
 
 def test_a_caption_is_the_answer_to_a_question(folder):

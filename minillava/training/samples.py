@@ -14,7 +14,7 @@ import json
 import random
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from torch.utils.data import Dataset
 
@@ -63,7 +63,10 @@ def as_json(data, images, out, name, leads):
         return data, images
     path = out / f"{name}.json"
     if leads:
-        write_samples(path, folder_samples(data) if folder else read_jsonl(data))
+        samples = folder_samples(data) if folder else read_jsonl(data)
+        if not samples:
+            raise ValueError(f"{data} holds no samples")
+        write_samples(path, samples)
     return path, data if folder else images
 
 
@@ -82,10 +85,7 @@ def folder_samples(folder):
     if file is None:
         raise ValueError(f"{folder} has no {' or '.join(METADATA)}, "
                          "which says what its pictures show")
-    if file.suffix == ".csv":
-        rows = list(csv.DictReader(io.StringIO(read_text(file).removeprefix("\ufeff"))))
-    else:
-        rows = read_jsonl(file)
+    rows = read_csv(file) if file.suffix == ".csv" else read_jsonl(file)
     if not rows:
         raise ValueError(f"{file} has no rows")
     samples = []
@@ -100,9 +100,9 @@ def folder_samples(folder):
         before = name
 
     named = {sample["image"] for sample in samples}
-    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*")
-             if path.suffix.lower() in PICTURES}
-    missing, unnamed = sorted(named - there), sorted(there - named)
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    pictures = {name for name in there if Path(name).suffix.lower() in PICTURES}
+    missing, unnamed = sorted(named - there), sorted(pictures - named)
     if missing:
         raise ValueError(f"{file} names {missing[0]}, which is not in {folder} "
                          f"({len(missing)} such pictures): put them there or take their rows out")
@@ -110,6 +110,19 @@ def folder_samples(folder):
         raise ValueError(f"{file} has no row for {unnamed[0]} ({len(unnamed)} such pictures): "
                          f"add one for each, or move them out of {folder}")
     return samples
+
+
+def read_csv(file):
+    """-> rows; ValueError for what would lose a part of an answer, or swallow the rows after it."""
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(file)), strict=True))
+    except csv.Error as error:
+        raise ValueError(f"{file} is not CSV, is a quotation mark missing? ({error})") from None
+    for number, row in enumerate(rows, 1):
+        if None in row:
+            raise ValueError(f"row {number} of {file} has more fields than the first line names: "
+                             "an answer with a comma in it stands in quotation marks")
+    return rows
 
 
 def read_row(row, number, file):
@@ -122,7 +135,8 @@ def read_row(row, number, file):
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"row {number} of {file} has no {what}: a row has file_name, "
                              "and question and answer, or text for a caption")
-    return row["file_name"], question.replace(IMAGE, "").strip(), answer
+    name = str(PurePosixPath(row["file_name"]))  # ./cat.png is cat.png
+    return name, question.replace(IMAGE, "").strip(), answer
 
 
 # ------------------------------------------------------------------- what is kept apart, mixed in
