@@ -361,6 +361,9 @@ def test_a_teacher_that_knows_nothing_of_the_pictures_is_no_success(coco, tmp_pa
     (["--captions", "nowhere.json"], "No such file"),
     (["--captions", str(ROOT / "README.md")], "README.md is not written as COCO's files are"),
     (["--captions", "{tmp}/list.json"], "list.json is not written as COCO's files are"),
+    (["--captions", "{tmp}/latin-1.json"], "latin-1.json is not UTF-8 text"),
+    (["--captions", "{tmp}/a_text.jsonl", "--kinds", "brief"], "the captions of 1.jpg are no list"),
+    (["--captions", "{tmp}/captions.json", "--kinds", "brief"], "--keep-all does not thin them"),
     (["--captions", "{tmp}/captions.json"], "--instances"),
     (["--captions", "{tmp}/captions.json", "--instances", "{tmp}/captions.json"], "captions.json is not written as"),
     (["--captions", "{tmp}/captions.json", "--kinds", "talk"], "--kinds"),
@@ -370,6 +373,8 @@ def test_a_teacher_that_knows_nothing_of_the_pictures_is_no_success(coco, tmp_pa
 ])
 def test_what_is_wrong_with_the_input_is_one_line(coco, tmp_path, toy_main, run, typed, message):
     (tmp_path / "list.json").write_text("[1, 2]")
+    (tmp_path / "latin-1.json").write_bytes('{"images": "café"}'.encode("latin-1"))
+    (tmp_path / "a_text.jsonl").write_text(json.dumps({"image": "1.jpg", "captions": "A cat."}))
     done = run(*(word.format(tmp=tmp_path) for word in typed), "--out", tmp_path / "out.json")
     assert done.returncode == 2 and "Traceback" not in done.err and not (tmp_path / "out.json").exists()
     assert message in done.err.splitlines()[-1] and done.err.splitlines()[-1].startswith("error: ")

@@ -50,6 +50,9 @@ def make_data(captions, instances, kinds, out, open_teacher, count=None, seed=0,
     if kinds == ["brief"]:
         samples, concepts = brief_samples(symbols, seed, count, not keep_all)
         print_concepts(concepts)
+        if not samples:
+            raise ValueError("no caption is left: each word of theirs is in fewer than 3 of them; "
+                             "--keep-all does not thin them")
         finish(out, samples, [])
         return 0
 

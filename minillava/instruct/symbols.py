@@ -13,7 +13,7 @@ import random
 from contextlib import contextmanager
 from pathlib import Path
 
-from minillava.files import read_jsonl
+from minillava.files import read_jsonl, read_text
 
 PAPER_MIX = {"conversation": 58, "detail": 23, "reasoning": 77}  # thousands, in LLaVA-Instruct-158K
 
@@ -43,6 +43,8 @@ def read_symbols(captions, instances=None):
 
 
 def symbols_of_row(row):
+    if not isinstance(row["captions"], list):  # a text would be a list of letters
+        raise TypeError(f"the captions of {row['image']} are no list")
     captions = [tidy(text) for text in row["captions"]]
     boxes = [(thing["category"], thing["bbox"]) for thing in row.get("instances", ())]
     return row["image"], (captions, boxes)
@@ -50,7 +52,7 @@ def symbols_of_row(row):
 
 def read_captions(path):
     """captions_*.json -> {image id: file name}, {image id: captions}"""
-    coco = json.loads(Path(path).read_text(encoding="utf-8"))
+    coco = json.loads(read_text(path))
     file_names = {image["id"]: image["file_name"] for image in coco["images"]}
     captions = {image_id: [] for image_id in file_names}
     for note in coco["annotations"]:
@@ -65,7 +67,7 @@ def tidy(caption):
 
 def read_boxes(path):
     """instances_*.json -> {image id: [(category, corners)]}"""
-    coco = json.loads(Path(path).read_text(encoding="utf-8"))
+    coco = json.loads(read_text(path))
     sizes = {image["id"]: (image["width"], image["height"]) for image in coco["images"]}
     categories = {category["id"]: category["name"] for category in coco["categories"]}
     boxes = {image_id: [] for image_id in sizes}
