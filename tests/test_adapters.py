@@ -124,6 +124,17 @@ def test_saved_read_and_merged(tmp_path, run):
     assert same(plain, in_bf16) and plain.config == in_bf16.config
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_merge_does_not_write_over_its_base(tmp_path, run, named):
+    shutil.copytree(LLAVA, tmp_path / "base")
+    model, _ = load_llava(LLAVA, **CPU)
+    save_adapter(replace(make_adapter(model), base=str(tmp_path / "base")), model.config, tmp_path / "lora")
+    said = run("merge", "--adapter", tmp_path / "lora", "--out", tmp_path / "base",
+               *(["--base", tmp_path / "base"] if named else []))
+    assert said.returncode == 2 and "which would be lost" in said.err
+    assert all((tmp_path / "base" / file.name).read_bytes() == file.read_bytes() for file in LLAVA.iterdir())
+
+
 def test_template_and_aspect_travel_with_the_adapter(tmp_path):
     model, _ = load_llava(LLAVA, **CPU)
     config = replace(model.config, template="plain", image_aspect_ratio="pad", prompt_format="QCM-A")

@@ -554,10 +554,42 @@ def test_the_official_layout_keeps_what_it_has_no_field_for(tmp_path, tokenizer)
     assert "mm_projector.0.weight" in message(ValueError, load_llava, **parts, projector=tmp_path / "copy.bin")
 
 
-def test_convert_does_not_write_over_its_model(copy, run):
-    folder = copy("llava_hf")
-    said = run("convert", "--to", "llava", "--model", folder, "--out", folder)
-    assert said.returncode == 2 and "--out is the model's own folder" in said.err
+@pytest.mark.parametrize("command", ["convert --to llava --model {out}", "quantize --to int8 --model {out}",
+                                     "apply-delta --base {out} --delta {other}",
+                                     "apply-delta --base {other} --delta {out}"])
+def test_what_is_read_is_not_written_over(copy, run, command):
+    out, other = copy("llava_hf"), copy("vicuna")
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    said = run(*command.format(out=out, other=other).split(), "--out", out)
+    assert said.returncode == 2 and f"--out is {out} itself, which would be lost" in said.err
+    assert before == {path: path.read_bytes() for path in out.iterdir()}
+
+
+WRITES = {
+    "a folder": ["-m", "minillava.weights", "convert", "--to", "llava-hf", "--model", str(FIXTURES / "llava_hf"),
+                 "--out"],
+    "a projector": ["-c", "import sys, torch\nfrom pathlib import Path\n"
+                          "from minillava.training.results import save_projector\n"
+                          "try: save_projector({'weight': torch.zeros(100_000)}, Path(sys.argv[1]) / 'projector.bin')\n"
+                          "except OSError as error: sys.exit(f'error: {error}')"],
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of that kind")
+@pytest.mark.parametrize("what", WRITES)
+def test_a_full_disk_is_one_line_and_the_old_files_stay(copy, what):
+    """A limit on what a file may hold stands for a full disk."""
+    def fill():
+        import resource
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+
+    out = copy("vicuna")
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    said = subprocess.run([sys.executable, *WRITES[what], out], cwd=FIXTURES.parents[1], preexec_fn=fill,
+                          capture_output=True, text=True)
+    assert said.returncode in (1, 2) and said.stderr.startswith("error: "), said.stderr
+    assert said.stderr.count("\n") == 1 and "is the disk full?" in said.stderr
+    assert before.items() <= {path: path.read_bytes() for path in out.iterdir()}.items()
 
 
 # ---- configs and weights that cannot be ----

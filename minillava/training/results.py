@@ -12,6 +12,7 @@ from minillava.terminal import printable
 from minillava.training.lora import adapter_of
 from minillava.training.run_folder import losses
 from minillava.weights.adapters import save_adapter
+from minillava.weights.tensors import writing
 
 
 def save_result(weights, model, tokenizer, recipe, base, path):
@@ -31,7 +32,8 @@ def save_result(weights, model, tokenizer, recipe, base, path):
 def save_projector(weights, path):
     """mm_projector.bin, as the official code names and fills it."""
     tensors = {f"model.{name}": tensor.cpu() for name, tensor in weights.items()}
-    torch.save(tensors, path.with_suffix(".tmp"))
+    with writing(path):
+        torch.save(tensors, path.with_suffix(".tmp"))
     replace_file(path.with_suffix(".tmp"), path)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from minillava.checkpoint import load_llava, save_llava
 from minillava.terminal import exit_with, print_in_utf8, printable
-from minillava.weights.adapters import is_adapter
+from minillava.weights.adapters import base_folder, is_adapter, read_adapter
 from minillava.weights.deltas import apply_delta
 from minillava.weights.quantize import KINDS, save_quantized
 from minillava.weights.saving import save_original_llava
@@ -23,6 +23,8 @@ def main():
     args = make_parser().parse_args()
     try:
         if args.command == "apply-delta":
+            refuse_to_lose(args.base, args.out)
+            refuse_to_lose(args.delta, args.out)
             apply_delta(args.base, args.delta, args.out)
         elif args.command == "convert":
             convert(args.model, args.vision, args.to, args.out)
@@ -80,7 +82,7 @@ def add_out(command):
 
 
 def convert(folder, vision, layout, out):
-    refuse_same_folder(folder, out)
+    refuse_to_lose(folder, out)
     model, tokenizer = load_llava(folder, vision=vision, device="cpu")
     SAVE[layout](model, tokenizer, out)
     if layout == "llava" and not (Path(out) / "tokenizer.model").exists():
@@ -88,23 +90,25 @@ def convert(folder, vision, layout, out):
 
 
 def merge(base, adapter, vision, out):
-    refuse_same_folder(adapter, out)
     if not is_adapter(adapter):
         raise ValueError(f"{adapter} holds no adapter: there is no adapter_config.json")
+    base = base_folder(adapter, read_adapter(adapter), base)
+    refuse_to_lose(adapter, out)
+    refuse_to_lose(base, out)
     model, tokenizer = load_llava(adapter, base=base, vision=vision, device="cpu")
     save_llava(model, tokenizer, out)
 
 
 def quantize(folder, vision, kind, out):
-    refuse_same_folder(folder, out)
+    refuse_to_lose(folder, out)
     model, tokenizer = load_llava(folder, vision=vision, device="cpu", quantize=kind)
     save_quantized(model, tokenizer, out, kind)
 
 
-def refuse_same_folder(folder, out):
-    """Two layouts in one folder would deny each other."""
-    if Path(out).exists() and Path(out).samefile(folder):
-        raise ValueError(f"--out is the model's own folder {folder}; name another")
+def refuse_to_lose(folder, out):
+    """ValueError if what is read would be written over."""
+    if Path(out).exists() and Path(folder).exists() and Path(out).samefile(folder):
+        raise ValueError(f"--out is {folder} itself, which would be lost; name another folder")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from minillava.weights.layouts import (
     read_own_fields,
 )
 from minillava.weights.saving import original_llava_json, own_fields
-from minillava.weights.tensors import read_tensor_file, read_tensors, rename
+from minillava.weights.tensors import read_tensor_file, read_tensors, rename, writing
 
 PEFT = "base_model.model."  # before the base's own name
 OTHERS = "non_lora_trainables.bin"
@@ -281,7 +281,8 @@ def save_adapter(adapter, config, folder, tokenizer=None):
     others = {name: tensor.detach().cpu().clone() for name, tensor in adapter.others.items()}
 
     def save_others(new):
-        torch.save(rename(others, on_disk), new / OTHERS)
+        with writing(new / OTHERS):
+            torch.save(rename(others, on_disk), new / OTHERS)
         if tokenizer:
             tokenizer.save(new)
 

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from minillava.files import read_json, replace_file
 from minillava.tokenizer import FILES as TOKENIZER_FILES
+from minillava.weights.tensors import writing
 
 MAX_SHARD = 5 * 10**9  # bytes
 
@@ -113,7 +114,8 @@ def write_shard(file, shard, change):
         if change is not None:
             tensor = change(name, tensor)
         ready[name] = tensor.contiguous()
-    save_file(ready, file, {"format": "pt"})
+    with writing(file):
+        save_file(ready, file, {"format": "pt"})
 
 
 def remove_stale_files(path, written, stem):

@@ -7,7 +7,7 @@ import torch
 from minillava.linear import QuantizedLinear
 from minillava.weights.folders import write_folder
 from minillava.weights.layouts import LLAVA, LLAVA_HF, OWN_TOWER
-from minillava.weights.tensors import rename, take_prefixed, with_prefix
+from minillava.weights.tensors import rename, take_prefixed, with_prefix, writing
 
 
 def save_llava(model, tokenizer, path):
@@ -63,7 +63,8 @@ def save_original_llava(model, tokenizer, path):
                  if name.startswith("model.mm_projector.")}
 
     def save_rest(folder):
-        torch.save(projector, folder / "mm_projector.bin")
+        with writing(folder / "mm_projector.bin"):
+            torch.save(projector, folder / "mm_projector.bin")
         tokenizer.save(folder)
 
     files = {

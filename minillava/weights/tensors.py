@@ -5,9 +5,11 @@ import pickle
 import re
 import sys
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from minillava.files import read_json
@@ -73,6 +75,16 @@ def read_tensor_file(path):
     if not is_table_of_tensors(tensors):
         raise ValueError(f"{path} is not a table of named tensors")
     return tensors
+
+
+@contextmanager
+def writing(path):
+    """What a writer of tensors says of a full disk, each in words of its own, becomes an OSError."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise OSError(f"{path} cannot be written ({reason:.200}); is the disk full?") from None
 
 
 def is_table_of_tensors(value):
