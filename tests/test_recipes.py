@@ -1,18 +1,23 @@
 """A recipe is one published run: its steps, its clipping, its mean of the loss."""
 import shutil
+from dataclasses import replace
 
+import pytest
 import torch
 
 import train
-from minillava.checkpoint import TOY
+from minillava.checkpoint import TOY, load_llava
 from minillava.llama import LanguageConfig
 from minillava.llava import IGNORE_INDEX, Llava, LlavaConfig, find_places
 from minillava.training.batches import StepBatch
 from minillava.training.optimizer import gradient_norm
-from minillava.training.plan import planned_config
+from minillava.training.lora import add_lora, adapter_of
+from minillava.training.options import refuse_parts
+from minillava.training.plan import count, planned_config, skeleton
 from minillava.training.recipes import RECIPES, changed
 from minillava.training.run_folder import Sources
 from minillava.vit import VisionConfig
+from minillava.weights.adapters import save_adapter
 
 PUBLISHED = {  # optimiser steps, peak rate, gradient norm, template: of the scripts and the paper
     "v1-pretrain": (4652, 2e-3, None, "plain"),
@@ -75,3 +80,36 @@ def test_a_plan_takes_a_run_for_the_llava_that_is_in_it(tmp_path):
     (tmp_path / "config.json").write_text("{}")  # the run's own
     config = planned_config(RECIPES["own"], Sources(init=tmp_path))
     assert config == planned_config(RECIPES["own"], Sources(init=TOY / "llava"))
+
+
+def test_a_plan_begins_with_whatever_a_training_does(tmp_path):
+    """With an adapter, with the projector of a stage 1; and a tower's layer that is not there is refused."""
+    model, _ = load_llava(device="cpu", dtype="float32")
+    add_lora(model, 4, 8.0)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    save_adapter(adapter_of(trained, 4, 8.0, TOY / "llava"), model.config, tmp_path / "adapter")
+    whole = planned_config(RECIPES["own"], Sources(init=TOY / "llava"))
+    assert planned_config(RECIPES["own"], Sources(init=tmp_path / "adapter")) == whole
+
+    stage_2 = replace(RECIPES["v1.5-finetune"], projector="linear")
+    parts = Sources(vision=TOY / "clip", language=TOY / "vicuna", init=TOY / "pretrain")
+    assert planned_config(stage_2, parts).projector == "mlp2x_gelu"
+    with pytest.raises(ValueError, match="--feature-layer 99: CLIP has"):
+        planned_config(replace(stage_2, feature_layer=99), parts)
+
+
+@pytest.mark.parametrize("recipe", ["own", "own-lora"])
+def test_a_plan_counts_the_rows_of_new_words(recipe):
+    recipe = replace(RECIPES[recipe], words=True)
+    sources = Sources(init=TOY / "llava", data=TOY, new_words=(("pink", ("red", "green")),))
+    model, _, _ = train.make_model(recipe, sources)
+    config = planned_config(recipe, sources)
+    without = planned_config(recipe, replace(sources, new_words=None))
+    assert config.language_config.vocab_size > without.language_config.vocab_size
+    assert count(skeleton(config, recipe), trained=True) == count(model, trained=True)
+
+
+def test_a_whole_llava_keeps_its_layer_the_first_one_too():
+    for layer in (0, -1):
+        with pytest.raises(ValueError, match="--feature-layer are for a LLaVA that is put together"):
+            refuse_parts(Sources(init=TOY / "llava"), projector=None, feature_layer=layer)

@@ -242,7 +242,7 @@ def refuse_tower(recipe, tower, lora):
 
 
 def refuse_parts(sources, projector, feature_layer):
-    if sources.starts_whole and (projector or feature_layer):
+    if sources.starts_whole and (projector or feature_layer is not None):
         raise ValueError("--projector and --feature-layer are for a LLaVA that is put together "
                          "from its parts, and --init is a whole one")
 

@@ -10,9 +10,13 @@ from dataclasses import asdict
 import torch
 
 from minillava.llava import HEAD_CHUNK, Llava
+from minillava.tokenizer import Tokenizer
+from minillava.training.new_words import learn_words
+from minillava.training.run_folder import carried_config
 from minillava.training.trained_parts import choose_trained
-from minillava.weights.layouts import load_config, read_llava_folder
+from minillava.weights.adapters import is_adapter, read_adapted
 from minillava.weights.filling import NoInitialValues
+from minillava.weights.layouts import load_config, read_llava_folder, read_projector
 
 # dense bf16 FLOP/s: NVIDIA's data sheets
 PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
@@ -32,10 +36,26 @@ def count(module, trained=None):
 
 
 def planned_config(recipe, sources):
-    """That of `init`, or of its parts, or LLaVA's own."""
-    if sources.starts_whole:
-        return read_llava_folder(sources.whole_folder, sources.vision)[0]
-    return load_config(sources.vision, sources.language, recipe.projector, recipe.image_size)
+    """That of `init`, or of its parts, or LLaVA's own, as it will be trained."""
+    words = sources.language  # the folder of the tokenizer
+    if not sources.starts_whole:
+        projector = recipe.projector
+        if sources.init:
+            projector, _ = read_projector(sources.init / "mm_projector.bin")
+        config = load_config(sources.vision, words, projector, recipe.image_size)
+    elif is_adapter(sources.whole_folder):
+        config, _, _, words = read_adapted(sources.whole_folder, vision=sources.vision)
+    else:
+        words = sources.whole_folder
+        config, _ = read_llava_folder(words, sources.vision)
+
+    config = carried_config(config, recipe, sources)
+    if sources.new_words and words:
+        with torch.device("meta"), NoInitialValues():
+            model = Llava(config)
+        learn_words(model, Tokenizer.load(words), sources.new_words)
+        config = model.config
+    return config
 
 
 def skeleton(config, recipe):

@@ -141,7 +141,8 @@ def base_folder(folder, adapter, base):
     if adapter.base and Path(adapter.base).is_dir():
         return Path(adapter.base)
     raise ValueError(f"{folder} is an adapter on {adapter.base or 'some base'}: "
-                     "give the folder of its base too, as base= or --base")
+                     "give the folder of its base too, as base= or --base; or merge the two "
+                     "(python -m minillava.weights merge)")
 
 
 def carried_fields(folder):
