@@ -48,8 +48,10 @@ def load_llava(path=None, *, vision=None, language=None, projector=None, base=No
     v1.1 to v1.5, unless its tokenizer is one of v0. OSError or ValueError, in one line, if it cannot
     be had.
     """
+    if base is not None and (path is None or not is_adapter(path)):
+        raise ValueError(f"base= (--base) goes with an adapter, and {path or 'the model'} is none")
     if language is None and projector is None:
-        source = Path(path or TOY / "llava")
+        source = TOY / "llava" if path is None else Path(path)
         if is_adapter(source):
             return load_adapted(source, base, vision, device, dtype, quantize)
         config, tensors = read_llava_folder(source, vision)

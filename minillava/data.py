@@ -137,10 +137,9 @@ def turns_of(sample):
         raise ValueError("it has no conversations")
     turns = []
     for turn in sample["conversations"]:
-        if isinstance(turn, dict):
-            turns.append((turn.get("from"), turn.get("value")))
-        else:
-            turns.append((None, turn))
+        if not isinstance(turn, dict) or turn.get("value") is None:
+            raise ValueError(f"its turn {len(turns) + 1} has no value")
+        turns.append((turn.get("from"), turn["value"]))
     return turns
 
 

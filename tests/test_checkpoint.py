@@ -592,6 +592,14 @@ def test_a_full_disk_is_one_line_and_the_old_files_stay(copy, what):
     assert before.items() <= {path: path.read_bytes() for path in out.iterdir()}.items()
 
 
+def test_a_base_without_an_adapter_an_empty_path_and_a_run(tmp_path):
+    assert "goes with an adapter, and the model is none" in message(ValueError, load_llava, base=FIXTURES / "llava_hf")
+    assert f"{FIXTURES / 'llava_hf'} is none" in message(ValueError, load_llava, FIXTURES / "llava_hf", base=tmp_path)
+    assert "is not a folder of weights" in message(FileNotFoundError, load_llava, "")
+    (tmp_path / "config.json").write_text(json.dumps({"command": "train.py", "recipe": {}, "settings": {}}))
+    assert f"its model is {tmp_path / 'llava'}" in message(ValueError, load_llava, tmp_path)
+
+
 # ---- configs and weights that cannot be ----
 
 @pytest.mark.parametrize("name, section", [("vicuna", None), ("llava_hf", "text_config"), ("llava_hf", "vision_config")])

@@ -131,6 +131,8 @@ BAD = {
     "or several": {**chat(), "image": ["a.png", "a.png"]},
     "no answer": {"id": 1, "conversations": [HI]},
     "twice in a row": {"id": 2, "conversations": [HI, HI, {"from": "gpt", "value": "Hi"}]},
+    "its turn 2 has no value": {"id": 6, "conversations": [HI, {"from": "gpt", "value": None}]},
+    "its turn 1 has no value": {"id": 7, "conversations": ["Hi"]},
     "no conversations": {"id": 3}, "is from None": {"id": 4, "conversations": [{"value": "Hi"}]},
 }
 

@@ -30,6 +30,9 @@ def open_folder(path):
     if not config:
         raise FileNotFoundError(
             f"{path} has no config.json: it is not a folder of weights as they are published")
+    if "recipe" in config:
+        raise ValueError(f"{path} is a run of train.py: its model is {path / 'llava'}, "
+                         f"or {path / 'adapter'}")
     refuse_foreign_quantization(path, config)
     return path, config
 
