@@ -42,7 +42,8 @@ from minillava.training.optimizer import gradient_norm, loss_and_gradients, make
 from minillava.training.optimizer import set_lr, take_step
 from minillava.training.recipes import RECIPES, fitted, warn_of_repeats
 from minillava.training.records import Records
-from minillava.training.results import closing_words, save_result, show_answers, tower_beside
+from minillava.training.results import closing_words, is_finished, save_result, show_answers
+from minillava.training.results import tower_beside
 from minillava.training.run_folder import asked_for, carried_config, losses, measured
 from minillava.training.run_folder import refuse_mixing, rewind, val_losses, write_config
 from minillava.training.sampler import micro_batches
@@ -63,7 +64,7 @@ def run(recipe, sources, setup, device):
     leads = distributed.rank() == 0
     asked = asked_for(recipe, sources, setup)
     refuse_mixing(setup, asked)
-    if (out / recipe.result).exists():
+    if is_finished(out / recipe.result):
         return
 
     # the model, and what it learns from

@@ -36,9 +36,13 @@ def read_json(path):
 
 def read_jsonl(path):
     """One JSON object a line -> list of dicts; ValueError names the line that is none."""
+    return rows_of(read_text(path), path)
+
+
+def rows_of(text, path):
     rows = []
     # Not splitlines(): a JSON text may hold U+2028, which ends a line there but not in this format.
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -49,6 +53,18 @@ def read_jsonl(path):
             raise ValueError(f"line {number} of {path} is not a JSON object")
         rows.append(row)
     return rows
+
+
+def read_whole_lines(path):
+    """As read_jsonl, but half a line at the end is none: it is being written, or that was killed.
+
+    [] where there is no file.
+    """
+    try:
+        text = read_text(path)
+    except FileNotFoundError:
+        return []
+    return rows_of(text[: text.rfind("\n") + 1], path)
 
 
 def read_text(path):

@@ -114,7 +114,7 @@ MUTANTS = {  # file: [(text, what it becomes, a test that must fail)]
         ("turns = turns[1:]", "pass", "test_conversation.py::test_turns_at_the_edges"),
     ],
     "minillava/files.py": [
-        ('read_text(path).split("\\n")', "read_text(path).splitlines()",
+        ('text.split("\\n")', "text.splitlines()",
          "test_data.py::test_jsonl_lines_end_at_a_newline_alone_not_at_a_line_separator"),
         ("base += at", "base = at", "test_data.py::test_the_index_of_a_file_finds_what_json_finds"),
     ],

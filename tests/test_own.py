@@ -19,7 +19,7 @@ from minillava.linear import LoraLinear
 from minillava.training.lora import add_lora
 from minillava.training.optimizer import loss_and_gradients
 from minillava.training.recipes import RECIPES, fitted
-from minillava.training.results import save_result
+from minillava.training.results import save_result, show_answers
 from minillava.training.samples import Together, draw_replay, folder_samples, lay_out
 from minillava.training.validation import Validation
 
@@ -252,6 +252,21 @@ def test_the_best_is_kept_and_patience_ends():
     assert not validation.note(2.5) and not validation.patience_is_over
     assert not validation.note(2.1) and validation.patience_is_over and validation.best == 2.0
     assert validation.note(1.9) and not validation.patience_is_over
+
+
+def test_what_is_wrong_among_the_samples_kept_apart_is_said_once_and_ends_nothing(folder, tmp_path, batch, capsys):
+    """Neither the looks at them nor, after hours of training, the answers at the end."""
+    model, tokenizer, *_ = batch
+    good = folder_samples(folder)[3]
+    bad = [{**good, "id": "lost", "image": "lost.png"}, {**good, "id": "odd", "conversations": [None]}]
+    (tmp_path / "val.json").write_text(json.dumps([*bad, good]))
+    val = LlavaData(tmp_path / "val.json", folder, tokenizer, model.config)
+    validation = Validation(val, 4, every=1, patience=None, keep=lambda model: None)
+    losses = [validation.measure(model, torch.float32, torch.device("cpu")) for _ in range(2)]
+    said = capsys.readouterr().err
+    assert losses[0] == losses[1] and said.count("passed over lost") == 1 and "passed over odd" in said
+    show_answers(TOY / "llava", val)
+    assert capsys.readouterr().out.count("right is It is 3.") == 1
 
 
 # ------------------------------------------------------------------------------------ whole runs

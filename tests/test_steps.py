@@ -12,6 +12,7 @@ from minillava.training import checkpoints, distributed
 from minillava.training.optimizer import make_optimizers, set_lr, take_step
 from minillava.training.recipes import RECIPES, changed
 from minillava.training.sampler import micro_batches
+from tests.comparing import message
 
 
 def small(muon_lr=None):
@@ -98,6 +99,19 @@ def test_checkpoints_that_are_too_many_or_half_written_go(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-11"]
     assert list(checkpoints.checkpoints(tmp_path)) == [10, 11]
     assert checkpoints.resume(tmp_path, model, optimizers) == 11
+
+
+def test_a_checkpoint_that_cannot_be_written_or_read_is_one_line(tmp_path, monkeypatch):
+    model, optimizers = small()
+    checkpoints.save(tmp_path, 9, model, optimizers, keep=1)
+    with monkeypatch.context() as disk:
+        disk.setattr("torch.save", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("unexpected pos 704 vs 598")))
+        assert "checkpoint-10.tmp cannot be written, is the disk full? (RuntimeError('unexpected" in message(
+            OSError, checkpoints.save, tmp_path, 10, model, optimizers, 1)
+    assert list(checkpoints.checkpoints(tmp_path)) == [9] and checkpoints.resume(tmp_path, model, optimizers) == 9
+    [file] = tmp_path.glob("checkpoint-9/*.distcp")
+    file.write_bytes(file.read_bytes()[:100])
+    assert "checkpoint-9 cannot be read; delete it" in message(OSError, checkpoints.resume, tmp_path, model, optimizers)
 
 
 def test_gradients_travel_once_a_step_not_once_a_micro_batch():

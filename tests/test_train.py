@@ -14,9 +14,10 @@ import train
 from minillava.checkpoint import TOY, load_llava
 from minillava.toy.miniature import draw_world
 from minillava.toy.recipes import TOY_RECIPES
-from minillava.training.run_folder import Setup, Sources
+from minillava.training.run_folder import Setup, Sources, asked_for, refuse_mixing, write_config
 from minillava.training.signals import Stop
 from tests.check_kill import bits, command, make_world
+from tests.comparing import message
 
 ROOT = Path(__file__).parent.parent
 QUIET = dict(cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -76,12 +77,28 @@ def test_a_killed_run_resumes_to_the_same_bits(world, peace, tmp_path):
     refused = subprocess.run(command(world, out), **QUIET)
     assert refused.returncode == 2 and "go on with it by --resume" in refused.stderr
     config = json.loads((out / "config.json").read_text())
-    del config["recipe"]["loss_mean"], config["settings"]["text_only"]  # as of a run from before there were these
+    del config["recipe"]["loss_mean"], config["settings"]["text_only"], config["settings"]["data_bytes"]  # as of a run from before there were these
     (out / "config.json").write_text(json.dumps(config))
     changed = subprocess.run(command(world, out, "--resume", "--lr", 1), **QUIET)
     assert changed.returncode == 2 and "lr 0.001 to 1" in changed.stderr
     subprocess.run(command(world, out, "--save-every", 2, "--resume"), **QUIET, check=True)
     assert bits(out) == bits(peace)
+    again = subprocess.run(command(world, out, "--save-every", 2, "--resume"), **QUIET)
+    assert again.returncode == 0 and f"Nothing is left to do: {out / 'llava'} is there." in again.stdout
+
+
+def test_a_run_is_not_resumed_with_data_that_were_changed_since(tmp_path):
+    data = tmp_path / "data.json"
+    data.write_text("[1]")
+    recipe, sources, setup = TOY_RECIPES["toy-pretrain"], Sources(data=data), Setup(tmp_path, resume=True)
+    write_config(tmp_path, asked_for(recipe, sources, setup))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')
+    refuse_mixing(setup, asked_for(recipe, sources, setup))
+    data.write_text("[1, 2]")
+    assert "cannot change data_bytes 3 to 6" in message(ValueError, refuse_mixing, setup, asked_for(recipe, sources, setup))
+    (tmp_path / "config.json").write_text("{}")
+    assert "does not say how the run was begun" in message(
+        ValueError, refuse_mixing, setup, asked_for(recipe, sources, setup))
 
 
 def test_sigterm_saves_and_says_how_to_go_on(world, peace, tmp_path):

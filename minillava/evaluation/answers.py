@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minillava.files import read_jsonl, read_text, write
+from minillava.files import read_text, read_whole_lines, write
 
 
 def fingerprint(model):
@@ -138,20 +138,6 @@ def difference(row, model_id, metadata):
     names = [name for name in {**now, **then} if now.get(name) != then.get(name)]
     changed = [f"{name} {then.get(name)} (now {now.get(name)})" for name in names]
     return ", ".join(changed) or f"the same settings (now by {model_id})"
-
-
-def read_whole_lines(path):
-    """The rows of a file that somebody may be writing to: half a line at its end is none."""
-    try:
-        text = read_text(path)
-    except FileNotFoundError:
-        return []
-    if text.endswith("\n") or not text:
-        return read_jsonl(path)
-    try:
-        return [json.loads(line) for line in text.split("\n")[:-1] if line.strip()]
-    except (ValueError, RecursionError):
-        raise ValueError(f"{path} is no answer file: a line is not JSON") from None
 
 
 def mend(path):

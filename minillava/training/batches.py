@@ -48,8 +48,7 @@ def step_batches(data, indices, accumulate, workers, device):
     for tensors, notes in loader:
         if notes["error"]:
             raise notes["error"]
-        for line in notes["bad"]:
-            tqdm.write(f"passed over {printable(line, keep='')}", file=sys.stderr)
+        say_passed_over(notes)
         micro.append((tensors, notes))
         if len(micro) == accumulate:
             yield counted(micro)
@@ -68,6 +67,11 @@ def collate_noted(items):
              "ignored": sum(item["ignored"] for item in items)}
     input_ids, labels, pixels = collate(items)
     return (input_ids, labels, pixels, *find_places(input_ids, labels)), notes
+
+
+def say_passed_over(notes):
+    for line in notes["bad"]:
+        tqdm.write(f"passed over {printable(line, keep='')}", file=sys.stderr)
 
 
 def counted(batches):

@@ -1,10 +1,12 @@
 """Checkpoints of a run: written whole or not at all, read by any number of ranks."""
 import re
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_state_dict,
@@ -40,13 +42,24 @@ def save(out, step, model, optimizers, keep):
             shutil.rmtree(unfinished)
     barrier()
 
-    dcp.save(state_of(model, optimizers), checkpoint_id=new)
+    with one_line_errors(f"{new} cannot be written, is the disk full?"):
+        dcp.save(state_of(model, optimizers), checkpoint_id=new)
     if rank() == 0:
         replace_file(new, new.with_suffix(""))
         for old in list(checkpoints(out).values())[:-keep]:
             # half of one, should the run be killed now, must not bear the name of a whole one
             shutil.rmtree(old.rename(old.with_name(old.name + ".tmp")))
     barrier()
+
+
+@contextmanager
+def one_line_errors(what):
+    """The trouble of any rank, which comes as pages of tracebacks, becomes an OSError on all."""
+    try:
+        yield
+    except CheckpointException as failure:
+        error, _ = next(iter(failure.failures.values()))
+        raise OSError(f"{what} ({error!r:.200})") from None
 
 
 def load_weights(folder, model):
@@ -62,7 +75,9 @@ def resume(out, model, optimizers):
         return 0
     step = max(done)
     state = state_of(model, optimizers)
-    dcp.load(state, checkpoint_id=done[step])
+    with one_line_errors(f"{done[step]} cannot be read; delete it, and the run goes on from the "
+                         "one before, or from its beginning"):
+        dcp.load(state, checkpoint_id=done[step])
     set_state_dict(
         model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optim"],
         options=TRAINED)

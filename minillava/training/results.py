@@ -9,10 +9,19 @@ from minillava.generate import generate
 from minillava.images import load_image
 from minillava.llava import Llava
 from minillava.terminal import printable
+from minillava.training import distributed
 from minillava.training.lora import adapter_of
 from minillava.training.run_folder import losses
 from minillava.weights.adapters import save_adapter
 from minillava.weights.tensors import writing
+
+
+def is_finished(result):
+    """Whether an earlier part of the run came to its end; then it says so."""
+    finished = result.exists()
+    if finished and distributed.rank() == 0:
+        print(f"Nothing is left to do: {result} is there.")
+    return finished
 
 
 def save_result(weights, model, tokenizer, recipe, base, path):
@@ -60,10 +69,14 @@ def show_answers(path, val, vision=None, count=3):
     model, tokenizer = load_llava(path, vision=vision, dtype="float32")
     for index in range(min(count, len(val))):
         sample = val.sample(index)
-        (_, question), (_, answer), *_ = turns_of(sample)
-        question = question.replace(IMAGE, "").strip()
-        image = load_image(val.images / sample["image"]) if "image" in sample else None
-        said = generate(model, tokenizer, [question], [image], 96)[0]
+        try:
+            val.prepare(sample)
+            (_, question), (_, answer), *_ = turns_of(sample)
+            question = question.replace(IMAGE, "").strip()
+            image = load_image(val.images / sample["image"]) if "image" in sample else None
+            said = generate(model, tokenizer, [question], [image], 96)[0]
+        except (OSError, ValueError):
+            continue  # it was passed over in the measuring too, or leaves no room for an answer
         print(f"\n  {printable(sample.get('id'), keep='')}: {printable(question, keep='')}\n"
               f"  it says  {printable(said, keep='')}\n  right is {printable(answer, keep='')}")
 

@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from minillava.files import write
+from minillava.files import read_object, read_whole_lines, write
 from minillava.training.recipes import Recipe
 
 
@@ -60,6 +60,7 @@ class Setup:
     patience: int | None = None  # looks without a better loss after which a run ends
 
 
+TABLES = ("metadata.jsonl", "metadata.csv", "problems.json", "pid_splits.json")
 DEFAULTS = {field.name: field.default for kind in (Recipe, Sources, Setup)
             for field in fields(kind)}
 
@@ -87,9 +88,16 @@ def carried_config(config, recipe, sources):
 
 def asked_for(recipe, sources, setup):
     """What config.json says of a run, and what --resume must not change."""
-    settings = asdict(sources) | {"seed": setup.seed, "dtype": setup.dtype}
+    settings = asdict(sources) | {"seed": setup.seed, "dtype": setup.dtype,
+                                  "data_bytes": data_bytes(sources.data)}
     asked = {"recipe": asdict(recipe), "settings": settings}
     return json.loads(json.dumps(asked, default=str))  # as the file will have it
+
+
+def data_bytes(data):
+    """Of the samples' file or folder, so that --resume notices others; no pictures are counted."""
+    files = [data] if data.is_file() else [data / name for name in TABLES]
+    return sum(file.stat().st_size for file in files if file.exists())
 
 
 def refuse_mixing(setup, asked):
@@ -98,12 +106,14 @@ def refuse_mixing(setup, asked):
         return
     if not setup.resume:
         raise already_there(setup.out)
-    before = json.loads((setup.out / "config.json").read_text(encoding="utf-8"))
+    before = read_object(setup.out / "config.json")
+    if not asked.keys() <= before.keys():
+        raise ValueError(f"{setup.out / 'config.json'} does not say how the run was begun")
     changes = []
     for part, values in asked.items():
         for name, value in values.items():
-            # a run from before there was such a setting had its default
-            was = before[part].get(name, DEFAULTS.get(name))
+            # a run from before there was such a setting had its default, or the same
+            was = before[part].get(name, DEFAULTS.get(name, value))
             if name != "per_gpu" and was != value:
                 changes.append(f"{name} {was} to {value}")
     if changes:
@@ -139,11 +149,7 @@ def git_state():
 
 def measured(out):
     """The rows of metrics.jsonl, but for a last one that a killed run left half written."""
-    path = out / "metrics.jsonl"
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    return read_whole_lines(out / "metrics.jsonl")
 
 
 def losses(out):
