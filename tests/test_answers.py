@@ -14,7 +14,7 @@ from minillava.evaluation.__main__ import form_of, main
 from minillava.evaluation.answers import answer_file, fingerprint
 from minillava.evaluation.asking import share_of_this_process
 from minillava.evaluation.benchmarks import BENCHMARKS
-from minillava.evaluation.questions import FORMS, picture_of, read_questions, with_control
+from minillava.evaluation.questions import FORMS, check_pictures, picture_of, read_questions, with_control
 from minillava.toy import world
 
 
@@ -292,3 +292,8 @@ def test_what_is_wrong_with_the_questions_is_one_line(tmp_path, run, rows, typed
     done = run("answer", "--questions", write(tmp_path / "q.jsonl", rows), "--images", tmp_path / "images", "--out",
                tmp_path / "a.jsonl", *typed)
     assert done.returncode == 2 and message in done.err and done.err.splitlines()[-1].startswith("error: ")
+
+
+def test_who_names_no_folder_of_pictures_is_told_to():
+    with pytest.raises(ValueError, match=r"a.png, of question 1, is not in a folder: name it with --images \(and 1 more\)"):
+        check_pictures([{"question_id": i, "image": "a.png"} for i in (1, 2)], None)

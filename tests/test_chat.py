@@ -171,6 +171,8 @@ def test_each_command_does_what_help_says(terminal, scene, tmp_path):
     terminal.ask("What color is the circle?")
     assert "temperature 0.5" in " ".join(terminal.ask("/set temperature 0.5").split())
     terminal.ask("/set temperature 0")
+    for name in ("", tmp_path / "saved", tmp_path / "saved.png"):  # the picture would be written over
+        assert "name a .json file" in " ".join(terminal.ask(f"/save {name}").split())
     file = tmp_path / "saved.json"
     assert "saved in" in terminal.ask(f"/save {file}")
     saved = json.loads(file.read_text())

@@ -99,6 +99,9 @@ def test_heldout_questions_are_as_many_of_each_type():
     symbols = {f"{i}.png": ([], annotations.as_fractions(make_scene(rng, "val"))) for i in range(20)}
     questions = heldout_questions(symbols, 3, seed=0)
     assert [q["type"] for q in questions] == [kind for kind in QUESTIONS for _ in range(3)]
+    alone = {"1.png": ([], annotations.as_fractions([("red circle", [3, 3, 29, 29])]))}
+    with pytest.raises(ValueError, match="of 1 scenes there are too few questions of the type .*--heldout"):
+        heldout_questions(alone, 3, seed=0)  # nothing can be beside a shape that is alone
 
 
 def test_pope_asks_as_often_for_what_is_not_there_and_each_kind_for_other_things():

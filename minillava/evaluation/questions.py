@@ -142,7 +142,8 @@ def check_pictures(questions, folder):
     if missing:
         name, i = missing[0]["image"], missing[0]["question_id"]
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise ValueError(f"{name}, of question {i}, is not in --images {folder}{more}")
+        where = f"--images {folder}" if folder else "a folder: name it with --images"
+        raise ValueError(f"{name}, of question {i}, is not in {where}{more}")
 
 
 def is_there(name, folder):

@@ -111,9 +111,9 @@ def clear(chat, _):
 
 def save(chat, name):
     """FILE: the chat as LLaVA-JSON, with its picture: data to train on"""
-    if not name or not chat.turns:
-        raise ValueError("name a file once something was asked, as in /save chat.json")
     path = terminal.typed_path(name)
+    if path.suffix != ".json" or not chat.turns:
+        raise ValueError("name a .json file once something was asked, as in /save chat.json")
     write_sample(path, chat.turns, chat.image)
     note(f"saved in {path}, the picture beside it; train.py --check-data reads them")
 

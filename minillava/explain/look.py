@@ -324,6 +324,8 @@ def main():
     parser.add_argument("--split", choices=("train", "val"), default="val", help="val: held out")
     args = parser.parse_args()
     try:
+        if args.scenes < 1:
+            raise ValueError(f"--scenes is 1 or more, not {args.scenes}")
         model, tokenizer = load_llava(args.model)
         hits = measure(model, tokenizer, args.scenes, args.split, seed=0)
     except (OSError, ValueError) as error:

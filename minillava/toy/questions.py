@@ -214,20 +214,27 @@ CONVERSATION = {"color": ask_color, "shape": ask_shape, "size": ask_size, "total
                 "exists": ask_exists}
 REASONING = {"compare": ask_compare, "remove": ask_remove, "nearest": ask_nearest,
              "most": ask_most}
+TRIES = 1000  # for each question; over many scenes, two in five or more give one
 QUESTIONS = {**CONVERSATION, "detail": ask_detail, **REASONING}
 
 
 def heldout_questions(symbols, per_type, seed):
     """-> [{"type", "image", "question", "answer"}], `per_type` of each type.
 
-    symbols: {image: (captions, boxes)}. The pictures are taken in turn or at random.
+    symbols: {image: (captions, boxes)}. The pictures are taken in turn or at random. ValueError
+    where none of them gives rise to a question of some type.
     """
     rng = random.Random(seed)
     names = list(symbols)
     questions = []
     for kind, ask in QUESTIONS.items():
         wanted = len(questions) + per_type
+        tries = 0
         while len(questions) < wanted:
+            tries += 1
+            if tries > TRIES * per_type:
+                raise ValueError(f"of {len(names)} scenes there are too few questions of the type "
+                                 f"{kind}; draw more with --heldout")
             in_turn = names[len(questions) % len(names)]
             name = in_turn if rng.random() < 0.5 else rng.choice(names)
             pair = ask(read(symbols[name][1]), rng)
