@@ -22,6 +22,7 @@ from minillava.vit import VisionConfig, VisionTower
 from minillava.weights import configs, layouts
 from minillava.weights.__main__ import main
 from minillava.weights.devices import choose_dtype, find_device
+from minillava.weights.folders import write_folder
 from minillava.weights.saving import (
     save_clip,
     save_language,
@@ -577,12 +578,15 @@ WRITES = {
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits of that kind")
 @pytest.mark.parametrize("what", WRITES)
-def test_a_full_disk_is_one_line_and_the_old_files_stay(copy, what):
+def test_a_full_disk_is_one_line_and_the_old_files_stay(copy, tmp_path, what):
     """A limit on what a file may hold stands for a full disk."""
     def fill():
         import resource
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
 
+    subprocess.run([sys.executable, *WRITES[what], tmp_path / "runs/new"], cwd=FIXTURES.parents[1], preexec_fn=fill,
+                   capture_output=True)
+    assert not (tmp_path / "runs/new").exists()  # a run that goes on would take it for its result
     out = copy("vicuna")
     before = {path: path.read_bytes() for path in out.iterdir()}
     said = subprocess.run([sys.executable, *WRITES[what], out], cwd=FIXTURES.parents[1], preexec_fn=fill,
@@ -590,6 +594,22 @@ def test_a_full_disk_is_one_line_and_the_old_files_stay(copy, what):
     assert said.returncode in (1, 2) and said.stderr.startswith("error: "), said.stderr
     assert said.stderr.count("\n") == 1 and "is the disk full?" in said.stderr
     assert before.items() <= {path: path.read_bytes() for path in out.iterdir()}.items()
+
+
+def test_a_folder_is_there_when_it_is_whole(tmp_path, tokenizer):
+    model = tiny("linear")
+    (tmp_path / ".new-out-7").mkdir()  # of one that was killed
+    (tmp_path / ".new-other-7").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(tmp_path / "out", dict(model.named_parameters()), {},
+                     save_more=lambda new: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert [path.name for path in tmp_path.iterdir()] == [".new-other-7"]
+    save_llava(model, tokenizer, tmp_path / "out")
+    save_llava(model, tokenizer, tmp_path / "out")  # over the old files
+    assert same(load_llava(tmp_path / "out", device="cpu")[0].mm_projector, model.mm_projector)
+    (tmp_path / "plain").mkdir()
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert not list((tmp_path / "out").glob(".new*"))
 
 
 def test_a_base_without_an_adapter_an_empty_path_and_a_run(tmp_path):

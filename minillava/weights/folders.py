@@ -3,8 +3,9 @@
 It is written whole or not at all.
 """
 import json
+import os
 import shutil
-import tempfile
+from glob import escape
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -50,20 +51,20 @@ def write_folder(path, tensors, files, save_more=None, change=None, stem="model"
     """{name: tensor} in STEM.safetensors or shards, {file name: JSON}, and `save_more(folder)`.
 
     All is written elsewhere first and moved at the end: a run that is killed while it writes leaves
-    the old files whole. `change(name, tensor)` makes each tensor what it shall be only when its
+    the old files whole, and no new folder at all. `change(name, tensor)` makes each tensor what it shall be only when its
     shard is written, so that a sum of two 13B models never stands in memory.
     """
     path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-
     shards = cut_into_shards(tensors, stem)
     if len(shards) > 1:
         files = files | {f"{stem}.safetensors.index.json": index_of_shards(shards)}
 
-    # beside the old files, in a folder of its own
-    for killed in path.glob(".new-*"):
+    # beside the old files or where the folder will stand, in a folder of its own
+    beside = path if path.exists() else path.parent
+    for killed in beside.glob(f".new-{escape(path.name)}-*"):
         shutil.rmtree(killed)
-    new = Path(tempfile.mkdtemp(prefix=".new-", dir=path))
+    new = beside / f".new-{path.name}-{os.getpid()}"
+    new.mkdir(parents=True)
     try:
         for file, shard in shards.items():
             write_shard(new / file, shard, change)
@@ -75,12 +76,15 @@ def write_folder(path, tensors, files, save_more=None, change=None, stem="model"
         for file in shards:  # safetensors lets only its owner read a file
             shutil.copymode(new / "config.json", new / file)
 
-        # then each file takes its place
+        # then the folder takes its place, or each file that of an old one
         written = sorted(file.name for file in new.iterdir())
-        for file in written:
-            replace_file(new / file, path / file)
+        if path.exists():
+            for file in written:
+                replace_file(new / file, path / file)
+        else:
+            replace_file(new, path)
     finally:
-        shutil.rmtree(new)
+        shutil.rmtree(new, ignore_errors=True)
 
     remove_stale_files(path, written, stem)
 
