@@ -248,6 +248,7 @@ def main():
     args = options.make_parser(__doc__, all_recipes).parse_args()
     with options.errors_in_one_line():
         options.refuse_wrong_numbers(args)
+        options.refuse_alone(args)
         recipes = options.changed_recipes(args, all_recipes)
         name = options.recipe_name(args.recipe, args.init)
         recipe = recipes[name]

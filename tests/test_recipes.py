@@ -1,4 +1,5 @@
 """A recipe is one published run: its steps, its clipping, its mean of the loss."""
+import json
 import shutil
 from dataclasses import replace
 
@@ -12,9 +13,10 @@ from minillava.llava import IGNORE_INDEX, Llava, LlavaConfig, find_places
 from minillava.training.batches import StepBatch
 from minillava.training.optimizer import gradient_norm
 from minillava.training.lora import add_lora, adapter_of
-from minillava.training.options import refuse_parts
+from minillava.training.options import make_parser, refuse_alone, refuse_parts
 from minillava.training.plan import count, planned_config, skeleton
 from minillava.training.recipes import RECIPES, changed
+from minillava.training.results import closing_words
 from minillava.training.run_folder import Sources
 from minillava.vit import VisionConfig
 from minillava.weights.adapters import save_adapter
@@ -113,3 +115,25 @@ def test_a_whole_llava_keeps_its_layer_the_first_one_too():
     for layer in (0, -1):
         with pytest.raises(ValueError, match="--feature-layer are for a LLaVA that is put together"):
             refuse_parts(Sources(init=TOY / "llava"), projector=None, feature_layer=layer)
+
+
+@pytest.mark.parametrize("typed, message", [
+    ("--replay-data old.json", "--replay-data goes with --replay, which is not given"),
+    ("--replay 0.5 --replay-data old.json", "--replay-data goes with --replay-images"),
+    ("--replay 0.5 --replay-images old", "--replay-images goes with --replay-data"),
+    ("--patience 3", "--patience goes with --val"), ("--lora-alpha 8", "--lora-alpha goes with --lora")])
+def test_a_flag_that_would_change_nothing_is_refused(typed, message):
+    args = make_parser("", RECIPES).parse_args(typed.split())
+    with pytest.raises(ValueError, match=message):
+        refuse_alone(args)
+    refuse_alone(make_parser("", RECIPES).parse_args(["--replay", "0.5"]))  # a miniature draws its own
+
+
+def test_a_run_says_at_its_end_what_was_not_learned_whole(tmp_path):
+    rows = [{"step": 0, "loss": 2.0, "bad": 1, "cut": 3}, {"step": 1, "loss": 1.0, "bad": 0, "cut": 2, "ignored": 0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = changed(RECIPES["v1.5-finetune"], max_length=45)
+    said = closing_words(recipe, Sources(), 8, tmp_path).splitlines()
+    assert "1 times a sample was passed over; --check-data names it." in said
+    assert "5 times a sample was cut after 45 tokens; --check-data names it." in said
+    assert not any("without its picture" in line for line in said)

@@ -208,6 +208,18 @@ def refuse_wrong_numbers(args):
         raise ValueError(f"--replay is a share from 0 to below 1, not {args.replay}")
 
 
+# a flag, and the one without which it would change nothing
+GO_TOGETHER = (("replay_data", "replay"), ("replay_data", "replay_images"),
+               ("replay_images", "replay_data"), ("patience", "val"), ("lora_alpha", "lora"))
+
+
+def refuse_alone(args):
+    for flag, other in GO_TOGETHER:
+        if getattr(args, flag) and not getattr(args, other):
+            flag, other = flag.replace("_", "-"), other.replace("_", "-")
+            raise ValueError(f"--{flag} goes with --{other}, which is not given")
+
+
 def refuse_missing(recipe_name, sources):
     """A recipe needs data, and CLIP and Vicuna where --init is no whole LLaVA."""
     folder = sources.data and sources.data.is_dir()  # its pictures are in it

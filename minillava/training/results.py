@@ -11,7 +11,7 @@ from minillava.llava import Llava
 from minillava.terminal import printable
 from minillava.training import distributed
 from minillava.training.lora import adapter_of
-from minillava.training.run_folder import losses
+from minillava.training.run_folder import measured
 from minillava.weights.adapters import save_adapter
 from minillava.weights.tensors import writing
 
@@ -83,13 +83,19 @@ def show_answers(path, val, vision=None, count=3):
 
 def closing_words(recipe, sources, samples, out, validation=None):
     """What was made, and what to type next."""
-    curve = losses(out)
+    rows = measured(out)
+    curve = [row["loss"] for row in rows]
     result = out / recipe.result
     trained = "the projector" if recipe.stage == 1 else "projector and language model"
     if recipe.lora:
         trained = f"the projector and LoRA matrices of rank {recipe.lora}"
     lines = [f"\n{len(curve)} steps over {samples} samples taught {trained}, "
              f"loss {curve[0]:.3f} -> {curve[-1]:.3f}; the weights are {result}."]
+    for count, what in (("bad", "passed over"), ("cut", f"cut after {recipe.max_length} tokens"),
+                        ("ignored", "learned without its picture")):
+        times = sum(row.get(count, 0) for row in rows)
+        if times:
+            lines.append(f"{times} times a sample was {what}; --check-data names it.")
 
     if validation:
         lines.append(f"Of the samples kept apart the loss was {validation.last:.3f} at the end and "
