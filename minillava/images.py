@@ -23,6 +23,8 @@ def load_image(path):
     OSError or ValueError, in one line, where the file is missing, broken or no image.
     """
     with clear_errors(path), Image.open(path) as image:
+        if image.format == "EPS":  # PostScript is a program; Pillow would have Ghostscript run it
+            raise Image.UnidentifiedImageError
         return to_rgb(image)
 
 

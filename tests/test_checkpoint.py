@@ -379,6 +379,8 @@ def test_images_that_cannot_be_had(tmp_path, monkeypatch):
     assert "cannot be opened" in message(OSError, load_image, tmp_path)
     (tmp_path / "text.png").write_text("hello")
     assert "is not an image" in message(ValueError, load_image, tmp_path / "text.png")
+    (tmp_path / "program.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    assert "is not an image" in message(ValueError, load_image, tmp_path / "program.png")
     for name in ("a.png", "a.jpg", "a.gif", "a.webp", "a.bmp"):
         Image.effect_noise((64, 64), 50).save(tmp_path / name)
         load_image(tmp_path / name)

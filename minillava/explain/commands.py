@@ -110,7 +110,7 @@ def clear(chat, _):
 
 
 def save(chat, name):
-    """FILE: the chat as LLaVA-JSON, with its picture: data to train on"""
+    """FILE.json: the chat as LLaVA-JSON, with its picture: data to train on"""
     path = terminal.typed_path(name)
     if path.suffix != ".json" or not chat.turns:
         raise ValueError("name a .json file once something was asked, as in /save chat.json")
