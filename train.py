@@ -48,7 +48,7 @@ from minillava.training.run_folder import asked_for, carried_config, losses, mea
 from minillava.training.run_folder import refuse_mixing, rewind, val_losses, write_config
 from minillava.training.sampler import micro_batches
 from minillava.training.samples import Together, draw_replay, lay_out, load_samples
-from minillava.training.samples import write_samples
+from minillava.training.samples import share_of, write_samples
 from minillava.training.signals import Stop, end_by_signal
 from minillava.training.trained_parts import choose_trained
 from minillava.training.validation import Validation
@@ -285,14 +285,14 @@ def main():
 
 
 def look_at_data(recipe, sources, setup):
-    """Shows three samples as they will be trained, then names all that are wrong."""
-    own = replace(sources, val=None, replay=0.0)
+    """Shows three samples as they will be trained, then names all that are wrong, of --val too."""
+    own = replace(sources, val=None if share_of(sources.val) else sources.val, replay=0.0)
     model, tokenizer, _ = make_model(recipe, own)
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # nothing is left behind
         setup = replace(setup, out=Path(folder))
-        data, _ = make_data(recipe, own, setup, tokenizer, model.config)
+        data, kept_apart = make_data(recipe, own, setup, tokenizer, model.config)
         show_samples(data, tokenizer)
-        bad = check_data(data, setup.workers)
+        bad = sum(check_data(part, setup.workers) for part in (data, kept_apart) if part)
     sys.exit(1 if bad else 0)
 
 

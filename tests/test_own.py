@@ -305,6 +305,9 @@ def test_a_run_measures_keeps_and_resumes_the_same_on_one_rank_and_on_two(folder
     # In a pipe there are no colours, and what is only read leaves nothing behind.
     assert "[learned:  It is 0.</s>]" in looked.stdout and "\x1b" not in looked.stdout
     assert not (tmp_path / "look").exists()
+    (tmp_path / "val.json").write_text('[{"id": "odd"}]')
+    looked = run("--recipe", "own", "--data", folder, "--val", tmp_path / "val.json", "--check-data")
+    assert looked.returncode == 1 and "odd: it has no conversations" in looked.stdout
 
 
 def test_what_is_wrong_is_one_line(folder, tmp_path):

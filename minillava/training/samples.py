@@ -45,7 +45,7 @@ def lay_out(data, images, out, val=None, seed=0, leads=True):
     """
     train, images = as_json(data, images, out, "samples", leads)
     kept_apart = None
-    if val and share_of(val):
+    if share_of(val):
         if leads:
             split(train, share_of(val), out, seed)
         train, kept_apart = out / "train.json", out / "val.json"
@@ -142,10 +142,10 @@ def read_row(row, number, file):
 # ------------------------------------------------------------------- what is kept apart, mixed in
 
 def share_of(val):
-    """"0.1" -> 0.1; None for the name of a file."""
+    """"0.1" -> 0.1; None for the name of a file, or for None."""
     try:
         share = float(val)
-    except ValueError:
+    except (TypeError, ValueError):
         return None
     if not 0 < share < 1:
         raise ValueError(f"--val is a file, or a share between 0 and 1, not {val}")
