@@ -306,7 +306,9 @@ def waiting_lines():
 
 def is_dragged_file(text):
     """Whether a line is nothing but the path of a file: it was dragged into the window."""
-    return text.startswith(("/", "'/", '"/', "~/", "file://")) and typed_path(text).is_file()
+    begins = text.startswith(("/", "'/", '"/', "~/", "file://"))
+    # Not Path.is_file: it raises where a name is too long for a file.
+    return begins and os.path.isfile(typed_path(text))
 
 
 def typed_path(text):

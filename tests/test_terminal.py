@@ -11,6 +11,7 @@ from minillava.terminal import (
     completions,
     exit_with,
     half_blocks,
+    is_dragged_file,
     note,
     palette_index,
     printable,
@@ -121,6 +122,7 @@ def test_paths_as_people_type_and_drag_them(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="not fetched"):
         typed_path("HTTPS://example.org/a.png")
     assert str(typed_path("'no such' file")) == "no such file"
+    assert is_dragged_file(str(file)) and not is_dragged_file("/" + 300 * "a question about it, ")
 
 
 def test_tab_offers_commands_and_paths(tmp_path, monkeypatch):
