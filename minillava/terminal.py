@@ -10,6 +10,7 @@ import shutil
 import sys
 import textwrap
 import unicodedata
+from contextlib import contextmanager
 from functools import lru_cache
 from glob import escape, glob
 from itertools import cycle
@@ -61,6 +62,19 @@ def exit_with(error, code=2):
         sys.exit(0)
     print(f"error: {printable(error, keep='')}", file=sys.stderr)
     sys.exit(code)
+
+
+@contextmanager
+def errors_in_one_line():
+    """Around a command: its text is UTF-8, and wrong input or Ctrl-C ends it without a traceback."""
+    print_in_utf8()
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        exit_with(error)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        sys.exit(130)
 
 
 def print_in_utf8():

@@ -9,6 +9,7 @@ from minillava.terminal import (
     WrappedText,
     color_depth,
     completions,
+    errors_in_one_line,
     exit_with,
     half_blocks,
     is_dragged_file,
@@ -135,3 +136,11 @@ def test_tab_offers_commands_and_paths(tmp_path, monkeypatch):
     assert completions("/image my p", commands, 10) == ["pictures" + os.sep]
     assert completions("/image my pictures/[", commands, 19) == ["[a].png", "[b].png"]
     assert completions("what is", commands, 5) == []
+
+
+@pytest.mark.parametrize("error, code, said", [
+    (ValueError("wrong\x1b[2J"), 2, "error: wrong\\x1b[2J\n"), (KeyboardInterrupt(), 130, "\nstopped\n")])
+def test_wrong_input_and_ctrl_c_end_a_command_without_a_traceback(capsys, error, code, said):
+    with pytest.raises(SystemExit) as ended, errors_in_one_line():
+        raise error
+    assert ended.value.code == code and capsys.readouterr().err == said

@@ -19,7 +19,7 @@ import re
 from pathlib import Path
 
 from minillava.files import read_object, write
-from minillava.terminal import exit_with, printable
+from minillava.terminal import errors_in_one_line, printable
 
 LETTERS = "ABCDE"
 # what LLaVA-1.5 was taught to obey
@@ -252,14 +252,12 @@ def main():
                         help="leave out the questions with an image")
     parser.add_argument("--out", type=Path, help="default: llava_SPLIT_FORMAT.json in the folder")
     args = parser.parse_args()
-    try:
+    with errors_in_one_line():
         samples = convert(args.data, args.split, args.format, args.use_caption, args.text_only)
         out = args.out or args.data / f"llava_{args.split}_{args.format}.json"
         write(out, json.dumps(samples, indent=2))
-    except (OSError, ValueError) as error:
-        exit_with(error)
-    print(f"{len(samples)} samples, their images relative to "
-          f"{printable(image_folder(args.data, args.split))}: {printable(out)}")
+        print(f"{len(samples)} samples, their images relative to "
+              f"{printable(image_folder(args.data, args.split))}: {printable(out)}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from minillava.checkpoint import load_llava
 from minillava.explain import limit_rows
-from minillava.terminal import exit_with, print_in_utf8, printable
+from minillava.terminal import errors_in_one_line, printable
 from minillava.toy.world import SIDE
 
 LIMITS = {
@@ -54,8 +54,7 @@ def main():
     parser.add_argument("--model", type=Path, help="a miniature (default: the shipped one)")
     parser.add_argument("--count", type=int, default=100, help="questions to a cell of a table")
     args = parser.parse_args()
-    print_in_utf8()
-    try:
+    with errors_in_one_line():
         unknown = [name for name in args.names if name not in LIMITS]
         if unknown:
             raise ValueError(f"there is no limit {unknown[0]!r}, only {', '.join(LIMITS)}")
@@ -66,8 +65,6 @@ def main():
             raise ValueError(f"{args.model} is no miniature: these scenes are of {SIDE} pixels")
         for name in args.names or LIMITS:
             show(LIMITS[name], model, tokenizer, args.count)
-    except (OSError, ValueError) as error:
-        exit_with(error)
 
 
 if __name__ == "__main__":

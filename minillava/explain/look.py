@@ -21,7 +21,7 @@ from minillava.conversation import human_turn, render
 from minillava.generate import PrefixCache, new_cache, next_logits, to_pixels
 from minillava.llama import rotate
 from minillava.llava import IMAGE_TOKEN
-from minillava.terminal import exit_with
+from minillava.terminal import errors_in_one_line
 from minillava.toy import world
 
 LOOKING = (0.25, 0.5)  # of the layers: from where to where the words look most clearly
@@ -323,16 +323,14 @@ def main():
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--split", choices=("train", "val"), default="val", help="val: held out")
     args = parser.parse_args()
-    try:
+    with errors_in_one_line():
         if args.scenes < 1:
             raise ValueError(f"--scenes is 1 or more, not {args.scenes}")
         model, tokenizer = load_llava(args.model)
         hits = measure(model, tokenizer, args.scenes, args.split, seed=0)
-    except (OSError, ValueError) as error:
-        exit_with(error)
-    print(f"the hottest patch lies on the shape that was asked about, in {args.scenes} scenes:")
-    for name, share in hits.items():
-        print(f"{name:16}{share:6.1f} %")
+        print(f"the hottest patch lies on the shape that was asked about, in {args.scenes} scenes:")
+        for name, share in hits.items():
+            print(f"{name:16}{share:6.1f} %")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 from minillava.explain.curves import as_picture, in_characters
 from minillava.explain.exhibits import EXHIBITS
 from minillava.explain.museum_runs import Museum
-from minillava.terminal import exit_with, note, print_in_utf8, printable, read_message
+from minillava.terminal import errors_in_one_line, note, printable, read_message
 
 CHOICES = 4  # of the quiz, one of them right
 SCORES = [("right answers, %", "seen", "all"), ("    colors", "seen", "color"),
@@ -144,8 +144,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="of the quiz's order")
     parser.add_argument("--out", type=Path, default=Path("runs/museum"))
     args = parser.parse_args()
-    print_in_utf8()
-    try:
+    with errors_in_one_line():
         if args.quiz and args.name:
             raise ValueError("--quiz hides the names: give one or the other")
         if args.scenes < 20 or args.per_type < 1:
@@ -157,8 +156,6 @@ def main():
             visit(museum, args.name)
         else:
             overview()
-    except (OSError, ValueError) as error:
-        exit_with(error)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 
 from minillava.files import write
+from minillava.terminal import errors_in_one_line
 from minillava.toy import world
 
 WIDTH = 1000
@@ -114,8 +115,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/overview.svg"))
     args = parser.parse_args()
-    write(args.out, overview())
-    print(f"the picture is in {args.out}")
+    with errors_in_one_line():
+        write(args.out, overview())
+        print(f"the picture is in {args.out}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from minillava.explain.look import look, paint, seen_picture
 from minillava.generate import PrefixCache, stream
 from minillava.images import load_image, preprocess
 from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN
-from minillava.terminal import exit_with, printable
+from minillava.terminal import errors_in_one_line, printable
 from minillava.toy import world
 
 STAGE_1 = TOY / "pretrain" / "mm_projector.bin"  # the projector that the miniature had before stage 2
@@ -239,10 +239,8 @@ def main():
     parser.add_argument("--model", type=Path, help="folder of a LLaVA (default: the miniature)")
     parser.add_argument("--out", type=Path, default=Path("runs/walk"), help="folder for the pictures")
     args = parser.parse_args()
-    try:
+    with errors_in_one_line():
         walk(args.model, args.image, args.question, args.out)
-    except (OSError, ValueError) as error:
-        exit_with(error)
 
 
 def scene():

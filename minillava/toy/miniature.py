@@ -19,7 +19,7 @@ from minillava.conversation import human_turn
 from minillava.files import read_json, write
 from minillava.generate import generate, stream
 from minillava.images import load_image
-from minillava.terminal import exit_with, print_in_utf8
+from minillava.terminal import errors_in_one_line
 from minillava.toy.annotations import make_world, symbols_of
 from minillava.toy.instruct import FINETUNE, PRETRAIN, SCIENCE_PRETRAIN, SECOND_ROUND
 from minillava.toy.instruct import toy_samples
@@ -227,16 +227,13 @@ def main():
     parser.add_argument("--per-type", type=int, default=110, help="questions of each type")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    print_in_utf8()
-    try:
+    with errors_in_one_line():
         if args.heldout < 2 or args.per_type < 1:
             raise ValueError("--heldout is 2 or more, --per-type 1 or more")
         model, tokenizer = load_llava(args.model, base=args.base, dtype="float32")
         with tempfile.TemporaryDirectory() as folder:
             make_world(folder, "val", args.heldout, args.seed)
             report(model, tokenizer, Path(folder), Path(folder), args.per_type, args.seed)
-    except (OSError, ValueError) as error:
-        exit_with(error)
 
 
 if __name__ == "__main__":

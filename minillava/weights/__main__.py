@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from minillava.checkpoint import load_llava, save_llava
-from minillava.terminal import exit_with, print_in_utf8, printable
+from minillava.terminal import errors_in_one_line, printable
 from minillava.weights.adapters import base_folder, is_adapter, read_adapter
 from minillava.weights.deltas import apply_delta
 from minillava.weights.quantize import KINDS, save_quantized
@@ -19,9 +19,8 @@ SAVE = {"llava": save_original_llava, "llava-hf": save_llava}
 
 
 def main():
-    print_in_utf8()
     args = make_parser().parse_args()
-    try:
+    with errors_in_one_line():
         if args.command == "apply-delta":
             refuse_to_lose(args.base, args.out)
             refuse_to_lose(args.delta, args.out)
@@ -32,9 +31,7 @@ def main():
             merge(args.base, args.adapter, args.vision, args.out)
         elif args.command == "quantize":
             quantize(args.model, args.vision, args.to, args.out)
-    except (OSError, ValueError) as error:
-        exit_with(error)
-    print(f"written: {printable(args.out)}")
+        print(f"written: {printable(args.out)}")
 
 
 def make_parser():
