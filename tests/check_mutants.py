@@ -26,6 +26,7 @@ MUTANTS = {  # file: [(text, what it becomes, a test that must fail)]
          "test_parity.py::test_an_odd_rest_is_cut_off_on_the_right"),
         ("(side - image.width) // 2", "0", "test_parity.py::test_preprocess"),
         ("int(255 * value)", "round(255 * value)", "test_parity.py::test_preprocess"),
+        ('image.format == "EPS"', "False", "test_checkpoint.py::test_images_that_cannot_be_had"),
     ],
     "minillava/attention.py": [
         ("(q * C**-0.5)", "(q / C)", "test_model.py::test_attention_by_the_formula_is_attention"),
@@ -78,7 +79,7 @@ MUTANTS = {  # file: [(text, what it becomes, a test that must fail)]
     ],
     "minillava/linear.py": [
         ("low | high << 4", "high | low << 4", "test_quantize.py::test_two_values_share_a_byte"),
-        (".round().clamp(0, 15)", ".clamp(0, 15)", "test_quantize.py::test_what_is_written_out_is_near_the_weights"),
+        (".round_().clamp_(0, 15)", ".clamp_(0, 15)", "test_quantize.py::test_what_is_written_out_is_near_the_weights"),
         ("REFITS = 2", "REFITS = 0", "test_quantize.py::test_the_line_through_a_group_is_fitted_to_its_weights"),
         ("total = total + part @ piece", "total = part @ piece",
          "test_quantize.py::test_gradients_reach_what_comes_before"),
@@ -119,6 +120,8 @@ MUTANTS = {  # file: [(text, what it becomes, a test that must fail)]
         ("base += at", "base = at", "test_data.py::test_the_index_of_a_file_finds_what_json_finds"),
     ],
     "minillava/data.py": [
+        (' or turn.get("value") is None', "",
+         "test_data.py::test_a_bad_sample_is_named_and_the_next_one_is_drawn"),
         ("words if with_image else -words", "words",
          "test_data.py::test_a_batch_is_padded_on_the_right_and_keeps_its_images_in_order"),
         ("padding_value=IGNORE_INDEX", "padding_value=0",
@@ -191,6 +194,22 @@ MUTANTS = {  # file: [(text, what it becomes, a test that must fail)]
     "minillava/terminal.py": [
         ('OBEYED = {"Cc", ', 'OBEYED = {', "test_terminal.py::test_what_a_terminal_would_obey_is_shown"),
         ("""printable(error, keep='')""", "error", "test_hostile_text.py::test_nothing_from_outside_commands_the_terminal"),
+    ],
+    "minillava/weights/folders.py": [
+        ("else path.parent", "else Path.cwd()", "test_checkpoint.py::test_a_folder_is_there_when_it_is_whole"),
+    ],
+    "minillava/weights/__main__.py": [
+        ("refuse_to_lose(base, out)", "pass", "test_adapters.py::test_a_merge_does_not_write_over_its_base"),
+    ],
+    "minillava/training/samples.py": [
+        ("strict=True", "strict=False",
+         "test_own.py::test_a_table_that_would_lose_a_part_of_an_answer_is_refused"),
+        ("if None in row:", "if False:",
+         "test_own.py::test_a_table_that_would_lose_a_part_of_an_answer_is_refused"),
+    ],
+    "minillava/training/run_folder.py": [
+        ("else [data / name for name in TABLES]", "else []",
+         "test_train.py::test_a_run_is_not_resumed_with_data_that_were_changed_since"),
     ],
     "minillava/training/results.py": [
         ("        whole.drop_unused_blocks()\n", "", "test_train.py::test_a_run_is_a_folder"),

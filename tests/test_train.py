@@ -96,6 +96,8 @@ def test_a_run_is_not_resumed_with_data_that_were_changed_since(tmp_path):
     refuse_mixing(setup, asked_for(recipe, sources, setup))
     data.write_text("[1, 2]")
     assert "cannot change data_bytes 3 to 6" in message(ValueError, refuse_mixing, setup, asked_for(recipe, sources, setup))
+    (tmp_path / "metadata.csv").write_text("of a folder")
+    assert asked_for(recipe, Sources(data=tmp_path), setup)["settings"]["data_bytes"] == 11
     (tmp_path / "config.json").write_text("{}")
     assert "does not say how the run was begun" in message(
         ValueError, refuse_mixing, setup, asked_for(recipe, sources, setup))
