@@ -15,6 +15,7 @@ from minillava.training.new_words import learn_words, make_rows, read_new_word, 
 from minillava.training.recipes import RECIPES
 from minillava.training.results import save_result
 from minillava.weights.__main__ import main
+from minillava.weights.quantize import save_quantized
 from minillava.weights.saving import with_rows
 from tests.comparing import message, same
 from tests.test_tokenizer import byte_level, folder
@@ -152,6 +153,10 @@ def test_an_adapter_brings_the_word_to_its_base(miniature, tmp_path, monkeypatch
     in_bf16, _ = load_llava(adapter, device="cpu")
     again, its_tokenizer = load_llava(plain, device="cpu")
     assert same(again, in_bf16) and its_tokenizer.encode(PINK) == tokenizer.encode(PINK)
+
+    # weights of few bits are made when it is loaded, and not before: its head would stand beside another's scales
+    save_quantized(*load_llava(device="cpu", quantize="int8"), tmp_path / "int8", "int8")
+    assert "int8 has in few bits: give the plain base" in message(ValueError, load_llava, adapter, base=tmp_path / "int8")
 
     # upon a base of more words it has no place, nor upon its own without the tokenizer that names its words
     save_llava(again, learn_words(again, its_tokenizer, [("mauve", ("pink",))]), tmp_path / "other")

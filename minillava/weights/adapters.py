@@ -241,6 +241,9 @@ def check_fit(adapter, tensors, folder, base, own_words):
             continue  # its shape is that of integers: `attach` looks at the layer
         check_one(f"{name}.weight", shape, tensors, folder, base)
     for name, tensor in adapter.others.items():
+        if f"{name.removesuffix('.weight')}.scale" in tensors:
+            raise ValueError(f"{folder} brings a {name} of its own, which {base} has in few bits: "
+                             "give the plain base, and --quantize")
         shape = list(tensor.shape)
         if own_words and name in (EMBEDDINGS, HEAD) and name in tensors and tensor.ndim == 2:
             shape[0] = min(len(tensor), len(tensors[name]))
