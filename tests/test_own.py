@@ -158,6 +158,13 @@ def test_a_table_that_would_lose_a_part_of_an_answer_is_refused(folder, answer, 
         folder_samples(folder)
 
 
+def test_a_table_as_some_countries_excel_saves_it_is_told_from_one_without_names(folder):
+    (folder / "metadata.jsonl").unlink()
+    (folder / "metadata.csv").write_text("file_name;question;answer\n0.png;What?;A cat.\n")
+    with pytest.raises(ValueError, match="metadata.csv has semicolons between its fields"):
+        folder_samples(folder)
+
+
 def test_a_file_without_samples_is_named(tmp_path):
     (tmp_path / "none.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="none.jsonl holds no samples"):

@@ -118,6 +118,8 @@ def read_csv(file):
         rows = list(csv.DictReader(io.StringIO(read_text(file)), strict=True))
     except csv.Error as error:
         raise ValueError(f"{file} is not CSV, is a quotation mark missing? ({error})") from None
+    if rows and len(rows[0]) == 1 and ";" in next(iter(rows[0])):
+        raise ValueError(f"{file} has semicolons between its fields: save it with commas")
     for number, row in enumerate(rows, 1):
         if None in row:
             raise ValueError(f"row {number} of {file} has more fields than the first line names: "
