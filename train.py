@@ -43,7 +43,6 @@ from minillava.training.optimizer import set_lr, take_step
 from minillava.training.recipes import RECIPES, fitted, warn_of_repeats
 from minillava.training.records import Records
 from minillava.training.results import closing_words, is_finished, save_result, show_answers
-from minillava.training.results import tower_beside
 from minillava.training.run_folder import asked_for, carried_config, losses, measured
 from minillava.training.run_folder import refuse_mixing, rewind, val_losses, write_config
 from minillava.training.sampler import micro_batches
@@ -85,7 +84,7 @@ def run(recipe, sources, setup, device):
     def save(wrapped, path):
         weights = distributed.trained_weights(wrapped, model)
         if leads:
-            save_result(weights, model, tokenizer, recipe, base, path)
+            save_result(weights, model, tokenizer, recipe, base, path, sources.vision)
 
     keep = partial(save, path=out / "best")
     validation = kept_apart and Validation(
@@ -95,8 +94,8 @@ def run(recipe, sources, setup, device):
     if leads:
         draw_loss([(f"stage {recipe.stage}", losses(out))], out / "loss.png", val_losses(out))
         if validation and recipe.stage == 2:
-            show_answers(out / "best", kept_apart, tower_beside(recipe, sources))
-        print(closing_words(recipe, sources, len(data), out, validation))
+            show_answers(out / "best", kept_apart)
+        print(closing_words(recipe, len(data), out, validation))
     distributed.barrier()
 
 

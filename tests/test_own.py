@@ -92,6 +92,16 @@ def test_a_saved_adapter_upon_its_base_is_the_model_that_was_trained(batch, tmp_
     assert (merged(ids, pixels) - plain(ids, pixels)).abs().max() > 0.1
 
 
+def test_an_adapter_upon_a_llama_knows_the_clip_beside_it(batch, tmp_path):
+    _, _, ids, pixels, _ = batch
+    model, tokenizer = load_llava(vision=TOY / "clip", language=TOY / "vicuna", device="cpu", dtype="float32",
+                                  projector=TOY / "pretrain/mm_projector.bin")
+    weights = lora_model(model)
+    save_result(weights, model, tokenizer, LORA, TOY / "vicuna", tmp_path / "adapter", TOY / "clip")
+    merged, _ = load_llava(tmp_path / "adapter", device="cpu", dtype="float32")
+    torch.testing.assert_close(merged(ids, pixels), model(ids, pixels), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_lora_learns_upon_a_quantised_base(batch, kind):
     _, _, ids, pixels, labels = batch

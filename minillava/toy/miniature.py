@@ -29,7 +29,6 @@ from minillava.toy.teacher import teach
 from minillava.toy.world import SIDE
 from minillava.training import distributed
 from minillava.training.loss_picture import draw_loss
-from minillava.training.results import tower_beside
 from minillava.training.run_folder import already_there, losses, measured
 
 
@@ -69,8 +68,7 @@ def make_miniature(run, recipes, stage_2, sources, setup, scenes, heldout, per_t
             curves = [("stage 1", losses(pretrain)), ("stage 2", losses(setup.out))]
             draw_loss(curves, setup.out / "loss.png")
         if not science:
-            tower = tower_beside(recipes[stage_2], sources)
-            model, tokenizer = load_llava(result, vision=tower, device=device, dtype="float32")
+            model, tokenizer = load_llava(result, device=device, dtype="float32")
             report(model, tokenizer, world, setup.out, per_type, setup.seed)
         print_ending(setup.out, result, science, time.time() - since)
 

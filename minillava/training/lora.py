@@ -28,8 +28,8 @@ def add_lora(model, rank, alpha, words=False):
                 setattr(part, name, LoraLinear(layer, rank, alpha))
 
 
-def adapter_of(weights, rank, alpha, base):
-    """The trained weights {name in the model: tensor} -> an Adapter of the folder `base`."""
+def adapter_of(weights, rank, alpha, base, tower=""):
+    """The trained weights {name in the model: tensor} -> an Adapter of these folders."""
     matrices, others = {}, {}
     for name, tensor in weights.items():
         layer, _, half = name.rpartition(".")
@@ -37,4 +37,4 @@ def adapter_of(weights, rank, alpha, base):
             matrices[layer] = (tensor, weights[f"{layer}.B"])
         elif half != "B":
             others[name] = tensor
-    return Adapter(rank, alpha, matrices, others, base=str(base))
+    return Adapter(rank, alpha, matrices, others, str(base), str(tower))

@@ -24,12 +24,13 @@ def is_finished(result):
     return finished
 
 
-def save_result(weights, model, tokenizer, recipe, base, path):
-    """weights: {name: tensor}, what was trained; base: the folder that an adapter belongs to."""
+def save_result(weights, model, tokenizer, recipe, base, path, tower=None):
+    """weights: {name: tensor}, what was trained; base, tower: the folders an adapter belongs to."""
     if recipe.stage == 1:
         save_projector(weights, path)
     elif recipe.lora:
-        adapter = adapter_of(weights, recipe.lora, recipe.lora_alpha, base)
+        tower = tower.resolve() if tower else ""
+        adapter = adapter_of(weights, recipe.lora, recipe.lora_alpha, base, tower)
         # where words were trained, the tokenizer says which
         save_adapter(adapter, model.config, path, tokenizer if recipe.words else None)
     else:
@@ -59,14 +60,9 @@ def whole_copy(model, weights):
     return whole
 
 
-def tower_beside(recipe, sources):
-    """The CLIP that an adapter needs beside a base that is a language model alone; else None."""
-    return sources.vision if recipe.lora and not sources.starts_whole else None
-
-
-def show_answers(path, val, vision=None, count=3):
+def show_answers(path, val, count=3):
     """Prints what the saved model says to samples kept apart: it opens, and has learned this."""
-    model, tokenizer = load_llava(path, vision=vision, dtype="float32")
+    model, tokenizer = load_llava(path, dtype="float32")
     for index in range(min(count, len(val))):
         sample = val.sample(index)
         try:
@@ -81,7 +77,7 @@ def show_answers(path, val, vision=None, count=3):
               f"  it says  {printable(said, keep='')}\n  right is {printable(answer, keep='')}")
 
 
-def closing_words(recipe, sources, samples, out, validation=None):
+def closing_words(recipe, samples, out, validation=None):
     """What was made, and what to type next."""
     rows = measured(out)
     curve = [row["loss"] for row in rows]
@@ -105,7 +101,5 @@ def closing_words(recipe, sources, samples, out, validation=None):
     if recipe.stage == 1:
         lines.append(f"Stage 2 starts from it:\n    python train.py ... --init {out}")
     else:
-        vision = tower_beside(recipe, sources)
-        beside = f" --vision {vision}" if vision else ""
-        lines.append(f"Talk with it:\n    python chat.py --model {result}{beside}")
+        lines.append(f"Talk with it:\n    python chat.py --model {result}")
     return "\n".join(lines)

@@ -51,6 +51,7 @@ class Adapter:
     matrices: dict        # name of a linear layer in Llava -> (A [rank, in], B [out, rank])
     others: dict          # trained whole: name of a parameter in Llava -> tensor
     base: str = ""        # folder of the model that it was trained on
+    tower: str = ""       # folder of the CLIP beside it, where the base has none
     dropout: float = 0.0  # in training only
     scaled_by_root: bool = False  # "rsLoRA": alpha / sqrt(rank)
     partial: bool = False         # says itself that it leaves layers out
@@ -292,7 +293,7 @@ def save_adapter(adapter, config, folder, tokenizer=None):
 
     files = {
         "adapter_config.json": adapter_json(adapter),
-        "config.json": original_llava_json(config, adapter.base, tensors),
+        "config.json": original_llava_json(config, adapter.tower or adapter.base, tensors),
         "minillava.json": own_fields(config),
     }
     write_folder(folder, rename(tensors, on_disk), files, save_others, stem="adapter_model")
