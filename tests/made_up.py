@@ -7,16 +7,21 @@ import json
 import random
 import shutil
 
+import torch
+
 from minillava.checkpoint import TOY, load_llava
 from minillava.instruct.symbols import read_symbols
+from minillava.llama import LanguageConfig, LanguageModel
+from minillava.tokenizer import Tokenizer
 from minillava.toy import annotations
 from minillava.toy.instruct import toy_samples
 from minillava.toy.pope import pope_rows
 from minillava.toy.scienceqa import make_scienceqa
 from minillava.training.lora import adapter_of, add_lora
 from minillava.weights.adapters import save_adapter
-from minillava.weights.saving import save_original_llava
+from minillava.weights.saving import save_language, save_original_llava
 from tests.doc_commands import ROOT
+from tests.test_tokenizer import byte_level, folder
 
 
 def write(path, *rows):
@@ -40,6 +45,7 @@ def models(root):
         shutil.copytree(TOY / "vicuna", root / name)
     for name in ("pretrain", "runs/pretrain"):
         shutil.copytree(TOY / "pretrain", root / name)
+    real_language(root / "smollm2")
 
     # as liuhaotian published it: a Llama with the projector in it, no CLIP
     model, tokenizer = load_llava(vision=TOY / "clip", language=TOY / "vicuna",
@@ -52,6 +58,17 @@ def models(root):
     adapter(model, "vicuna", root / "lora")
     adapter(model, "vicuna", root / "llava-v1.5-7b-lora")
     adapter(load_llava(device="cpu")[0], "LLAVA", root / "ADAPTER")
+
+
+def real_language(path):
+    """A Llama as SmolLM2 is one: head and embeddings are the same rows, bytes as letters, its end token pads too."""
+    core, _ = byte_level()
+    config = {"bos_token": "<|begin|>", "eos_token": "<|end|>", "pad_token": "<|end|>"}
+    tokenizer = Tokenizer.load(folder(path, None, tokenizer=json.loads(core.to_str()), tokenizer_config=config))
+    torch.manual_seed(0)
+    model = LanguageModel(LanguageConfig(
+        tokenizer.vocab_size, 48, 64, 2, 3, num_key_value_heads=1, tie_word_embeddings=True))
+    save_language(model, tokenizer, path)
 
 
 def adapter(model, base, path):

@@ -1,9 +1,14 @@
-"""A toy world on the disk, annotated as COCO is: captions, and a category and a box per object."""
+"""A toy world on the disk, annotated as COCO is: captions, and a category and a box per object.
+
+    python -m minillava.toy.annotations --out world     # pictures, captions and boxes
+"""
+import argparse
 import json
 import random
 from pathlib import Path
 
 from minillava.instruct.symbols import read_symbols
+from minillava.terminal import exit_with
 from minillava.toy.objects import captions_of
 from minillava.toy.world import COLORS, SHAPES, SIDE, draw, make_scene
 
@@ -56,3 +61,25 @@ def annotation(name, box):
     width, height = x2 - x1, y2 - y1
     return {"category_id": ID_OF[name], "iscrowd": 0,
             "bbox": [x1, y1, width, height], "area": width * height}
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m minillava.toy.annotations", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--split", choices=("train", "val"), default="train")
+    parser.add_argument("--scenes", type=int, default=2400)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    try:
+        if args.scenes < 1:
+            raise ValueError(f"--scenes is 1 or more, not {args.scenes}")
+        make_world(args.out, args.split, args.scenes, args.seed)
+        print(f"{args.scenes} pictures in {args.out / args.split}, their captions and boxes "
+              f"in captions_{args.split}.json and instances_{args.split}.json")
+    except (OSError, ValueError) as error:
+        exit_with(error)
+
+
+if __name__ == "__main__":
+    main()
