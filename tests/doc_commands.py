@@ -94,6 +94,20 @@ COMMANDS = {
         "python train.py --recipe own-lora --data pink --new-word pink=red --out runs/pink-lora " + SHORT,
     "python -m minillava.toy.own score --model runs/pink/llava --data pink-new": AS_IT_STANDS,
     "python -m minillava.toy.own things --out things": AS_IT_STANDS,
+    "python -m minillava.toy.annotations --out scenes": "--scenes 12",
+    "python -m minillava.toy.instruct --captions scenes/captions_train.json --kinds brief --keep-all "
+    "--out scenes/stage_1.json": AS_IT_STANDS,
+    "python -m minillava.toy.instruct --captions scenes/captions_train.json --instances scenes/instances_train.json "
+    "--teacher toy --count 1024 --out scenes/stage_2.json": "--count 16",
+    "python train.py --recipe toy-pretrain --language smollm2 --data scenes/stage_1.json --images scenes/train --epochs 1 "
+    "--out runs/smol-1": AS_IT_STANDS,
+    "python train.py --recipe toy-finetune --language smollm2 --init runs/smol-1 --data scenes/stage_2.json "
+    "--images scenes/train --lora 32 --out runs/smol-lora": AS_IT_STANDS,
+    "python train.py --recipe toy-finetune --language smollm2 --init runs/smol-1 --data scenes/stage_2.json "
+    "--images scenes/train --lr 2e-4 --out runs/smol-full": AS_IT_STANDS,
+    "python -m minillava.toy.miniature --model runs/smol-lora/adapter --heldout 60 --per-type 10":
+        "--heldout 12 --per-type 1",
+    "python chat.py --model runs/smol-lora/adapter": AS_IT_STANDS,
     "torchrun --nproc-per-node 8 train.py --recipe v1.5-pretrain --vision clip --language vicuna "
     "--data blip_laion_cc_sbu_558k.json --images pretrain_images --out runs/pretrain": ARGUMENTS_ONLY,
     "torchrun --nproc-per-node 8 train.py --recipe v1.5-finetune --vision clip --language vicuna --init runs/pretrain "
