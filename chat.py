@@ -207,10 +207,10 @@ def main():
         images = []
         if prompts or args.image:
             images = read_images(args.image, max(1, len(prompts)))
+        keep_freed_memory()
         model, tokenizer = load_llava(args.model, vision=args.vision, language=args.language,
                                       projector=args.projector, base=args.base,
                                       device=args.device, dtype=args.dtype, quantize=args.quantize)
-        keep_freed_memory()
         if not prompts:
             introduce(model, args.model or args.language)
         if args.seed is None:  # its choice may differ from run to run, and with it what is rounded

@@ -11,6 +11,7 @@ from pathlib import Path
 from minillava.checkpoint import load_llava, save_llava
 from minillava.terminal import errors_in_one_line, printable
 from minillava.weights.adapters import base_folder, is_adapter, read_adapter
+from minillava.weights.allocator import keep_freed_memory
 from minillava.weights.deltas import apply_delta
 from minillava.weights.quantize import KINDS, save_quantized
 from minillava.weights.saving import save_original_llava
@@ -98,6 +99,7 @@ def merge(base, adapter, vision, out):
 
 def quantize(folder, vision, kind, out):
     refuse_to_lose(folder, out)
+    keep_freed_memory()
     model, tokenizer = load_llava(folder, vision=vision, device="cpu", quantize=kind)
     save_quantized(model, tokenizer, out, kind)
 
