@@ -13,6 +13,7 @@ from minillava.checkpoint import load_language, load_llava, save_llava
 from minillava.generate import generate
 from minillava.linear import Int4Linear, Int8Linear, QuantizedLinear, in_blocks, pack, to_int4, to_int8, unpack
 from minillava.llava import IMAGE_TOKEN
+from minillava.weights import quantize
 from minillava.weights.__main__ import main
 from minillava.weights.tensors import forget_pages
 from tests.comparing import message, same
@@ -197,6 +198,18 @@ def test_a_mapped_tensor_that_was_read_is_let_go(tmp_path):
     forget_pages(tensors["a"])
     assert before - resident_pages_of_files() > 3 * size
     assert tensors["a"].sum() == size * (size - 1) // 2 and tensors["b"].sum() == 999
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_became_integers_is_let_go_unless_another_name_has_it(monkeypatch, shared):
+    embedding, head = torch.randn(64, 64), torch.randn(64, 64)
+    tensors = {"layers.0.mlp.up_proj.weight": torch.randn(64, 64), "embed_tokens.weight": embedding,
+               "lm_head.weight": embedding if shared else head}
+    let_go = []
+    monkeypatch.setattr(quantize, "forget_pages", lambda tensor: let_go.append(tensor.data_ptr()))
+    quantize.quantized(tensors, "int8", tied=False, source="x", device="cpu")
+    names = ["layers.0.mlp.up_proj.weight"] if shared else ["layers.0.mlp.up_proj.weight", "lm_head.weight"]
+    assert let_go == [tensors[name].data_ptr() for name in names]
 
 
 # ---- files from strangers ----

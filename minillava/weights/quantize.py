@@ -6,6 +6,7 @@ projector and tower stay as they are; the head has 8 bits in both kinds, and if 
 embedding it stays too.
 """
 import re
+from collections import Counter
 
 import torch
 from torch import nn
@@ -41,6 +42,7 @@ def quantized(tensors, kind, tied, source, device):
     refuse_other_kind(tensors, kind, source)
 
     tensors = dict(tensors)
+    names_of = Counter(tensor.data_ptr() for tensor in tensors.values())  # {address: how many}
     for name in list(tensors):
         to_few_bits = None
         if LAYER.fullmatch(name):
@@ -50,7 +52,7 @@ def quantized(tensors, kind, tied, source, device):
 
         if to_few_bits is not None and tensors[name].is_floating_point():
             weight, scale = by_rows(tensors[name].to(device), to_few_bits)
-            if LAYER.fullmatch(name):
+            if names_of[tensors[name].data_ptr()] == 1:
                 forget_pages(tensors[name])
             tensors[name] = weight
             tensors[name.removesuffix("weight") + "scale"] = scale
