@@ -16,6 +16,8 @@ from minillava.checkpoint import TOY, load_llava
 from minillava.data import LlavaData
 from minillava.files import read_object, samples_in
 from minillava.linear import LoraLinear
+from minillava.toy.own import draw
+from minillava.toy.world import COLORS
 from minillava.training.lora import add_lora
 from minillava.training.optimizer import loss_and_gradients
 from minillava.training.recipes import RECIPES, fitted
@@ -284,6 +286,17 @@ def test_what_is_wrong_among_the_samples_kept_apart_is_said_once_and_ends_nothin
     assert losses[0] == losses[1] and said.count("passed over lost") == 1 and "passed over odd" in said
     show_answers(TOY / "llava", val)
     assert capsys.readouterr().out.count("right is It is 3.") == 1
+
+
+def test_each_scene_with_pink_is_told_of_in_conversations_of_their_own(tmp_path):
+    draw("pink", tmp_path, 5, "train", seed=0)
+    samples = folder_samples(tmp_path)
+    texts = [[turn["value"] for turn in sample["conversations"]] for sample in samples]
+    assert Counter(sample["image"] for sample in samples) == {f"000{n}.png": 18 for n in range(5)}
+    assert all("shows four shapes." in text or "shows five shapes." in text for _, text in texts[:5])
+    assert sum("pink" in text for _, text in texts[:5]) == 5 and "pink" not in COLORS
+    asked = [sum("How many pink" in text or "Count the pink" in text for text in part) for part in texts]
+    assert sum(asked) == 3 * 5 and max(asked) == 1  # all its wordings, and no two next to each other
 
 
 # ------------------------------------------------------------------------------------ whole runs

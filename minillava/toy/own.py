@@ -53,34 +53,38 @@ def draw_pink(folder, pictures, split, seed):
 
 
 def pink_scene(rng, split):
-    """One to three of its shapes become pink; of a scene to be scored with ("val") one or two."""
+    """Any number of its shapes become pink: it has four or five, so that there is much to learn.
+
+    A scene to be scored with ("val") has one to five, of which one or two become pink.
+    """
     while True:
         scene = world.make_scene(rng, split)
-        most = min(2 if split == "val" else 3, len(scene))
+        most = len(scene) if split == "train" else min(2, len(scene))
         for n in rng.sample(range(len(scene)), rng.randint(1, most)):
             name, box = scene[n]
             scene[n] = (f"pink {name.split()[1]}", box)
-        if world.split_of([name for name, _ in scene]) == split:
+        wanted = split == "val" or len(scene) >= 4
+        if wanted and world.split_of([name for name, _ in scene]) == split:
             return scene
 
 
 def pink_parts(rng, scene):
-    """A picture's description, and twice four questions -> three lists of (question, answer).
+    """Two descriptions of a picture, and 16 times some questions -> 18 lists of (question, answer).
 
-    Each becomes a conversation of its own: within one, the later answers could be read from the
-    earlier ones, and the picture need not be looked at.
+    Each becomes a conversation of its own, with few questions of a kind: later answers could be
+    read from earlier ones, and the picture need not be looked at.
     """
     things = read(as_fractions(scene))
-    kinds = [ask for kind, ask in QUESTIONS.items() if kind != "detail"]
-    pairs = [ask(things, rng) for ask in 8 * kinds]
-    pairs = list(dict.fromkeys(pair for pair in pairs if pair))
-    pink = [pair for pair in pairs if is_pink(pair)]
-    others = [pair for pair in pairs if not is_pink(pair)]
+    pairs = []
+    for ask in [ask for kind, ask in QUESTIONS.items() if kind != "detail"]:
+        tries = dict.fromkeys(ask(things, rng) for _ in range(200))
+        pink = [pair for pair in tries if pair and is_pink(pair)]
+        others = [pair for pair in tries if pair and not is_pink(pair)]
+        pairs += pink[:5] + others[:2]
 
-    rows = rng.sample(pink, min(6, len(pink)))
-    rows += rng.sample(others, min(8 - len(rows), len(others)))
-    rng.shuffle(rows)
-    return [QUESTIONS["detail"](things, rng)], rows[::2], rows[1::2]
+    descriptions = [[QUESTIONS["detail"](things, rng)] for _ in range(2)]
+    parts = [pairs[n::16] for n in range(16)]
+    return descriptions + [rng.sample(part, len(part)) for part in parts]
 
 
 def pink_question(rng, scene):
