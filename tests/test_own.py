@@ -160,8 +160,7 @@ def test_a_picture_of_another_kind_and_a_dot_before_its_name(folder):
 
 @pytest.mark.parametrize("answer, message", [
     ("A cat, a dog", "row 1 of .* has more fields than the first line"),
-    ('"A cat.', "is not CSV, is a quotation mark missing"),
-    (f'"{"x" * 200_000}"', "is not CSV.*field larger than")])
+    ('"A cat.', "is not CSV, is a quotation mark missing")])
 def test_a_table_that_would_lose_a_part_of_an_answer_is_refused(folder, answer, message):
     (folder / "metadata.jsonl").unlink()
     rows = [f"{n}.png,Which number?,{answer}\n" for n in range(8)]
