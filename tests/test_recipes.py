@@ -133,7 +133,7 @@ def test_a_run_says_at_its_end_what_was_not_learned_whole(tmp_path):
     rows = [{"step": 0, "loss": 2.0, "bad": 1, "cut": 3}, {"step": 1, "loss": 1.0, "bad": 0, "cut": 2, "ignored": 0}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = changed(RECIPES["v1.5-finetune"], max_length=45)
-    said = closing_words(recipe, Sources(), 8, tmp_path).splitlines()
-    assert "1 times a sample was passed over; --check-data names it." in said
-    assert "5 times a sample was cut after 45 tokens; --check-data names it." in said
-    assert not any("without its picture" in line for line in said)
+    said = closing_words(recipe, 8, tmp_path).splitlines()
+    assert "Samples passed over: 1; --check-data names them." in said
+    assert "Samples cut after 45 tokens: 5; --check-data names them." in said
+    assert not any("without their picture" in line for line in said)

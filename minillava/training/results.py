@@ -88,10 +88,10 @@ def closing_words(recipe, samples, out, validation=None):
     lines = [f"\n{len(curve)} steps over {samples} samples taught {trained}, "
              f"loss {curve[0]:.3f} -> {curve[-1]:.3f}; the weights are {result}."]
     for count, what in (("bad", "passed over"), ("cut", f"cut after {recipe.max_length} tokens"),
-                        ("ignored", "learned without its picture")):
+                        ("ignored", "learned without their picture")):
         times = sum(row.get(count, 0) for row in rows)
         if times:
-            lines.append(f"{times} times a sample was {what}; --check-data names it.")
+            lines.append(f"Samples {what}: {times}; --check-data names them.")
 
     if validation:
         lines.append(f"Of the samples kept apart the loss was {validation.last:.3f} at the end and "
