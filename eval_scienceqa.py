@@ -12,10 +12,8 @@ they count, and ours where it gave none (--ensemble complement), or a judge is a
 differ (judge).
 """
 import argparse
-import contextlib
 import json
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -30,16 +28,16 @@ from minillava.evaluation.scienceqa_ensemble import ask_judge, ensemble, write_v
 from minillava.evaluation.scienceqa_table import alone, report
 from minillava.evaluation.scoring import keep_score
 from minillava.instruct.command import add_teacher_flags, open_from_flags
-from minillava.terminal import exit_with, print_in_utf8
+from minillava.terminal import errors_in_one_line, exit_with
 from minillava.toy.scienceqa import make_scienceqa
 
 TOY_TITLE = "ScienceQA of the toy world"
+STOPPED = "stopped; with the same --out the same command goes on where it was"
 
 
 def main():
-    print_in_utf8()
     args = parse_arguments()
-    with errors_in_one_line(), tempfile.TemporaryDirectory() as scratch:
+    with errors_in_one_line(STOPPED), tempfile.TemporaryDirectory() as scratch:
         # the questions: ScienceQA's own, or those of a mini one that is drawn here
         drawn = args.data is None
         data = args.data or draw_questions(scratch, args.split, args.questions, args.seed)
@@ -75,19 +73,6 @@ def main():
         if args.results:
             chosen = rows[args.ensemble if args.teacher else "answers"]
             write_results(args.results, chosen, texts, problems)
-
-
-@contextlib.contextmanager
-def errors_in_one_line():
-    """What is wrong with the input ends the script in one line, and so does Ctrl-C."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        exit_with(error)
-    except KeyboardInterrupt:
-        print("\nstopped; with the same --out the same command goes on where it was",
-              file=sys.stderr)
-        sys.exit(130)
 
 
 # ---------------------------------------------------------------------------------------- answering

@@ -65,15 +65,18 @@ def exit_with(error, code=2):
 
 
 @contextmanager
-def errors_in_one_line():
-    """Around a command: its text is UTF-8, and wrong input or Ctrl-C ends it without a traceback."""
+def errors_in_one_line(stopped="stopped"):
+    """Around a command: its text is UTF-8; wrong input or Ctrl-C ends it without a traceback.
+
+    stopped: what is said after Ctrl-C.
+    """
     print_in_utf8()
     try:
         yield
     except (OSError, ValueError) as error:
         exit_with(error)
     except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
+        print(f"\n{stopped}", file=sys.stderr)
         sys.exit(130)
 
 

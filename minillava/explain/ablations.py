@@ -11,7 +11,6 @@ miniature says the same (verdict.py says by which test); beside it a picture for
 """
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
@@ -22,7 +21,7 @@ from minillava.explain.ablation_rows import ROWS
 from minillava.explain.ablation_runs import Seed, Size, losses_of, result_of
 from minillava.explain.verdict import interval, verdict
 from minillava.files import read_json, write
-from minillava.terminal import exit_with, print_in_utf8
+from minillava.terminal import errors_in_one_line
 
 TERMS = """
 The miniature's figures: whole answers exactly right, in %, and their deviation over the seeds. A
@@ -34,13 +33,12 @@ TO_PERCENT = {"right": 100, "judged": 10}  # of all answers, and of the ten mark
 
 
 def main():
-    print_in_utf8()
     args = parse_arguments()
     names = args.only or list(ROWS)
     size = Size(args.scenes, args.heldout, args.questions, args.problems)
     seeds = [Seed(number, args.out / f"seed-{number}", size)
              for number in range(1 if args.quick else args.seeds)]
-    try:
+    with errors_in_one_line("stopped; the same command goes on where it was"):
         if min(args.seeds, args.scenes, args.heldout - 1, args.problems, args.questions - 7) < 1:
             raise ValueError("--heldout is 2 or more, --questions 8 or more, the others 1 or more")
         refuse_other_size(args.out, size)
@@ -50,11 +48,6 @@ def main():
         print(TERMS)
         for name in names:
             report(ROWS[name], name, seeds, args.out / f"{name}.png")
-    except (OSError, ValueError) as error:
-        exit_with(error)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on where it was", file=sys.stderr)
-        sys.exit(130)
 
 
 def parse_arguments():

@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 
 from minillava.instruct.symbols import read_symbols
-from minillava.terminal import exit_with
+from minillava.terminal import errors_in_one_line
 from minillava.toy.objects import captions_of
 from minillava.toy.world import COLORS, SHAPES, SIDE, draw, make_scene
 
@@ -64,21 +64,20 @@ def annotation(name, box):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m minillava.toy.annotations", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m minillava.toy.annotations", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--split", choices=("train", "val"), default="train")
     parser.add_argument("--scenes", type=int, default=2400)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    try:
+    with errors_in_one_line():
         if args.scenes < 1:
             raise ValueError(f"--scenes is 1 or more, not {args.scenes}")
         make_world(args.out, args.split, args.scenes, args.seed)
         print(f"{args.scenes} pictures in {args.out / args.split}, their captions and boxes "
               f"in captions_{args.split}.json and instances_{args.split}.json")
-    except (OSError, ValueError) as error:
-        exit_with(error)
 
 
 if __name__ == "__main__":

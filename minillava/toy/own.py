@@ -20,11 +20,11 @@ from minillava.checkpoint import load_llava
 from minillava.files import write
 from minillava.generate import generate
 from minillava.images import load_image
-from minillava.terminal import exit_with, printable
+from minillava.terminal import errors_in_one_line, printable
 from minillava.toy import world
 from minillava.toy.annotations import as_fractions
 from minillava.toy.objects import read
-from minillava.toy.questions import QUESTIONS
+from minillava.toy.questions import CONVERSATION, QUESTIONS, REASONING
 from minillava.toy.things import THINGS, draw_thing
 from minillava.training.samples import folder_samples
 
@@ -76,7 +76,7 @@ def pink_parts(rng, scene):
     """
     things = read(as_fractions(scene))
     pairs = []
-    for ask in [ask for kind, ask in QUESTIONS.items() if kind != "detail"]:
+    for ask in (CONVERSATION | REASONING).values():
         tries = dict.fromkeys(ask(things, rng) for _ in range(200))
         pink = [pair for pair in tries if pair and is_pink(pair)]
         others = [pair for pair in tries if pair and not is_pink(pair)]
@@ -162,7 +162,7 @@ def main():
     parser.add_argument("--base", type=Path, help="for score: the base of an adapter")
     parser.add_argument("--data", type=Path, help="for score: a folder of pictures")
     args = parser.parse_args()
-    try:
+    with errors_in_one_line():
         if args.what != "score":
             pictures = args.pictures or {"pink": 300, "things": 10}[args.what]
             draw(args.what, args.out, pictures, args.split, args.seed)
@@ -170,8 +170,6 @@ def main():
             raise ValueError("score needs --data, a folder of pictures with their metadata")
         else:
             score(args.model, args.data, args.base)
-    except (OSError, ValueError) as error:
-        exit_with(error)
 
 
 if __name__ == "__main__":

@@ -214,8 +214,8 @@ CONVERSATION = {"color": ask_color, "shape": ask_shape, "size": ask_size, "total
                 "exists": ask_exists}
 REASONING = {"compare": ask_compare, "remove": ask_remove, "nearest": ask_nearest,
              "most": ask_most}
-TRIES = 1000  # for each question; over many scenes, two in five or more give one
 QUESTIONS = {**CONVERSATION, "detail": ask_detail, **REASONING}
+TRIES = 1000  # for each question; over many scenes, two in five or more give one
 
 
 def heldout_questions(symbols, per_type, seed):

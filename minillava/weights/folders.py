@@ -51,8 +51,8 @@ def write_folder(path, tensors, files, save_more=None, change=None, stem="model"
     """{name: tensor} in STEM.safetensors or shards, {file name: JSON}, and `save_more(folder)`.
 
     All is written elsewhere first and moved at the end: a run that is killed while it writes leaves
-    the old files whole, and no new folder at all. `change(name, tensor)` makes each tensor what it shall be only when its
-    shard is written, so that a sum of two 13B models never stands in memory.
+    the old files whole, and no new folder at all. `change(name, tensor)` makes each tensor what it
+    shall be only when its shard is written, so that a sum of two 13B models never stands in memory.
     """
     path = Path(path)
     shards = cut_into_shards(tensors, stem)
