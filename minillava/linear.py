@@ -154,17 +154,18 @@ class FrozenProduct(torch.autograd.Function):
 
 def to_int8(weight):
     """[O,I] -> int8 [O,I], scale [O]: the largest weight of an output channel becomes 127."""
-    largest = weight.float().abs().amax(1)
+    numbers = weight.to(torch.float32, copy=True)  # and then changed in place: a cache is small
+    largest = torch.maximum(numbers.amax(1), -numbers.amin(1))
     scale = (largest / 127).clamp(min=TINY).to(weight.dtype)
-    values = (weight.float() / scale[:, None].float()).round_().clamp_(-127, 127)
+    values = numbers.div_(scale[:, None].float()).round_().clamp_(-127, 127)
     return values.to(torch.int8), scale
 
 
 def to_int4(weight):
     """[O,I] -> uint8 [O/64,I,32], scale [I/64,O,2]: see Int4Linear."""
     outputs, inputs = weight.shape
-    padded = F.pad(weight.float(), (0, -inputs % GROUP, 0, -outputs % BLOCK))
-    groups = padded.unflatten(1, (-1, GROUP))  # [O,I/64,64]
+    padded = F.pad(weight, (0, -inputs % GROUP, 0, -outputs % BLOCK))
+    groups = padded.float().unflatten(1, (-1, GROUP))  # [O,I/64,64]
 
     # the smallest weight of a group becomes 0, the largest 15
     low = groups.amin(-1, keepdim=True)
@@ -173,13 +174,16 @@ def to_int4(weight):
     zero = low + 8 * scale
 
     # then, of all lines, the one closest to the weights that were rounded so: off by 4 % less
+    mean_weight = groups.mean(-1, keepdim=True)
     for _ in range(REFITS):
-        scale, zero = closest_line(to_4_bits(groups, scale, zero), groups)
+        scale, zero = closest_line(to_4_bits(groups, scale, zero), groups, mean_weight)
 
-    scale_and_zero = torch.cat([scale, zero], dim=-1).to(weight.dtype)  # [O,I/64,2]
-    scale, zero = scale_and_zero.float().split(1, dim=-1)
+    scale = scale.to(weight.dtype)
+    zero = zero.to(weight.dtype)
+    values = to_4_bits(groups, scale.float(), zero.float())
     # as int8 first, into which numbers turn four times as fast as into uint8
-    values = to_4_bits(groups, scale, zero).to(torch.int8).view(torch.uint8).flatten(1)  # [O,I]
+    values = values.to(torch.int8).view(torch.uint8).flatten(1)  # [O,I]
+    scale_and_zero = torch.cat([scale, zero], dim=-1)            # [O,I/64,2]
     return pack(values), scale_and_zero.transpose(0, 1).contiguous()
 
 
@@ -187,11 +191,13 @@ def to_4_bits(groups, scale, zero):
     return (groups / scale).sub_(zero / scale - 8).round_().clamp_(0, 15)
 
 
-def closest_line(values, groups):
-    """Least squares: the scale and the zero with which (values - 8) * scale + zero is nearest."""
+def closest_line(values, groups, mean_weight):
+    """Least squares: the scale and the zero with which (values - 8) * scale + zero is nearest.
+
+    The values are used up: in their place stands how far they are from their mean.
+    """
     mean_value = values.mean(-1, keepdim=True)
-    mean_weight = groups.mean(-1, keepdim=True)
-    deviation = values - mean_value
+    deviation = values.sub_(mean_value)
     slope = (deviation * groups).sum(-1, keepdim=True)
     slope /= deviation.square_().sum(-1, keepdim=True).clamp_(min=TINY)
     scale = slope.clamp(min=TINY)
@@ -200,9 +206,16 @@ def closest_line(values, groups):
 
 def pack(values, block=BLOCK):
     """0..15 as uint8 [O,I] -> two in a byte, uint8 [O/64,I,32]"""
-    blocks = values.unflatten(0, (-1, block)).transpose(1, 2)  # [O/64,I,64]
-    low, high = blocks.chunk(2, dim=-1)
-    return (low | high << 4).contiguous()
+    blocks = values.unflatten(0, (-1, block))  # [O/64,64,I]
+    low, high = blocks.chunk(2, dim=1)
+    return turn(low | high << 4)
+
+
+def turn(table):
+    """Bytes [B,R,C] -> [B,C,R], in half the time of a copy byte by byte: four columns as one."""
+    fours = table.view(torch.int32).transpose(1, 2).contiguous()               # [B,C/4,R]
+    bytes_ = fours.view(torch.uint8).unflatten(-1, (-1, 4)).transpose(-2, -1)  # [B,C/4,4,R]
+    return bytes_.flatten(1, 2)
 
 
 def unpack(packed):

@@ -61,9 +61,9 @@ def test_a_channel_of_zeros_stays_zero():
 
 
 def test_two_values_share_a_byte():
-    values = torch.randint(16, (192, 70), dtype=torch.uint8)
+    values = torch.randint(16, (192, 72), dtype=torch.uint8)
     packed = pack(values)
-    assert packed.shape == (3, 70, 32)
+    assert packed.shape == (3, 72, 32)
     assert torch.equal(unpack(packed).transpose(1, 2).flatten(0, 1), values)
     assert packed[1, 5, 3] == values[64 + 3, 5] + 16 * values[64 + 35, 5]
     assert torch.equal(in_blocks(packed, 32), pack(values, 32))

@@ -7,6 +7,7 @@ embedding it stays too.
 """
 import re
 from collections import Counter
+from itertools import zip_longest
 
 import torch
 from torch import nn
@@ -24,7 +25,7 @@ from minillava.linear import (
 from minillava.weights.folders import write_folder
 from minillava.weights.layouts import LLAVA_HF
 from minillava.weights.saving import llava_hf_files, refuse_projector, with_two_layers
-from minillava.weights.tensors import forget_pages, rename
+from minillava.weights.tensors import forget_pages, read_ahead, rename
 
 KINDS = ("int8", "int4")
 LAYER = re.compile(r"(language_model\.)?layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
@@ -43,20 +44,26 @@ def quantized(tensors, kind, tied, source, device):
 
     tensors = dict(tensors)
     names_of = Counter(tensor.data_ptr() for tensor in tensors.values())  # {address: how many}
-    for name in list(tensors):
-        to_few_bits = None
-        if LAYER.fullmatch(name):
-            to_few_bits = to_int4 if kind == "int4" else to_int8
-        elif HEAD.fullmatch(name) and not tied:
-            to_few_bits = to_int8
-
-        if to_few_bits is not None and tensors[name].is_floating_point():
-            weight, scale = by_rows(tensors[name].to(device), to_few_bits)
-            if names_of[tensors[name].data_ptr()] == 1:
-                forget_pages(tensors[name])
-            tensors[name] = weight
-            tensors[name.removesuffix("weight") + "scale"] = scale
+    chosen = {name: to_few_bits for name, tensor in tensors.items()
+              if (to_few_bits := rounding(name, kind, tied)) and tensor.is_floating_point()}
+    for name, following in zip_longest(chosen, list(chosen)[1:]):
+        if following is not None:  # the disk reads it while the processor is at work upon this one
+            read_ahead(tensors[following])
+        weight, scale = by_rows(tensors[name].to(device), chosen[name])
+        if names_of[tensors[name].data_ptr()] == 1:
+            forget_pages(tensors[name])
+        tensors[name] = weight
+        tensors[name.removesuffix("weight") + "scale"] = scale
     return tensors
+
+
+def rounding(name, kind, tied):
+    """What puts a tensor of this name into few bits; None: it stays as it is."""
+    if LAYER.fullmatch(name):
+        return to_int4 if kind == "int4" else to_int8
+    if HEAD.fullmatch(name) and not tied:
+        return to_int8
+    return None
 
 
 def by_rows(weight, to_few_bits):

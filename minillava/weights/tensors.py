@@ -130,16 +130,26 @@ def forget_pages(tensor):
     """Lets go of the memory of a tensor that is not read again, where it is a mapped file's.
 
     Otherwise all that was read of the file would count as this process's until the last tensor is
-    dropped. Only whole pages within the tensor, only on Linux; elsewhere the system does it when
-    memory is short.
+    dropped; elsewhere than on Linux the system does it when memory is short.
     """
+    advise(tensor, "MADV_DONTNEED")
+
+
+def read_ahead(tensor):
+    """Asks the system to read a mapped tensor from its file, and does not wait for it."""
+    advise(tensor, "MADV_WILLNEED")
+
+
+def advise(tensor, what):
+    """Tells the system what will be done with the whole pages within a tensor; only Linux is told."""
     if sys.platform != "linux" or tensor.device.type != "cpu":
         return
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if end > start:
+        advice = getattr(mmap, what)  # other systems lack some of these names
         libc = ctypes.CDLL(None)
-        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice)
 
 
 def with_prefix(prefix, tensors):
