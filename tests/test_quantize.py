@@ -15,7 +15,7 @@ from minillava.linear import Int4Linear, Int8Linear, QuantizedLinear, in_blocks,
 from minillava.llava import IMAGE_TOKEN
 from minillava.weights import quantize
 from minillava.weights.__main__ import main
-from minillava.weights.tensors import forget_pages
+from minillava.weights.tensors import forget_pages, read_ahead
 from tests.comparing import message, same
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -82,7 +82,7 @@ def test_the_kernel_for_few_rows_computes_the_same(kind, dtype, tolerance, shape
     many = layer(x)
     assert few.shape == many.shape == (2, 3, shape[0])
     assert (few - many).abs().max() <= tolerance * many.abs().max()
-    torch.testing.assert_close(many, F.linear(x, layer.dequantized()))
+    torch.testing.assert_close(many, F.linear(x, layer.dequantized()), rtol=tolerance, atol=1e-4)
 
 
 @pytest.mark.parametrize("offset", [1, 2, 4, 8, 16])
@@ -118,6 +118,46 @@ def test_gradients_reach_what_comes_before(kind):
     expected = x.detach().requires_grad_()
     F.linear(expected, layer.dequantized()).square().sum().backward()
     torch.testing.assert_close(x.grad, expected.grad, rtol=1e-4, atol=1e-3)
+
+
+def plainly_to_int8(weight):
+    """As to_int8, without a thought for time or memory."""
+    scale = (weight.float().abs().amax(1) / 127).clamp(min=linear.TINY).to(weight.dtype)
+    return (weight.float() / scale[:, None].float()).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def plainly_to_int4(weight):
+    """As to_int4: values and scales [O,I/64,64 and 2], of whole groups."""
+    def values_of(scale, zero):
+        return (groups / scale - (zero / scale - 8)).round().clamp(0, 15)
+
+    groups = weight.float().unflatten(1, (-1, 64))
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    scale = ((high - low) / 15).clamp(min=linear.TINY)
+    zero = low + 8 * scale
+    for _ in range(linear.REFITS):
+        values = values_of(scale, zero)
+        deviation = values - values.mean(-1, keepdim=True)
+        squares = deviation.square().sum(-1, keepdim=True).clamp(min=linear.TINY)
+        scale = ((deviation * groups).sum(-1, keepdim=True) / squares).clamp(min=linear.TINY)
+        zero = groups.mean(-1, keepdim=True) - (values.mean(-1, keepdim=True) - 8) * scale
+    both = torch.cat([scale, zero], -1).to(weight.dtype)
+    return values_of(*both.float().split(1, -1)).byte().flatten(1), both
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rounding_some_rows_at_once_and_in_place_gives_the_same_bits(dtype):
+    torch.manual_seed(0)
+    weight = (0.02 * torch.randn(192, 448)).to(dtype)
+    weight[3], weight[4, :64], weight[5] = 0, 5, 1000 * weight[5]
+    before = weight.clone()
+    integers, scale = quantize.by_rows(weight, to_int8)
+    assert [torch.equal(*pair) for pair in zip((integers, scale), plainly_to_int8(weight))] == [True, True]
+    packed, scale = quantize.by_rows(weight, to_int4)
+    values, both = plainly_to_int4(weight)
+    assert torch.equal(unpack(packed).transpose(1, 2).flatten(0, 1), values)
+    assert torch.equal(scale, both.transpose(0, 1))
+    assert torch.equal(weight, before)  # what is read of a file, or belongs to another model, stays
 
 
 # ---- a whole model ----
@@ -198,6 +238,28 @@ def test_a_mapped_tensor_that_was_read_is_let_go(tmp_path):
     forget_pages(tensors["a"])
     assert before - resident_pages_of_files() > 3 * size
     assert tensors["a"].sum() == size * (size - 1) // 2 and tensors["b"].sum() == 999
+
+
+def test_the_next_weight_is_read_while_one_is_rounded(monkeypatch):
+    """Asked for before the one at hand is touched, and asked for once."""
+    tensors = {f"layers.{i}.mlp.up_proj.weight": torch.randn(64, 64) for i in range(3)} | {"norm.weight": torch.ones(64)}
+    plain = {tensor.data_ptr(): name for name, tensor in tensors.items()}
+    events = []
+    monkeypatch.setattr(quantize, "read_ahead", lambda tensor: events.append(("read", plain[tensor.data_ptr()])))
+    monkeypatch.setattr(quantize, "forget_pages", lambda tensor: events.append(("done", plain[tensor.data_ptr()])))
+    quantize.quantized(tensors, "int8", tied=False, source="x", device="cpu")
+    first, second, third = list(tensors)[:3]
+    assert events == [("read", second), ("done", first), ("read", third), ("done", second), ("done", third)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux is asked")
+def test_reading_ahead_changes_nothing(tmp_path):
+    save_file({"a": torch.arange(2**20)}, tmp_path / "x.safetensors")
+    tensors = load_file(tmp_path / "x.safetensors")
+    for tensor in (tensors["a"], tensors["a"][3:5], torch.ones(9999)):
+        before = tensor.clone()
+        read_ahead(tensor)
+        assert torch.equal(tensor, before)
 
 
 @pytest.mark.parametrize("shared", [False, True])
