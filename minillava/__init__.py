@@ -7,6 +7,7 @@ The ground floor, which a first reading may pass by:
     sentencepiece.py   LLaMA's tokenizer.model
     tokenizer_json.py  Hugging Face's tokenizer.json
     linear.py          linear layers with weights of 8 or 4 bits
+    on_cpu.py          RMSNorm, SwiGLU and attention, sooner on a CPU
 
 The core, what a learner reads in one sitting:
 

@@ -8,16 +8,8 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
 
-# From so many queries or keys on, of all heads and rows, the plain formula may be the faster one on
-# a CPU; and so many queries of a text it takes at a time.
-MANY = 2048
-QUERIES = 128
-# Intel's AMX multiplies bf16 in tiles: with it the fused kernel is the faster one, forwards.
-AMX = torch.cpu.get_capabilities().get("amx_bf16", False)
-# From so many numbers to a row on, what training keeps of them is worth computing again.
-WORTH_SAVING = 2**18
+from minillava.on_cpu import AMX, MANY, attention_on_cpu, by_formula_on_cpu
 
 
 def attention(q, k, v, mask=None, is_causal=False):
@@ -29,7 +21,7 @@ def attention(q, k, v, mask=None, is_causal=False):
     if q.shape[2] == 1:
         return attention_of_one(q, k, v, mask)
     if by_formula_on_cpu(q, k, mask, is_causal):
-        return recomputed(attention_by_formula, q, k, v, is_causal)
+        return attention_on_cpu(q, k, v, is_causal)
 
     # The fused kernel: the [T,K] matrix of the softmax never stands in memory.
     shared = q.shape[1] != k.shape[1]
@@ -109,53 +101,3 @@ def alone_on_cpu(together, k):
     """
     alone = together.shape[2] == 1 and k.shape[:3].numel() >= MANY
     return k.device.type == "cpu" and alone and not AMX
-
-
-def by_formula_on_cpu(q, k, mask, is_causal):
-    """Whether the formula is the faster way: whole texts in bf16, learned from or not too small."""
-    plain = mask is None and (q.shape[2] == k.shape[2] or not is_causal)
-    worthwhile = q.requires_grad or q.shape[:3].numel() >= MANY and not AMX
-    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and plain and worthwhile
-
-
-def attention_by_formula(q, k, v, is_causal):
-    """The same, written out. In bf16 PyTorch's fused kernel is slow on a CPU, most so its backward.
-
-    Measured on one core of an EPYC, here and in the fused kernel. Forward and backward, 12 heads of
-    64: 4 x 384 tokens 60 and 99 ms. Forward alone: CLIP's 577 tokens, 16 heads of 64, 14 and 22 ms;
-    640 tokens, 32 heads that share 4 keys, 22 and 40 ms. In fp32 the fused kernel is faster. On a
-    Xeon with AMX it takes 6.5 and 12 ms for these, the formula 19 and 17; there and back 57 and 45.
-    """
-    B, H, T, C = q.shape
-    G = k.shape[1]
-    # The queries that share a key look at it together, as if they were tokens.
-    q = (q * C**-0.5).reshape(B * G, H // G, T, C)
-    k, v = k.flatten(0, 1), v.flatten(0, 1)                               # [B*G,K,C]
-
-    # Some queries at a time: none need look beyond the last of them, which spares a third.
-    step = QUERIES if is_causal else T
-    parts = []
-    for start in range(0, T, step):
-        some = q[:, :, start : start + step]                              # [B*G,H/G,t,C]
-        t = some.shape[2]
-        seen = start + t if is_causal else k.shape[1]
-        # -inf above the diagonal: what comes later has probability 0. It is added if is_causal.
-        future = torch.full((t, seen), -math.inf, dtype=q.dtype).triu(1 + start).repeat(H // G, 1)
-        scores = torch.baddbmm(future, some.flatten(1, 2), k[:, :seen].mT, beta=int(is_causal))
-        y = scores.softmax(-1) @ v[:, :seen]                              # [B*G,H/G*t,C]
-        parts.append(y.view(B, H, t, C))
-    return torch.cat(parts, dim=2)
-
-
-def recomputed(step, x, *others):
-    """step(x, *others), a cheap one: what a CPU learns through it is computed again, not kept.
-
-    Autograd keeps what each operation needs on the way back: of an RMSNorm x twice in fp32, of
-    attention the [T,K] matrix. Here the inputs alone stay. A third less memory for the activations
-    of a block, in bf16, for 3 % of its time; a GPU has kernels of its own that keep little. In the
-    miniature the bookkeeping alone would take a sixth of a step: small tensors are kept.
-    """
-    small = x.numel() < WORTH_SAVING * len(x)
-    if small or not x.requires_grad or x.device.type != "cpu":
-        return step(x, *others)
-    return checkpoint(step, x, *others, use_reentrant=False, preserve_rng_state=False)

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from minillava.attention import attention, attention_mask, recomputed, token_positions
+from minillava.attention import attention, attention_mask, token_positions
+from minillava.on_cpu import rms_norm, swiglu
 
 # Tokens by which a KV cache grows.
 BLOCK = 256
@@ -54,12 +55,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        # On the way back it is computed again: that spares memory (attention.py).
-        return recomputed(self.normalize, x)
-
-    def normalize(self, x):
-        # PyTorch computes it in fp32: the mean of squares overflows fp16 and loses digits in bf16.
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        # Computed in fp32: the mean of squares overflows fp16 and loses digits in bf16.
+        return rms_norm(x, self.weight, self.eps)
 
 
 def rotary_table(config, length, device, dtype):
@@ -202,14 +199,10 @@ class MLP(nn.Module):
 
     def forward(self, x):
         gate, up = self.project(x)
-        return recomputed(self.gated, gate, up)
+        return self.down_proj(swiglu(gate, up))
 
     def project(self, x):
         return self.gate_proj(x), self.up_proj(x)
-
-    def gated(self, gate, up):
-        """both [B,T,inner] -> [B,T,D]"""
-        return self.down_proj(F.silu(gate) * up)
 
 
 class Block(nn.Module):

@@ -28,9 +28,14 @@ MUTANTS = {  # file: [(text, what it becomes, a test that must fail)]
         ("int(255 * value)", "round(255 * value)", "test_parity.py::test_preprocess"),
         ('image.format == "EPS"', "False", "test_checkpoint.py::test_images_that_cannot_be_had"),
     ],
-    "minillava/attention.py": [
+    "minillava/on_cpu.py": [
         ("(q * C**-0.5)", "(q / C)", "test_model.py::test_attention_by_the_formula_is_attention"),
         (".triu(1 + start)", ".triu(2 + start)", "test_model.py::test_attention_by_the_formula_is_attention"),
+        ("@ keys * C**-0.5", "@ keys", "test_model.py::test_gradients_of_attention_by_hand"),
+        ("wide, along, value=-1", "wide, along, value=0", "test_model.py::test_gradients_of_a_norm_and_of_swiglu_by_hand"),
+        ("x.to(torch.float32, copy=True)", "x.float()", "test_model.py::test_gradients_of_a_norm_and_of_swiglu_by_hand"),
+    ],
+    "minillava/attention.py": [
         ("scores.masked_fill(~mask, -math.inf)", "scores",
          "test_model.py::test_one_new_token_looks_at_its_keys_whichever_way_is_the_faster"),
         ("keys <= tokens", "keys < tokens",

@@ -1,0 +1,164 @@
+"""RMSNorm, SwiGLU and attention as a CPU has them sooner: a first reading may pass by.
+
+PyTorch makes each of them out of many steps on a CPU. Every step reads and writes all numbers, and
+autograd keeps what it needs of each on the way back: of attention the [T,K] matrix. A GPU has
+kernels that do it in one. Here the gradients are written out by hand: they are computed from the
+inputs, which alone are kept, in as few steps as it takes. dx stands for the gradient of x.
+
+This goes for large tensors. In the miniature the steps cost less than what is saved by them.
+"""
+import math
+
+import torch
+import torch.nn.functional as F
+from torch.autograd import Function
+
+# So many numbers to a row of the batch make a tensor large.
+LARGE = 2**18
+# So many queries of a text attention takes at a time; and from so many on, of all heads and rows,
+# the plain formula may be the faster one.
+QUERIES = 128
+MANY = 2048
+# Intel's AMX multiplies bf16 in tiles: with it the fused kernel is the faster one, forwards.
+AMX = torch.cpu.get_capabilities().get("amx_bf16", False)
+
+
+def rms_norm(x, weight, eps):
+    """x / sqrt(mean(x^2) + eps), times a weight for each channel, in fp32: [..,D] -> [..,D]"""
+    if is_large(x):
+        return Normalize.apply(x, weight, eps)
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def swiglu(gate, up):
+    """silu(gate) up"""
+    return Gate.apply(gate, up) if is_large(gate) else F.silu(gate) * up
+
+
+def attention_on_cpu(q, k, v, is_causal):
+    """As `attention` has it, without a mask."""
+    learns = q.requires_grad and is_large(q)
+    return (Attend.apply if learns else attention_by_formula)(q, k, v, is_causal)
+
+
+def by_formula_on_cpu(q, k, mask, is_causal):
+    """Whether the formula is the faster way: whole texts in bf16, learned from or not too small."""
+    plain = mask is None and (q.shape[2] == k.shape[2] or not is_causal)
+    worthwhile = q.requires_grad or q.shape[:3].numel() >= MANY and not AMX
+    return q.device.type == "cpu" and q.dtype == torch.bfloat16 and plain and worthwhile
+
+
+def is_large(x):
+    return x.device.type == "cpu" and x.numel() >= LARGE * len(x)
+
+
+class Normalize(Function):
+    """y = w n, where n = x s and s = 1 / sqrt(mean(x^2) + eps).
+
+        dw = sum(dy n)        dx = s (w dy - n mean(w dy n))
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        wide = x.to(torch.float32, copy=True)
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        scale = torch.rsqrt(norm**2 / x.shape[-1] + eps)                  # [..,1]
+        ctx.save_for_backward(x, weight, scale)
+        return wide.mul_(scale).mul_(weight.float()).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, weight, scale = ctx.saved_tensors
+        w, wide, dwide = weight.float(), x.float(), dy.to(torch.float32, copy=True)
+        products = wide * dwide                                           # [..,D]
+        dw = scale.flatten() @ products.flatten(0, -2)                    # [D]
+        along = scale**2 / len(w) * (products @ w)[..., None]             # [..,1]
+        dx = dwide.mul_(w).addcmul_(wide, along, value=-1).mul_(scale)
+        return dx.to(x.dtype), dw.to(w.dtype), None
+
+
+class Gate(Function):
+    """y = silu(gate) up"""
+
+    @staticmethod
+    def forward(ctx, gate, up):
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx, dy):
+        gate, up = ctx.saved_tensors
+        dgate = torch.ops.aten.silu_backward(dy * up, gate)
+        return dgate, F.silu(gate).mul_(dy)
+
+
+class Attend(Function):
+    """y = p v, where p = softmax(q k^T / sqrt(C)): some queries at a time.
+
+        dv = p^T dy        dp = dy v^T        ds = p (dp - sum(p dp))
+        dq = ds k / sqrt(C)                   dk = ds^T q / sqrt(C)
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, is_causal):
+        ctx.save_for_backward(q, k, v)
+        ctx.is_causal = is_causal
+        if not AMX:
+            return attention_by_formula(q, k, v, is_causal)
+        shared = q.shape[1] != k.shape[1]
+        return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, enable_gqa=shared)
+
+    @staticmethod
+    def backward(ctx, dy):
+        q, k, v = ctx.saved_tensors
+        B, G, K, C = k.shape
+        dy = dy.reshape(B * G, -1, *dy.shape[2:])                         # [B*G,H/G,T,C]
+        v = v.flatten(0, 1)                                               # [B*G,K,C]
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(v), torch.zeros_like(v)
+
+        for at, some, keys, p in parts(q, k, ctx.is_causal):
+            seen = keys.shape[1]
+            dsome = dy[:, :, at].flatten(1, 2)                            # [B*G,H/G*t,C]
+            dv[:, :seen].baddbmm_(p.mT, dsome)
+            dp = dsome @ v[:, :seen].mT                                   # [B*G,H/G*t,seen]
+            ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
+            dq[:, :, at] = (ds @ keys * C**-0.5).view(B, q.shape[1], -1, C)
+            dk[:, :seen].baddbmm_(ds.mT, some)
+        return dq, dk.view(k.shape), dv.view(k.shape), None
+
+
+def attention_by_formula(q, k, v, is_causal):
+    """attention(q, k, v), written out. In bf16 PyTorch's fused kernel is slow on many a CPU.
+
+    Measured on one core of an EPYC, here and in the fused kernel. CLIP's 577 tokens, 16 heads of
+    64, 14 and 22 ms; 640 tokens, 32 heads that share 4 keys, 22 and 40 ms. In fp32 the fused
+    kernel is faster. On a Xeon with AMX it takes 6.5 and 12 ms for these, the formula 19 and 17.
+    Backward the fused kernel is the slowest part: 12 heads of 64, 4 x 384 tokens there and back 53
+    ms on that Xeon, by `Attend` 33.
+    """
+    v = v.flatten(0, 1)
+    ys = [p @ v[:, : keys.shape[1]] for _, _, keys, p in parts(q, k, is_causal)]
+    return torch.cat([y.view(*q.shape[:2], -1, q.shape[-1]) for y in ys], dim=2)
+
+
+def parts(q, k, is_causal):
+    """Yields, for some queries at a time: where they are, q / sqrt(C), the keys they see, and p.
+
+    None need look beyond the last of them, which spares a third.
+    """
+    B, H, T, C = q.shape
+    G = k.shape[1]
+    # The queries that share a key look at it together, as if they were tokens.
+    q = (q * C**-0.5).reshape(B * G, H // G, T, C)
+    k = k.flatten(0, 1)                                                   # [B*G,K,C]
+
+    step = QUERIES if is_causal else T
+    for start in range(0, T, step):
+        at = slice(start, min(start + step, T))
+        some = q[:, :, at].flatten(1, 2)                                  # [B*G,H/G*t,C]
+        keys = k[:, : at.stop] if is_causal else k                        # [B*G,seen,C]
+        # -inf above the diagonal: what comes later has probability 0. It is added if is_causal.
+        future = torch.full((at.stop - start, keys.shape[1]), -math.inf, dtype=q.dtype)
+        future = future.triu(1 + start).repeat(H // G, 1)
+        scores = torch.baddbmm(future, some, keys.mT, beta=int(is_causal))
+        yield at, some, keys, scores.softmax(-1)                          # [B*G,H/G*t,seen]
