@@ -111,6 +111,7 @@ class Llava(nn.Module):
 
         # The words are looked up; where an image stands, any word will do for now.
         embeddings = self.language_model.embed_tokens(input_ids.clamp(min=0))
+        embeddings = embeddings.to(self.language_model.norm.weight.dtype)  # a table may be wider
 
         # The splice: the rows of H_v take the image's places, in order.
         if images:

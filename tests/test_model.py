@@ -78,6 +78,22 @@ def test_neither_chunks_of_the_head_nor_activation_checkpointing_change_anything
     torch.testing.assert_close(cut, plain, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-4)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_table_of_words_is_cast_row_by_row_unless_it_is_the_head_too(model, tied):
+    model.freeze_for(2)
+    table = model.language_model.embed_tokens.weight
+    if tied:
+        model.language_model.lm_head.weight = table
+    input_ids, pixels, labels = batch((24, 20))
+    data = dict(input_ids=input_ids % 5, pixels=pixels, labels=labels)  # few words, again and again
+    data["input_ids"][:, 1:5] = IMAGE_TOKEN
+    _, exact = gradients(model, torch.float32, **data)
+    _, found = gradients(model, torch.bfloat16, **data)
+    gradient = found["language_model.embed_tokens.weight"]
+    torch.testing.assert_close(gradient, exact["language_model.embed_tokens.weight"], rtol=0.1, atol=1e-3)
+    assert torch.equal(gradient, gradient.bfloat16().float()) == tied  # what adds up in bf16 stays rounded to it
+
+
 def test_a_batch_of_text_alone_gives_every_trained_parameter_a_gradient(model, monkeypatch):
     model.freeze_for(2)  # or DDP and FSDP2 would wait for the projector's for ever
     monkeypatch.setattr(VisionTower, "forward", None)  # and the tower need not run for it

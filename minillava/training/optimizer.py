@@ -95,8 +95,7 @@ def summed_loss(model, dtype, tensors):
     inputs = (input_ids, pixels, labels, 1, places)
     if isinstance(model, FSDPModule):
         return model(*inputs)
-    weights = {name: p.to(dtype) for name, p in model.named_parameters()}
-    return functional_call(model, weights, inputs)
+    return functional_call(model, cast_weights(model, dtype), inputs)
 
 
 def forward_backward_in(dtype, model, *args, **kwargs):
@@ -107,8 +106,20 @@ def forward_backward_in(dtype, model, *args, **kwargs):
     `functional_call` lends the cast weights to the model for one call only, and activation
     checkpointing computes with them again in the backward: so the backward runs within that call.
     """
-    weights = {f"model.{name}": p.to(dtype) for name, p in model.named_parameters()}
-    return functional_call(_ForwardBackward(model), weights, args, kwargs)
+    whole = _ForwardBackward(model)
+    return functional_call(whole, cast_weights(whole, dtype), args, kwargs)
+
+
+def cast_weights(model, dtype):
+    """{name: weight in `dtype`}; but a table of words stays as it is, unless it is the head too.
+
+    Few of its rows are looked up: `Llava.embed` casts those, and their gradients add up in fp32.
+    """
+    weights = dict(model.named_parameters())
+    tables = {name for name in weights
+              if name.endswith("embed_tokens.weight")
+              and name.replace("embed_tokens", "lm_head") in weights}
+    return {name: p if name in tables else p.to(dtype) for name, p in weights.items()}
 
 
 class _ForwardBackward(nn.Module):

@@ -116,12 +116,19 @@ def memory(model, tokens, ranks, shard, checkpointing, width, accumulate=1, quan
         items["gradients"] = 4 * trained / ranks + width * root
         items["optimizer"] /= ranks
     elif width < 4:
-        items["weights"] += width * trained  # the copies that are computed with
+        items["weights"] += width * (trained - looked_up(model))  # the copies computed with
 
     # logits are gone before there are gradients, but for those of earlier micro-batches
     never_together = min(items["logits"], items["gradients"]) if accumulate == 1 else 0
     items["in all"] = sum(items.values()) - never_together
     return items
+
+
+def looked_up(model):
+    """Numbers of a trained table of words, of which there is no copy unless it is the head too."""
+    table = model.language_model.embed_tokens.weight
+    tied = table is model.language_model.lm_head.weight
+    return 0 if tied or not table.requires_grad else table.numel()
 
 
 def saved_by(quantize, model, width):
