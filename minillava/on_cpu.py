@@ -1,11 +1,13 @@
-"""RMSNorm, SwiGLU and attention as a CPU has them sooner: a first reading may pass by.
+"""RMSNorm, SwiGLU and attention, sooner on a CPU: a first reading may pass by.
 
-PyTorch makes each of them out of many steps on a CPU. Every step reads and writes all numbers, and
-autograd keeps what it needs of each on the way back: of attention the [T,K] matrix. A GPU has
-kernels that do it in one. Here the gradients are written out by hand: they are computed from the
-inputs, which alone are kept, in as few steps as it takes. dx stands for the gradient of x.
+On a CPU PyTorch makes each of them out of many steps. Every step reads and writes all numbers, and
+autograd keeps what it needs of each for the way back: of attention the [T,K] matrix. Here the
+gradients are written out by hand: made from the inputs, which alone are kept, in as few steps as it
+takes. A GPU has kernels of its own for all this, and runs those.
 
-This goes for large tensors. In the miniature the steps cost less than what is saved by them.
+Small tensors are left to autograd too: in the miniature, what is spared is less than what it costs.
+Measured on one core of a Xeon with AMX, bf16, 4 x 384 tokens, there and back: RMSNorm over 768
+channels 11 ms by autograd, 4 here; attention of 12 heads of 64 53 ms in the fused kernel, 33 here.
 """
 import math
 
@@ -13,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import Function
 
-# So many numbers to a row of the batch make a tensor large.
-LARGE = 2**18
+# So many numbers to a row of the batch make a tensor a large one.
+LARGE = 2**16
 # So many queries of a text attention takes at a time; and from so many on, of all heads and rows,
 # the plain formula may be the faster one.
 QUERIES = 128
@@ -36,7 +38,7 @@ def swiglu(gate, up):
 
 
 def attention_on_cpu(q, k, v, is_causal):
-    """As `attention` has it, without a mask."""
+    """As in attention.py, without a mask."""
     learns = q.requires_grad and is_large(q)
     return (Attend.apply if learns else attention_by_formula)(q, k, v, is_causal)
 
@@ -71,10 +73,12 @@ class Normalize(Function):
         x, weight, scale = ctx.saved_tensors
         w, wide, dwide = weight.float(), x.float(), dy.to(torch.float32, copy=True)
         products = wide * dwide                                           # [..,D]
-        dw = scale.flatten() @ products.flatten(0, -2)                    # [D]
         along = scale**2 / len(w) * (products @ w)[..., None]             # [..,1]
         dx = dwide.mul_(w).addcmul_(wide, along, value=-1).mul_(scale)
-        return dx.to(x.dtype), dw.to(w.dtype), None
+        dw = None
+        if ctx.needs_input_grad[1]:
+            dw = (scale.flatten() @ products.flatten(0, -2)).to(weight.dtype)  # [D]
+        return dx.to(x.dtype), dw, None
 
 
 class Gate(Function):
@@ -133,8 +137,6 @@ def attention_by_formula(q, k, v, is_causal):
     Measured on one core of an EPYC, here and in the fused kernel. CLIP's 577 tokens, 16 heads of
     64, 14 and 22 ms; 640 tokens, 32 heads that share 4 keys, 22 and 40 ms. In fp32 the fused
     kernel is faster. On a Xeon with AMX it takes 6.5 and 12 ms for these, the formula 19 and 17.
-    Backward the fused kernel is the slowest part: 12 heads of 64, 4 x 384 tokens there and back 53
-    ms on that Xeon, by `Attend` 33.
     """
     v = v.flatten(0, 1)
     ys = [p @ v[:, : keys.shape[1]] for _, _, keys, p in parts(q, k, is_causal)]
