@@ -77,7 +77,7 @@ def sample_token(logits, written=None, temperature=0.0, top_p=1.0, top_k=0, repe
     if repetition_penalty != 1:
         logits = penalized(logits, written, repetition_penalty)
     if temperature == 0:
-        return logits.argmax(-1)
+        return logits.max(-1).indices
 
     probs = (logits.float() / temperature).softmax(-1)
     probs, ids = probs.sort(-1, descending=True)
@@ -288,7 +288,7 @@ def check_sampling(max_new_tokens, temperature, top_p, top_k=0, repetition_penal
 
 def refuse_nan(logits):
     """The likeliest of words that are all NaN would be the first, <unk>: an answer of nothing."""
-    if logits.isnan().any():
+    if logits.amax().isnan():
         raise ValueError("the model's output is NaN: its weights are damaged or too large for their "
                          "dtype; try float32, or download them again")
 

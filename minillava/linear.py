@@ -39,12 +39,15 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x):
         """[..,I] -> [..,O]"""
-        rows = x.shape[:-1].numel()
-        learns = x.requires_grad and torch.is_grad_enabled()
-        if rows <= self.few and not learns and self.has_kernel(x):
-            y = self.few_rows(x.reshape(rows, -1).contiguous())
+        if self.takes(x):
+            y = self.few_rows(x.reshape(-1, x.shape[-1]).contiguous())
             return y.view(*x.shape[:-1], -1)
         return FrozenProduct.apply(x, self)
+
+    def takes(self, x):
+        """Whether this machine's kernel is to multiply x."""
+        learns = x.requires_grad and torch.is_grad_enabled()
+        return x.shape[:-1].numel() <= self.few and not learns and self.has_kernel(x)
 
     def dequantized(self):
         """The weight [O,I], in the dtype of the scale."""
@@ -97,7 +100,8 @@ class Int4Linear(QuantizedLinear):
 
     def few_rows(self, x):
         inputs = self.weight.shape[1]
-        x = F.pad(x, (0, inputs - self.in_features))
+        if inputs > self.in_features:
+            x = F.pad(x, (0, inputs - self.in_features))
         packed = self.weight.view(-1, inputs // 2)  # [O,I/2], as the kernel counts
         y = torch._weight_int4pack_mm_for_cpu(x, packed, GROUP, self.scale.to(x.dtype))
         return y[:, : self.out_features]

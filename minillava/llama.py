@@ -89,7 +89,7 @@ def rotate(x, rope):
     cos, sin = rope
     # Half a roll exchanges the halves: [a, b] -> [b, a].
     exchanged = x.roll(x.shape[-1] // 2, dims=-1)
-    return x * cos + exchanged * sin
+    return torch.addcmul(x * cos, exchanged, sin)
 
 
 def scale_frequencies(frequencies, scaling):
@@ -183,7 +183,7 @@ class Attention(nn.Module):
 
     def split_heads(self, x):
         """[B,T,H*C] -> [B,H,T,C]"""
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return x.view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
 
 class MLP(nn.Module):

@@ -7,16 +7,17 @@ from torch import nn
 
 from minillava import fastest
 from minillava.checkpoint import load_llava
-from minillava.fastest import FewRowsLinear, RoundingInt8Linear, choose_products, trial
+from minillava.fastest import FewRowsLinear, RoundingInt8Linear, choose_products, norm_of_one, trial
 from minillava.generate import generate
 from minillava.images import load_image
-from minillava.linear import Int8Linear, to_int8
-from minillava.llama import LanguageConfig, LanguageModel
+from minillava.linear import Int4Linear, Int8Linear, to_int8
+from minillava.llama import LanguageConfig, LanguageModel, RMSNorm
 
 
 def take(monkeypatch, name):
     """Lets the candidate of this name win, whatever the clock says."""
-    monkeypatch.setattr(fastest, "trial", lambda layers, x: {c: 0.0 if c == name else 1.0 for c in layers})
+    monkeypatch.setattr(fastest, "trial", lambda layers, makers, x: {
+        kind: {c: 0.0 if c == name else 1.0 for c in names} for kind, names in makers.items()})
 
 
 @pytest.mark.parametrize("rows, few, product", [(1, 2, fastest.without_onednn), (3, 2, fastest.without_onednn),
@@ -107,11 +108,72 @@ def test_quantised_layers_keep_their_numbers(monkeypatch, name):
 
 def test_a_little_gain_changes_nothing(monkeypatch):
     model, _ = load_llava(device="cpu")
-    monkeypatch.setattr(fastest, "trial", lambda layers, x: {c: 1.0 if c == "as it is" else 0.95 for c in layers})
+    monkeypatch.setattr(fastest, "trial", lambda layers, makers, x: {
+        kind: {c: 1.0 if c == "as it is" else 0.95 for c in names} for kind, names in makers.items()})
     choose_products(model.language_model)
     assert type(model.language_model.layers[0].mlp.up_proj) is nn.Linear
 
 
-def test_a_trial_times_every_candidate():
-    seconds = trial({"one": [nn.Identity()] * 2, "another": [nn.Linear(4, 4)]}, torch.zeros(1, 4))
-    assert seconds.keys() == {"one", "another"} and all(0 < value < 1 for value in seconds.values())
+def test_a_trial_times_every_candidate_on_every_layer_and_none_twice_in_a_row():
+    seen = []
+
+    def noting(name):
+        def make(layer):
+            return lambda x: seen.append((name, layer))
+        return make
+    layers = [nn.Linear(4, 4) for _ in range(5)] + [Int8Linear(4, 4)]
+    makers = {nn.Linear: {"one": noting("one"), "another": noting("another"), "third": noting("third")},
+              Int8Linear: {"as it is": noting("as it is"), "other": noting("other")}}
+    seconds = trial(layers, makers, torch.zeros(1, 4))
+    assert {kind: list(names) for kind, names in seconds.items()} == {kind: list(names) for kind, names in makers.items()}
+    assert all(0 < value < 1 for names in seconds.values() for value in names.values())
+    assert [layer for _, layer in seen] == 6 * layers
+    assert {(name, layer): seen.count((name, layer)) for name, layer in seen} == {
+        (name, layer): 6 // len(makers[type(layer)]) for layer in layers for name in makers[type(layer)]}
+
+
+def test_a_head_in_8_bits_above_blocks_in_4_is_chosen_for_itself(monkeypatch):
+    model, _ = load_llava(device="cpu", quantize="int4")
+    take(monkeypatch, "x rounded too, W x")
+    choose_products(model.language_model)
+    assert type(model.language_model.lm_head) is RoundingInt8Linear
+    assert type(model.language_model.layers[0].mlp.up_proj) is Int4Linear
+
+
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_what_rounds_the_same_x_rounds_it_once_and_to_the_same(monkeypatch, rows):
+    model, _ = load_llava(device="cpu", quantize="int8")
+    take(monkeypatch, "x rounded too, W x")
+    choose_products(model.language_model)
+    mlp = model.language_model.layers[1].mlp
+    x = torch.randn(1, rows, mlp.up_proj.in_features).bfloat16()
+    alone = mlp.gate_proj(x), mlp.up_proj(x)
+    calls = []
+    in_8_bits = fastest.in_8_bits
+    monkeypatch.setattr(fastest, "in_8_bits", lambda x: calls.append(x) or in_8_bits(x))
+    for found, expected in zip(mlp.project(x), alone, strict=True):
+        assert torch.equal(found, expected)
+    assert len(calls) == (rows <= Int8Linear.few)
+
+
+def test_a_row_of_zeros_stays_one_when_it_is_rounded():
+    layer = Int8Linear(64, 32)
+    layer.weight, layer.scale = to_int8(torch.randn(32, 64))
+    x = torch.randn(2, 64)
+    x[0] = 0
+    y = RoundingInt8Linear(layer, fastest.weight_times_rows)(x)
+    assert (y[0] == 0).all() and y[1].isfinite().all() and y[1].any()
+
+
+@pytest.mark.parametrize("dtype, most", [(torch.float32, 1e-6), (torch.bfloat16, 4e-3), (torch.float16, 5e-4)])
+@pytest.mark.parametrize("size", [1e-3, 1, 100])
+def test_one_row_is_normalised_by_fewer_operations_to_the_same(dtype, most, size):
+    norm = RMSNorm(2048, 1e-5).to(dtype)
+    nn.init.normal_(norm.weight, 1, 0.3)
+    x = (size * torch.randn(2, 1, 2048)).to(dtype)
+    exact = nn.functional.rms_norm(x.double(), (2048,), norm.weight.double(), 1e-5)
+    normalize = norm_of_one(norm)
+    assert torch.equal(normalize(x), norm(x))  # two rows: the usual way
+    for row, expected in zip(x, exact):
+        found = normalize(row)
+        assert found.dtype == dtype and (found - expected).norm() <= most * expected.norm()
