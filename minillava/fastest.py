@@ -145,7 +145,7 @@ def choose_products(language_model, rows=1, verbose=False):
         share_inputs(language_model, rounded_once)
     for module in language_model.modules():
         if isinstance(module, RMSNorm):
-            module.normalize = norm_of_one(module)
+            module.forward = norm_of_one(module)
 
 
 def candidates_for(layer, dtype, rows):
@@ -246,14 +246,14 @@ def norm_of_one(norm):
     width = norm.weight.numel()
     least = torch.tensor(math.sqrt(norm.eps))
 
-    def normalize(x):
+    def forward(x):
         if x.numel() > width:
-            return RMSNorm.normalize(norm, x)
+            return RMSNorm.forward(norm, x)
         # A number in fp32, which x in bf16 is divided by without being laid out in fp32.
         length = torch.linalg.vector_norm(x, dtype=torch.float32)
         return x / torch.hypot(length * width**-0.5, least) * norm.weight
 
-    return normalize
+    return forward
 
 
 def trial_lines(kind, rows, seconds, best):
