@@ -94,17 +94,20 @@ COMMANDS = {
         "python train.py --recipe own-lora --data pink --new-word pink=red --out runs/pink-lora " + SHORT,
     "python -m minillava.toy.own score --model runs/pink/llava --data pink-new": AS_IT_STANDS,
     "python -m minillava.toy.own things --out things": AS_IT_STANDS,
-    "python -m minillava.toy.annotations --out scenes": "--scenes 12",
+    "python -m minillava.toy.annotations --scenes 4000 --out scenes": "--scenes 12",
     "python -m minillava.toy.instruct --captions scenes/captions_train.json --kinds brief --keep-all "
     "--out scenes/stage_1.json": AS_IT_STANDS,
     "python -m minillava.toy.instruct --captions scenes/captions_train.json --instances scenes/instances_train.json "
-    "--teacher toy --count 1024 --out scenes/stage_2.json": "--count 16",
+    "--teacher toy --count 512 --out scenes/stage_2.json": "--count 16",
     "python train.py --recipe toy-pretrain --language smollm2 --data scenes/stage_1.json --images scenes/train --epochs 1 "
-    "--out runs/smol-1": AS_IT_STANDS,
+    "--batch 8 --per-gpu 8 --lr 1e-3 --out runs/smol-1": AS_IT_STANDS,
     "python train.py --recipe toy-finetune --language smollm2 --init runs/smol-1 --data scenes/stage_2.json "
-    "--images scenes/train --lora 32 --out runs/smol-lora": AS_IT_STANDS,
-    "python train.py --recipe toy-finetune --language smollm2 --init runs/smol-1 --data scenes/stage_2.json "
-    "--images scenes/train --lr 2e-4 --out runs/smol-full": AS_IT_STANDS,
+    "--images scenes/train --batch 8 --per-gpu 8 --lora 32 --projector-lr 5e-4 --out runs/smol-lora": AS_IT_STANDS,
+    "python train.py --recipe v1.5-finetune --vision minillava/toy/weights/clip --language smollm2 --init runs/smol-1 "
+    "--data scenes/stage_2.json --images scenes/train --batch 8 --per-gpu 8 --lr 3e-4 --projector-lr 5e-4 "
+    "--no-checkpointing --no-shard --out runs/smol-full":
+        "python train.py --recipe v1.5-finetune --vision clip --language smollm2 --init runs/smol-1 "
+        "--data scenes/stage_2.json --images scenes/train --batch 8 --per-gpu 8 --no-checkpointing --no-shard --out runs/smol-full",
     "python -m minillava.toy.miniature --model runs/smol-lora/adapter --heldout 60 --per-type 10":
         "--heldout 12 --per-type 1",
     "python chat.py --model runs/smol-lora/adapter": AS_IT_STANDS,
