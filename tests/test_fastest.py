@@ -68,6 +68,7 @@ def test_the_miniature_answers_the_same_whatever_is_taken(monkeypatch, name, row
     assert f"{name:20}    0.000   <- taken" in capsys.readouterr().err
     kinds = {type(layer) for name, layer in model.language_model.named_modules() if name.endswith(("proj", "head"))}
     assert kinds == {FewRowsLinear if name in ("without oneDNN", "W x") else nn.Linear}
+    assert all("forward" in vars(m) for m in model.language_model.modules() if type(m) is RMSNorm)  # of one row
     dtypes = {p.dtype for p in model.language_model.parameters()}
     assert (dtypes == {torch.float32}) == (name == "in fp32")
 
@@ -128,6 +129,8 @@ def test_a_trial_times_every_candidate_on_every_layer_and_none_twice_in_a_row():
     assert {kind: list(names) for kind, names in seconds.items()} == {kind: list(names) for kind, names in makers.items()}
     assert all(0 < value < 1 for names in seconds.values() for value in names.values())
     assert [layer for _, layer in seen] == 6 * layers
+    names = [name for name, _ in seen[:5]]
+    assert all(first != then for first, then in zip(names, names[1:]))
     assert {(name, layer): seen.count((name, layer)) for name, layer in seen} == {
         (name, layer): 6 // len(makers[type(layer)]) for layer in layers for name in makers[type(layer)]}
 
