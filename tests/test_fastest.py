@@ -53,7 +53,7 @@ def test_rounding_x_costs_little(product):
     layer.weight, layer.scale = to_int8(torch.randn(96, 128).bfloat16())
     x = (torch.randn(2, 128) * torch.tensor([[1.0], [1000.0]])).bfloat16()  # a scale for each row
     error = RoundingInt8Linear(layer, product)(x) - layer(x)
-    assert (error.norm(dim=1) <= 0.02 * layer(x).norm(dim=1)).all()
+    assert (error.norm(dim=1) <= 0.01 * layer(x).norm(dim=1)).all()
 
 
 @pytest.mark.parametrize("name, rows", [("as it is", 3), ("without oneDNN", 3), ("W x", 1), ("in fp32", 3)])
@@ -133,6 +133,13 @@ def test_a_trial_times_every_candidate_on_every_layer_and_none_twice_in_a_row():
     assert all(first != then for first, then in zip(names, names[1:]))
     assert {(name, layer): seen.count((name, layer)) for name, layer in seen} == {
         (name, layer): 6 // len(makers[type(layer)]) for layer in layers for name in makers[type(layer)]}
+
+
+def test_blocks_and_a_head_of_another_kind_are_timed(capsys):
+    model, _ = load_llava(device="cpu", quantize="int4")
+    choose_products(model.language_model, verbose=True)
+    shown = capsys.readouterr().err
+    assert "Int4Linear, x of 1 rows" in shown and "Int8Linear, x of 1 rows" in shown and shown.count("<- taken") == 2
 
 
 def test_a_head_in_8_bits_above_blocks_in_4_is_chosen_for_itself(monkeypatch):
