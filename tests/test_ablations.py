@@ -57,6 +57,18 @@ def test_a_tower_is_trained_where_the_recipe_says_so_and_nowhere_else():
     assert any("patch_embedding" in name for name in trained) and len(model.vision_tower.encoder.layers) == 2
 
 
+def test_a_tower_with_a_rate_of_its_own_has_it_for_every_weight():
+    model = tiny_model()
+    choose_trained(model, changed(TOY_FINETUNE, tower=True))
+    adamw, muon = make_optimizers(model, 1e-3, 1e-2, tower_lr=1e-4)
+    others, tower = adamw.param_groups
+    expected = [p for name, p in model.named_parameters() if p.requires_grad and "vision_tower." in name]
+    assert tower["lr"] == 1e-4 and len(tower["params"]) == len(expected)
+    assert all(p is q for p, q in zip(tower["params"], expected))
+    blocks = muon.param_groups[0]["params"]
+    assert blocks and not any(p is q for p in expected for q in [*blocks, *others["params"]])
+
+
 def test_fewer_blocks_are_the_first_ones_and_more_than_there_are_is_an_error():
     model = tiny_model()
     first = model.language_model.layers[0]
@@ -155,6 +167,7 @@ def test_a_row_from_end_to_end_goes_on_where_it_was_stopped(tmp_path, run, train
 
 @pytest.mark.parametrize("words, message", [
     (("toy-pretrain", "--tower"), "--tower goes with a recipe of stage 2"),
+    (("toy-finetune", "--tower-lr", "1e-4"), "--tower-lr goes with --tower"),
     (("toy-finetune", "--init", TOY / "llava", "--projector", "linear"), "--init is a whole one"),
     (("toy-finetune", "--feature-layer", "-9"), "--feature-layer -9: CLIP has 4 blocks"),
     (("toy-finetune", "--layers", "5"), "--layers 5: the language model has 4"),

@@ -11,16 +11,18 @@ from torch.distributed.fsdp import FSDPModule
 from torch.func import functional_call
 
 
-def make_optimizers(model, lr, muon_lr=None, projector_lr=None):
+def make_optimizers(model, lr, muon_lr=None, projector_lr=None, tower_lr=None):
     """AdamW over what requires a gradient; with `muon_lr`, Muon over the blocks' matrices.
 
-    projector_lr: the projector's own rate, beside LoRA.
+    projector_lr, tower_lr: rates of their own, with AdamW for all that is theirs.
     """
-    matrices, projector, others = [], [], []
+    matrices, projector, tower, others = [], [], [], []
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
-        if muon_lr and p.ndim == 2 and ".layers." in name:
+        if tower_lr and "vision_tower." in name:
+            tower.append(p)
+        elif muon_lr and p.ndim == 2 and ".layers." in name:
             matrices.append(p)
         elif projector_lr and "mm_projector." in name:
             projector.append(p)
@@ -30,6 +32,8 @@ def make_optimizers(model, lr, muon_lr=None, projector_lr=None):
     groups = [{"params": others, "lr": lr}]
     if projector:
         groups.append({"params": projector, "lr": projector_lr})
+    if tower:
+        groups.append({"params": tower, "lr": tower_lr})
     optimizers = [torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=0.0, fused=True)]
     if matrices:
         optimizers.append(torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.0))

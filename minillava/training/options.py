@@ -71,6 +71,7 @@ def add_changes(parser):
     parser.add_argument("--layers", type=int,
                         help="keep only so many blocks of the language model, in both stages")
     parser.add_argument("--tower", action=FLAG, default=None, help="stage 2: train CLIP too")
+    parser.add_argument("--tower-lr", type=float, help="with --tower: CLIP's own rate")
     parser.add_argument("--lora", type=int, help="rank of LoRA: train it, not the language model")
     parser.add_argument("--lora-alpha", type=float, help="(default: twice the rank)")
     parser.add_argument("--words", action=FLAG, default=None,
@@ -157,7 +158,8 @@ def changed_recipes(args, recipes):
             per_gpu=args.per_gpu, epochs=args.epochs, max_length=args.max_length,
             checkpointing=args.checkpointing, loss_mean=args.loss_mean, min_steps=args.min_steps,
             words=words, projector=args.projector, feature_layer=args.feature_layer,
-            layers=args.layers, tower=args.tower if recipe.stage == 2 else None)
+            layers=args.layers, tower=args.tower if recipe.stage == 2 else None,
+            tower_lr=args.tower_lr)
     return settled
 
 
@@ -191,8 +193,8 @@ def setup_of(args, recipe, toy):
 # --------------------------------------------------------------------------- what is wrong with it
 
 POSITIVE = ("batch", "per_gpu", "epochs", "max_length", "save_every", "keep", "gpus", "scenes",
-            "heldout", "per_type", "lr", "projector_lr", "lora", "lora_alpha", "min_steps",
-            "eval_every", "patience", "layers")
+            "heldout", "per_type", "lr", "projector_lr", "tower_lr", "lora", "lora_alpha",
+            "min_steps", "eval_every", "patience", "layers")
 
 
 def refuse_wrong_numbers(args):
@@ -210,7 +212,8 @@ def refuse_wrong_numbers(args):
 
 # a flag, and the one without which it would change nothing
 GO_TOGETHER = (("replay_data", "replay"), ("replay_data", "replay_images"),
-               ("replay_images", "replay_data"), ("patience", "val"), ("lora_alpha", "lora"))
+               ("replay_images", "replay_data"), ("patience", "val"), ("lora_alpha", "lora"),
+               ("tower_lr", "tower"))
 
 
 def refuse_alone(args):

@@ -27,6 +27,7 @@ class Recipe:
     feature_layer: int = -2       # of CLIP, whose output is read; -1: the last
     layers: int = 0               # the language model's first blocks that are kept; 0: all
     tower: bool = False           # CLIP is trained too
+    tower_lr: float | None = None  # its own rate, with AdamW; None: as the language model
     lora: int = 0                 # rank; 0 trains the language model itself
     lora_alpha: float = 0.0       # see lora.py
     words: bool = False           # beside LoRA: embeddings and head are trained too, whole
