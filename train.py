@@ -181,8 +181,7 @@ def train(model, data, recipe, setup, device, validation=None):
     # what is trained, on the device, and by what
     model.language_model.checkpointing = recipe.checkpointing
     wrapped = distributed.wrap(model, device, setup.shard, dtype)
-    optimizers = make_optimizers(
-        wrapped, recipe.lr, recipe.muon_lr, recipe.projector_lr, recipe.tower_lr)
+    optimizers = make_optimizers(wrapped, *recipe.rates)
 
     first = resume(setup.out, wrapped, optimizers, validation)
     batches = step_batches(data, order[first * accumulate :], accumulate, setup.workers, device)

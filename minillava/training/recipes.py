@@ -38,6 +38,11 @@ class Recipe:
     mean: int = 0                 # tokens of one of them with its image, for the plan
 
     @property
+    def rates(self):
+        """As make_optimizers takes them."""
+        return self.lr, self.muon_lr, self.projector_lr, self.tower_lr
+
+    @property
     def result(self):
         """What a run leaves in its folder."""
         if self.stage == 1:
