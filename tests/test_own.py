@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from minillava.checkpoint import TOY, load_llava
 from minillava.data import LlavaData
@@ -291,11 +292,23 @@ def test_each_scene_with_pink_is_told_of_in_conversations_of_their_own(tmp_path)
     draw("pink", tmp_path, 5, "train", seed=0)
     samples = folder_samples(tmp_path)
     texts = [[turn["value"] for turn in sample["conversations"]] for sample in samples]
-    assert Counter(sample["image"] for sample in samples) == {f"000{n}.png": 18 for n in range(5)}
-    assert all("shows four shapes." in text or "shows five shapes." in text for _, text in texts[:5])
-    assert sum("pink" in text for _, text in texts[:5]) == 5 and "pink" not in COLORS
+    names = [f"000{n}{side}.png" for n in range(5) for side in ("", "-mirrored")]
+    assert Counter(sample["image"] for sample in samples) == dict.fromkeys(names, 9)
+    assert all("shows four shapes." in text or "shows five shapes." in text for _, text in texts[:10])
+    assert sum("pink" in text for _, text in texts[:10]) == 10 and "pink" not in COLORS
     asked = [sum("How many pink" in text or "Count the pink" in text for text in part) for part in texts]
-    assert sum(asked) == 3 * 5 and max(asked) == 1  # all its wordings, and no two next to each other
+    assert sum(asked) == 3 * 10 and max(asked) == 1  # all its wordings, and no two next to each other
+
+
+def test_a_mirrored_picture_is_told_of_as_it_shows_itself(tmp_path):
+    draw("pink", tmp_path, 5, "train", seed=0)
+    told = {sample["image"]: sample["conversations"][1]["value"] for sample in folder_samples(tmp_path)[:10]}
+    swapped = {"left": "right", "right": "left"}
+    for n in range(5):
+        plain, other = f"000{n}.png", f"000{n}-mirrored.png"
+        seen = re.sub("left|right", lambda word: swapped[word[0]], told[plain])
+        assert sorted(seen.rstrip(".").split(". ")) == sorted(told[other].rstrip(".").split(". "))
+        assert ImageOps.mirror(Image.open(tmp_path / plain)).tobytes() == Image.open(tmp_path / other).tobytes()
 
 
 # ------------------------------------------------------------------------------------ whole runs

@@ -14,6 +14,7 @@ import random
 from collections import Counter
 from pathlib import Path
 
+from PIL import ImageOps
 from tqdm import tqdm
 
 from minillava.checkpoint import load_llava
@@ -38,14 +39,18 @@ def draw_pink(folder, pictures, split, seed):
     rng = random.Random(f"pink {split} {seed}")
     world.COLORS["pink"] = PINK  # for as long as it is drawn
     conversations = []
-    for n in range(pictures):
-        parts = []
-        while not parts:
-            scene = pink_scene(rng, split)
-            parts = pink_question(rng, scene) if split == "val" else pink_parts(rng, scene)
-        name = f"{n:04}.png"
-        world.draw(scene, rng).save(folder / name)
+
+    def add(name, picture, parts):
+        picture.save(folder / name)
         conversations.append([[(name, *pair) for pair in part] for part in parts])
+
+    for n in range(pictures):
+        scene = pink_scene(rng, split)
+        parts = [[pink_question(rng, scene)]] if split == "val" else pink_parts(rng, scene)
+        picture = world.draw(scene, rng)
+        add(f"{n:04}.png", picture, parts)
+        if split == "train":
+            add(f"{n:04}-mirrored.png", ImageOps.mirror(picture), pink_parts(rng, mirrored(scene)))
     del world.COLORS["pink"]
 
     # rows that follow each other are one conversation: the parts of a picture stand apart
@@ -68,8 +73,13 @@ def pink_scene(rng, split):
             return scene
 
 
+def mirrored(scene):
+    """The scene seen from behind: each of the world's shapes is its own mirror image."""
+    return [(name, [world.SIDE - x2, y1, world.SIDE - x1, y2]) for name, (x1, y1, x2, y2) in scene]
+
+
 def pink_parts(rng, scene):
-    """Two descriptions of a picture, and 16 times some questions -> 18 lists of (question, answer).
+    """A description of a picture, and eight times some questions -> 9 lists of (question, answer).
 
     Each becomes a conversation of its own, with few questions of a kind: later answers could be
     read from earlier ones, and the picture need not be looked at.
@@ -82,19 +92,19 @@ def pink_parts(rng, scene):
         others = [pair for pair in tries if pair and not is_pink(pair)]
         pairs += pink[:5] + others[:2]
 
-    descriptions = [[QUESTIONS["detail"](things, rng)] for _ in range(2)]
-    parts = [pairs[n::16] for n in range(16)]
-    return descriptions + [rng.sample(part, len(part)) for part in parts]
+    description = [QUESTIONS["detail"](things, rng)]
+    parts = [pairs[n::8] for n in range(8)]
+    return [description, *(rng.sample(part, len(part)) for part in parts)]
 
 
 def pink_question(rng, scene):
-    """One question about something pink, that yes or no does not answer -> [[it]], or []."""
+    """One question about something pink, that yes or no does not answer -> (question, answer)."""
     things = read(as_fractions(scene))
     pairs = []
     for kind, ask in QUESTIONS.items():
         tries = [ask(things, rng) for _ in range(5)]
         pairs += [pair for pair in tries if pair and is_pink(pair) and kind != "exists"][:1]
-    return [[rng.choice(pairs)]] if pairs else []
+    return rng.choice(pairs)
 
 
 def is_pink(pair):
