@@ -35,7 +35,10 @@ PINK = (255, 20, 147)  # deep pink: as strong as the colours of the world
 # ------------------------------------------------------------------------------ scenes with pink
 
 def draw_pink(folder, pictures, split, seed):
-    """Draws pictures to the folder -> [(file name, question, answer)] about them."""
+    """Draws pictures to the folder -> [(file name, question, answer)] about them.
+
+    Those to learn from are few, hence each is there twice: as it is, and mirrored.
+    """
     rng = random.Random(f"pink {split} {seed}")
     world.COLORS["pink"] = PINK  # for as long as it is drawn
     conversations = []
@@ -157,7 +160,8 @@ def draw(kind, out, pictures, split, seed):
     lines = [json.dumps({"file_name": name, "question": question, "answer": answer}) + "\n"
              for name, question, answer in rows]
     write(out / "metadata.jsonl", "".join(lines))
-    print(f"{pictures} pictures and {len(rows)} questions in {out}")
+    drawn = {name for name, _, _ in rows}
+    print(f"{len(drawn)} pictures and {len(rows)} questions in {out}")
 
 
 def main():
