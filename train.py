@@ -52,6 +52,7 @@ from minillava.training.signals import Stop, end_by_signal
 from minillava.training.trained_parts import choose_trained
 from minillava.training.validation import Validation
 from minillava.weights.allocator import keep_freed_memory
+from minillava.weights.devices import training_dtype
 from minillava.weights.saving import refuse_projector
 
 
@@ -170,7 +171,7 @@ def fit_together(data, recipe, sources, setup):
 
 def train(model, data, recipe, setup, device, validation=None):
     """The loop: one stage, from the newest checkpoint on -> the model, wrapped for many ranks."""
-    dtype = getattr(torch, setup.dtype)
+    dtype = training_dtype(setup.dtype, device)
 
     # which samples each step takes
     accumulate = recipe.accumulation(distributed.ranks())

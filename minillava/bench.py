@@ -25,7 +25,7 @@ from torch import nn
 from minillava.checkpoint import TOY, load_llava, save_llava
 from minillava.fastest import choose_products
 from minillava.generate import new_cache, next_logits, next_tokens, sample_token
-from minillava.linear import BLOCK, Int4Linear, in_blocks, kernel_block
+from minillava.linear import BLOCK, Int4Linear, kernel_block
 from minillava.llama import KVCache, LanguageConfig, LanguageModel
 from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN, Llava, LlavaConfig
 from minillava.terminal import exit_with
@@ -36,7 +36,7 @@ from minillava.training.optimizer import forward_backward_in, make_optimizers, t
 from minillava.training.recipes import RECIPES
 from minillava.vit import VisionConfig
 from minillava.weights.allocator import keep_freed_memory
-from minillava.weights.devices import find_device
+from minillava.weights.devices import find_device, training_dtype
 
 VIT_L = VisionConfig(1024, 4096, 24, 16, 336, 14)
 VIT_B = VisionConfig(768, 3072, 12, 12, 224, 14)  # 256 image tokens
@@ -96,8 +96,12 @@ def all_parts(shapes, limits, device, rounds, quick):
     if "7B" in shapes:
         yield decoding_7b(limits, rounds)
     if "140M" in shapes:
+        dtypes = DTYPES
+        if quick:  # the one that train.py takes here
+            fast = training_dtype("auto", device)
+            dtypes = [name for name, dtype in DTYPES.items() if dtype == fast]
         for stage in (2, 1):
-            for dtype in ("bf16",) if quick else ("bf16", "fp32"):
+            for dtype in dtypes:
                 yield training(stage, dtype, limits, device, rounds)
 
 
@@ -160,7 +164,7 @@ def answering(shape, folder, dtype, kinds, limits, device, rounds):
 
         # The floor is that of the weights as they lie on disk, before the fastest product is chosen.
         model, _ = loaders["minillava"]()
-        floor = floors(model, limits, limits[dtype])
+        floor = floors(model, limits, max(limits[dtype], limits["fp32"]))
         choose_products(model.language_model)
         # As chat.py does; in one process with it, transformers gains by it too.
         keep_freed_memory()
@@ -359,14 +363,11 @@ def decoding_7b(limits, rounds):
         model = LanguageModel(LLAMA_7B).to(torch.bfloat16)
         for name, layer in list(model.named_modules()):
             if isinstance(layer, nn.Linear):
-                new = Int4Linear(layer.in_features, layer.out_features).to(torch.bfloat16)
-                model.set_submodule(name, new)
+                new = Int4Linear(layer.in_features, layer.out_features, kernel_block() or BLOCK)
+                model.set_submodule(name, new.to(torch.bfloat16))
     model.to_empty(device="cpu")
     for tensor in model.state_dict().values():
         tensor.random_(0, 255) if tensor.dtype == torch.uint8 else tensor.fill_(0.001)
-    for layer in model.modules():
-        if isinstance(layer, Int4Linear):
-            layer.weight = in_blocks(layer.weight, kernel_block() or BLOCK)
     weights, read = bytes_of(model), read_bytes(model)
 
     # Every step runs one token more, as in an answer to a question about a picture.

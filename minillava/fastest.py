@@ -26,6 +26,7 @@ from torch import nn
 
 from minillava.linear import Int8Linear
 from minillava.llama import RMSNorm
+from minillava.on_cpu import is_slow
 
 # Layers of so many bytes are timed in turn: more than a processor's cache keeps until the next one.
 BYTES = 2**29
@@ -139,7 +140,8 @@ def choose_products(language_model, rows=1, verbose=False):
             replace_layers(language_model, kind, makers[kind][best])
 
     # A joint product copies weights; those of a large model stay in their file, memory-mapped.
-    if type(layers[0]) is nn.Linear and layers[0].weight.numel() <= SMALL:
+    small = isinstance(layers[0], nn.Linear) and layers[0].weight.numel() <= SMALL
+    if small and not is_slow(language_model.embed_tokens.weight.dtype):
         share_inputs(language_model, joint_product)
     elif type(language_model.layers[0].mlp.up_proj) is RoundingInt8Linear:
         share_inputs(language_model, rounded_once)
@@ -158,7 +160,7 @@ def candidates_for(layer, dtype, rows):
         candidates["without oneDNN"] = partial(FewRowsLinear, few=rows, product=without_onednn)
         if rows == 1:
             candidates["W x"] = partial(FewRowsLinear, few=1, product=weight_times_vector)
-    if type(layer) is nn.Linear and dtype != torch.float32 and layer.weight.numel() <= SMALL:
+    if isinstance(layer, nn.Linear) and dtype != torch.float32 and layer.weight.numel() <= SMALL:
         candidates["in fp32"] = in_fp32
     return candidates
 

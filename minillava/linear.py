@@ -1,4 +1,4 @@
-"""Linear layers of other kinds: with weights of 8 or 4 bits, and with a LoRA beside them.
+"""Linear layers of other kinds: of 8 or 4 bits, in bf16 for any processor, with a LoRA beside them.
 
 Weights in few bits take a half or a quarter of the memory of bf16:
 
@@ -8,7 +8,7 @@ Weights in few bits take a half or a quarter of the memory of bf16:
 Only weights are rounded, activations are not. For few rows, as in decoding, the time goes into
 reading weights, and PyTorch's kernels read the small form itself. For many rows, as in a prefill or
 in training, it goes into the product: weights are written out, some output channels after the
-others, used and dropped.
+others, used and dropped: in fp32, where the processor is slow in bf16.
 """
 import functools
 import math
@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from minillava.on_cpu import product_dtype
+
 GROUP = 64     # inputs that share a scale and a zero, in int4
-BLOCK = 64     # output channels that lie together, in int4
+BLOCK = 64     # output channels that lie together, in int4; 32 where the kernel wants that
 PIECE = 1024   # output channels that are written out at once, small enough for a cache
 REFITS = 2     # of the line through a group's weights
 TINY = 1e-7    # the least scale, which fp16 still has: a group of zeros needs one too
@@ -84,15 +86,16 @@ class Int4Linear(QuantizedLinear):
 
     Two values share a byte, laid as PyTorch's kernel for AVX-512 reads them, so that a file can be
     memory-mapped: of the 64 output channels of a block, input by input, byte j holds channel j in
-    its low half and channel j + 32 in its high half. O and I are rounded up to whole blocks.
+    its low half and channel j + 32 in its high half. O and I are rounded up to whole blocks. The
+    kernel for AVX2 wants blocks of 32, likewise: [O/32,I,16].
     """
     few = 64
 
-    def __init__(self, in_features, out_features):
-        blocks = -(-out_features // BLOCK)
+    def __init__(self, in_features, out_features, block=BLOCK):
+        outputs = -(-out_features // BLOCK) * BLOCK
         groups = -(-in_features // GROUP)
-        weight = torch.empty(blocks, groups * GROUP, BLOCK // 2, dtype=torch.uint8)
-        scale = torch.empty(groups, blocks * BLOCK, 2)
+        weight = torch.empty(outputs // block, groups * GROUP, block // 2, dtype=torch.uint8)
+        scale = torch.empty(groups, outputs, 2)
         super().__init__(in_features, out_features, weight, scale)
 
     def has_kernel(self, x):
@@ -115,6 +118,32 @@ class Int4Linear(QuantizedLinear):
         for weight, scale in zip(weights, scales):
             yield write_out(weight, scale)[:left, : self.in_features]
             left -= PIECE
+
+
+class WidenedLinear(nn.Linear):
+    """A layer in bf16 (or fp16) that answers on a processor without instructions for it.
+
+    Many rows are multiplied in fp32. Of few the time goes into reading the weight: they are not.
+    """
+    few = 8
+
+    def forward(self, x):
+        """[..,I] -> [..,O]"""
+        if torch.is_grad_enabled() or x.shape[:-1].numel() <= self.few:
+            return super().forward(x)
+        wide = x.float()
+        weights = self.weight.split(PIECE)
+        biases = [None] * len(weights) if self.bias is None else self.bias.float().split(PIECE)
+        parts = [F.linear(wide, weight.float(), bias).to(x.dtype)
+                 for weight, bias in zip(weights, biases)]
+        return torch.cat(parts, dim=-1)
+
+
+class WidenedConv2d(nn.Conv2d):
+    """CLIP's patches, likewise: without bias."""
+
+    def forward(self, x):
+        return F.conv2d(x.float(), self.weight.float(), stride=self.stride).to(x.dtype)
 
 
 class LoraLinear(nn.Module):
@@ -144,14 +173,17 @@ class FrozenProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, layer):
         ctx.layer = layer
-        return torch.cat([F.linear(x, piece) for piece in layer.pieces(x.dtype)], dim=-1)
+        wide = x.to(product_dtype(x))
+        parts = [F.linear(wide, piece).to(x.dtype) for piece in layer.pieces(wide.dtype)]
+        return torch.cat(parts, dim=-1)
 
     @staticmethod
     def backward(ctx, grad):
+        wide = grad.to(product_dtype(grad))
         total = 0
-        for part, piece in zip(grad.split(PIECE, dim=-1), ctx.layer.pieces(grad.dtype)):
+        for part, piece in zip(wide.split(PIECE, dim=-1), ctx.layer.pieces(wide.dtype)):
             total = total + part @ piece
-        return total, None
+        return total.to(grad.dtype), None
 
 
 # ---- weights into few bits ----
@@ -166,7 +198,7 @@ def to_int8(weight):
 
 
 def to_int4(weight):
-    """[O,I] -> uint8 [O/64,I,32], scale [I/64,O,2]: see Int4Linear."""
+    """[O,I] -> uint8 [O/64,I,32] (or as this machine's kernel has it), scale [I/64,O,2]."""
     outputs, inputs = weight.shape
     padded = F.pad(weight, (0, -inputs % GROUP, 0, -outputs % BLOCK))
     groups = padded.float().unflatten(1, (-1, GROUP))  # [O,I/64,64]
@@ -188,7 +220,7 @@ def to_int4(weight):
     # as int8 first, into which numbers turn four times as fast as into uint8
     values = values.to(torch.int8).view(torch.uint8).flatten(1)  # [O,I]
     scale_and_zero = torch.cat([scale, zero], dim=-1)            # [O,I/64,2]
-    return pack(values), scale_and_zero.transpose(0, 1).contiguous()
+    return pack(values, kernel_block() or BLOCK), scale_and_zero.transpose(0, 1).contiguous()
 
 
 def to_4_bits(groups, scale, zero):
@@ -209,7 +241,7 @@ def closest_line(values, groups, mean_weight):
 
 
 def pack(values, block=BLOCK):
-    """0..15 as uint8 [O,I] -> two in a byte, uint8 [O/64,I,32]"""
+    """0..15 as uint8 [O,I] -> two in a byte, uint8 [O/64,I,32]: see Int4Linear"""
     blocks = values.unflatten(0, (-1, block))  # [O/64,64,I]
     low, high = blocks.chunk(2, dim=1)
     return turn(low | high << 4)
@@ -217,7 +249,7 @@ def pack(values, block=BLOCK):
 
 def turn(table):
     """Bytes [B,R,C] -> [B,C,R], in half the time of a copy byte by byte: four columns as one."""
-    fours = table.view(torch.int32).transpose(1, 2).contiguous()               # [B,C/4,R]
+    fours = table.contiguous().view(torch.int32).mT.contiguous()               # [B,C/4,R]
     bytes_ = fours.view(torch.uint8).unflatten(-1, (-1, 4)).transpose(-2, -1)  # [B,C/4,4,R]
     return bytes_.flatten(1, 2)
 
@@ -258,8 +290,19 @@ def kernel_block():
 
 
 def in_blocks(packed, block):
-    """A packed weight in blocks of another size; the same tensor where it is in these already."""
+    """A packed weight in blocks of 64 or 32; the same tensor where it is in these already."""
     if block == 2 * packed.shape[-1]:
         return packed
-    values = unpack(packed).transpose(1, 2).flatten(0, 1)  # [O,I]
-    return pack(values, block)
+    # some at a time, few enough for a cache
+    return torch.cat([laid_anew(part, block) for part in packed.split(4)])
+
+
+def laid_anew(packed, block):
+    """uint8 [O/a,I,a/2] -> [O/b,I,b/2]: two blocks become one, or one becomes two."""
+    before = 2 * packed.shape[-1]
+    joined, cut = max(1, block // before), max(1, before // block)
+    values = unpack(packed).unflatten(-1, (cut, -1))              # [O/a,I,cut,..]
+    values = values.unflatten(0, (-1, joined))                    # [..,joined,I,cut,..]
+    values = values.permute(0, 3, 2, 1, 4).flatten(3).flatten(0, 1)  # [O/b,I,b]
+    low, high = values.chunk(2, dim=-1)
+    return low | high << 4

@@ -20,6 +20,7 @@ from minillava.toy.world import (COLORS, SHAPES, draw, make_box, make_scene, pla
 from minillava.training.optimizer import (forward_backward_in, make_optimizers, set_lr,
                                           take_step)
 from minillava.vit import Encoder, VisionConfig, VisionTower
+from minillava.weights.devices import training_dtype
 from minillava.weights.saving import save_clip
 
 VISION = VisionConfig(hidden_size=96, intermediate_size=384, num_hidden_layers=4,
@@ -187,6 +188,7 @@ def pretrain_clip(out, tokenizer, steps, seed, groups=12000, group=4, batch=256)
     pixels, captions = pictures_and_captions(tokenizer, rng, groups, group)
 
     optimizers = make_optimizers(model, lr=1e-3, muon_lr=0.02)
+    dtype = training_dtype("auto", pixels.device)
     bar = tqdm(range(steps), desc="toy CLIP", position=0)
     for step in bar:
         set_lr(optimizers, step, steps)
@@ -194,7 +196,7 @@ def pretrain_clip(out, tokenizer, steps, seed, groups=12000, group=4, batch=256)
         chosen = [group * number + k for number in drawn for k in range(group)]
         ids = [rng.choice(captions[i]) for i in chosen]
         ids = pad_sequence(ids, batch_first=True, padding_value=end)
-        loss = forward_backward_in(torch.bfloat16, model, pixels[chosen], ids)
+        loss = forward_backward_in(dtype, model, pixels[chosen].to(dtype), ids)
         take_step(optimizers)
         bar.set_postfix(loss=f"{loss.item():.3f}")
     save(model, tokenizer, out)

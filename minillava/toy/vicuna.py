@@ -20,6 +20,7 @@ from minillava.toy.teacher import teach
 from minillava.toy.tokenizer import symbols
 from minillava.training.optimizer import (forward_backward_in, make_optimizers, set_lr,
                                           take_step)
+from minillava.weights.devices import training_dtype
 from minillava.weights.saving import save_language
 
 # How often each kind of text is drawn: mostly cards in the first third, then more chats.
@@ -127,6 +128,7 @@ def pretrain_vicuna(out, tokenizer, steps, seed, batch=32):
     torch.manual_seed(seed)
     model = new_model(tokenizer.vocab_size)
     optimizers = make_optimizers(model, lr=2e-3, muon_lr=0.008)
+    dtype = training_dtype("auto", model.device)
     ready = []
     bar = tqdm(range(steps), desc="toy Vicuna", position=1)
     for step in bar:
@@ -135,7 +137,7 @@ def pretrain_vicuna(out, tokenizer, steps, seed, batch=32):
             shares = AT_FIRST if step < steps / 3 else LATER
             ready = batches_of_like_length(rng, tokenizer, shares, batch)
         input_ids, labels, _ = ready.pop()
-        loss = forward_backward_in(torch.bfloat16, model, input_ids, labels=labels)
+        loss = forward_backward_in(dtype, model, input_ids, labels=labels)
         take_step(optimizers)
         bar.set_postfix(loss=f"{loss.item():.3f}")
     save_language(model.language_model.bfloat16(), tokenizer, out)

@@ -95,8 +95,9 @@ def add_setup(parser):
     parser.add_argument("--resume", action=FLAG, default=False, help="go on with the run in --out")
     parser.add_argument("--shard", action=FLAG, default=None,
                         help="FSDP2 (default: stage 2 of the real recipes), else DDP")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16",
-                        help="to compute in; weights are fp32")
+    parser.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto",
+                        help="to compute in; weights are fp32 (auto: bfloat16, but float32 on a "
+                             "CPU that is far slower in bfloat16, as many a laptop's is)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...")
     parser.add_argument("--workers", type=int, default=None,
                         help="processes that load data (default: 4 beside a GPU)")

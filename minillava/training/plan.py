@@ -154,7 +154,7 @@ def plan_lines(config, recipe, ranks, shard, dtype, mfu, quantize=None):
     """The plan as text."""
     model = skeleton(config, recipe)
     accumulate = max(1, recipe.batch // (recipe.per_gpu * ranks))
-    width = 2 if dtype == "bfloat16" else 4
+    width = 4 if dtype == "float32" else 2
     items = memory(model, recipe.per_gpu * recipe.max_length, ranks, shard,
                    recipe.checkpointing, width, accumulate, quantize)
     steps = -(-recipe.samples // recipe.batch) * recipe.epochs

@@ -51,7 +51,7 @@ class Setup:
     out: Path
     resume: bool = False
     seed: int = 0
-    dtype: str = "bfloat16"  # to compute in; trained weights are fp32
+    dtype: str = "auto"      # to compute in, see training_dtype; trained weights are fp32
     shard: bool = False      # FSDP2, else DDP
     workers: int = 0         # processes that load data
     save_every: int = 500    # steps

@@ -1,6 +1,8 @@
 """Where the weights go: a device by its name, "auto" for the best that there is."""
 import torch
 
+from minillava.on_cpu import is_slow
+
 
 def find_device(name):
     """"auto", "cuda", "cuda:1", "mps", "cpu" -> torch.device; ValueError if it is not here."""
@@ -52,6 +54,14 @@ def find_dtype(name):
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype {name!r:.40} is none of bfloat16, float16 and float32")
     return dtype
+
+
+def training_dtype(name, device):
+    """What a training computes in: as asked; "auto": bf16, or fp32 on a CPU that is slow in bf16."""
+    if name != "auto":
+        return find_dtype(name)
+    slow = device.type == "cpu" and is_slow(torch.bfloat16)
+    return torch.float32 if slow else torch.bfloat16
 
 
 def fast_dtype(stored, device):

@@ -17,11 +17,14 @@ from minillava.linear import (
     Int4Linear,
     Int8Linear,
     QuantizedLinear,
+    WidenedConv2d,
+    WidenedLinear,
     in_blocks,
     kernel_block,
     to_int4,
     to_int8,
 )
+from minillava.on_cpu import is_slow
 from minillava.weights.folders import write_folder
 from minillava.weights.layouts import LLAVA_HF
 from minillava.weights.saving import llava_hf_files, refuse_projector, with_two_layers
@@ -30,6 +33,7 @@ from minillava.weights.tensors import forget_pages, read_ahead, rename
 KINDS = ("int8", "int4")
 LAYER = re.compile(r"(language_model\.)?layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
 HEAD = re.compile(r"(language_model\.)?lm_head\.weight")
+WIDENED = {nn.Linear: WidenedLinear, nn.Conv2d: WidenedConv2d}
 ROWS = 64  # of a weight that are worked on at once, few enough for a cache: four times as fast
 
 
@@ -90,40 +94,42 @@ def refuse_other_kind(tensors, kind, source):
 
 def place_quantized(module, tensors):
     """Puts quantised layers where the tensors have integers, in a module on the meta device."""
-    classes = {torch.int8: Int8Linear, torch.uint8: Int4Linear}
     for name, layer in list(module.named_modules()):
         weight = tensors.get(f"{name}.weight")
         if isinstance(layer, nn.Linear) and f"{name}.scale" in tensors and weight is not None:
-            if weight.dtype in classes:
-                new = classes[weight.dtype](layer.in_features, layer.out_features)
-                module.set_submodule(name, new)
-
-
-def set_blocks(module, block):
-    """The int4 weights in blocks of so many output channels."""
-    for layer in module.modules():
-        if isinstance(layer, Int4Linear):
-            layer.weight = in_blocks(layer.weight, block)
+            size = layer.in_features, layer.out_features
+            if weight.dtype == torch.int8:
+                module.set_submodule(name, Int8Linear(*size))
+            elif weight.dtype == torch.uint8:
+                halved = weight.shape[-1] == BLOCK // 4
+                module.set_submodule(name, Int4Linear(*size, BLOCK // 2 if halved else BLOCK))
 
 
 def fit_to_machine(module):
     """What the kernels of this processor want: int4 in their blocks, int8 at every 16th byte.
 
-    With AVX-512 int4 stays as it is in the file.
+    What was saved on such a processor stays as it is in the file, memory-mapped. And what is slow in
+    bf16 is multiplied in fp32.
     """
-    if next(module.parameters()).device.type == "cpu":
-        set_blocks(module, kernel_block() or BLOCK)
-        for layer in module.modules():
-            if isinstance(layer, Int8Linear) and layer.weight.data_ptr() % 16:
-                in_file = layer.weight  # where a tensor begins at any byte
-                layer.weight = in_file.clone()
+    if next(module.parameters()).device.type != "cpu":
+        return
+    for layer in module.modules():
+        if isinstance(layer, Int4Linear):
+            in_file = layer.weight
+            layer.weight = in_blocks(in_file, kernel_block() or BLOCK)
+            if layer.weight is not in_file:
                 forget_pages(in_file)
+        elif isinstance(layer, Int8Linear) and layer.weight.data_ptr() % 16:
+            in_file = layer.weight  # where a tensor begins at any byte
+            layer.weight = in_file.clone()
+            forget_pages(in_file)
+        elif type(layer) in WIDENED and is_slow(layer.weight.dtype):
+            layer.__class__ = WIDENED[type(layer)]  # the same weights by another product
 
 
 def save_quantized(model, tokenizer, path, kind):
     """As save_llava, but for minillava alone: no other program knows these integers."""
     refuse_projector(model.config.projector)
-    set_blocks(model, BLOCK)
     tensors = dict(model.named_parameters())
     for name, layer in model.named_modules():
         if isinstance(layer, QuantizedLinear):
