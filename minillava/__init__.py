@@ -6,8 +6,8 @@ The ground floor, which a first reading may pass by:
     terminal.py        reading a line, drawing a picture, showing text that is not ours
     sentencepiece.py   LLaMA's tokenizer.model
     tokenizer_json.py  Hugging Face's tokenizer.json
-    linear.py          linear layers with weights of 8 or 4 bits
     on_cpu.py          RMSNorm, SwiGLU and attention, sooner on a CPU
+    linear.py          linear layers of 8 or 4 bits, or for a processor that is slow in bf16
 
 The core, what a learner reads in one sitting:
 

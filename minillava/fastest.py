@@ -24,9 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minillava.linear import Int8Linear
+from minillava.linear import Int8Linear, WidenedLinear
 from minillava.llama import RMSNorm
-from minillava.on_cpu import is_slow
 
 # Layers of so many bytes are timed in turn: more than a processor's cache keeps until the next one.
 BYTES = 2**29
@@ -140,8 +139,7 @@ def choose_products(language_model, rows=1, verbose=False):
             replace_layers(language_model, kind, makers[kind][best])
 
     # A joint product copies weights; those of a large model stay in their file, memory-mapped.
-    small = isinstance(layers[0], nn.Linear) and layers[0].weight.numel() <= SMALL
-    if small and not is_slow(language_model.embed_tokens.weight.dtype):
+    if isinstance(layers[0], nn.Linear) and layers[0].weight.numel() <= SMALL:
         share_inputs(language_model, joint_product)
     elif type(language_model.layers[0].mlp.up_proj) is RoundingInt8Linear:
         share_inputs(language_model, rounded_once)
@@ -217,7 +215,8 @@ def joint_product(layers):
     """
     sizes = [layer.out_features for layer in layers]
     weight = torch.cat([layer.weight.detach() for layer in layers])
-    joint = nn.Linear(layers[0].in_features, len(weight), bias=False, device="meta")
+    kind = WidenedLinear if isinstance(layers[0], WidenedLinear) else nn.Linear
+    joint = kind(layers[0].in_features, len(weight), bias=False, device="meta")
     joint.weight = nn.Parameter(weight, requires_grad=False)
     for layer, part in zip(layers, weight.split(sizes)):
         layer.weight = nn.Parameter(part, requires_grad=False)

@@ -13,6 +13,8 @@ from minillava.images import load_image
 from minillava.linear import Int4Linear, Int8Linear, to_int8
 from minillava.llama import LanguageConfig, LanguageModel, RMSNorm
 
+pytestmark = pytest.mark.usefixtures("fast_bf16")
+
 
 def take(monkeypatch, name):
     """Lets the candidate of this name win, whatever the clock says."""

@@ -79,7 +79,7 @@ def test_neither_chunks_of_the_head_nor_activation_checkpointing_change_anything
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_table_of_words_is_cast_row_by_row_unless_it_is_the_head_too(model, tied):
+def test_a_table_of_words_is_cast_row_by_row_unless_it_is_the_head_too(model, tied, fast_bf16):
     model.freeze_for(2)
     table = model.language_model.embed_tokens.weight
     if tied:
@@ -177,7 +177,7 @@ def test_attention_by_the_formula_looks_at_all_keys_however_many(keys):
 
 
 @pytest.mark.parametrize("amx", [False, True])
-def test_attention_in_bf16_has_the_gradients_of_fp32(monkeypatch, amx):
+def test_attention_in_bf16_has_the_gradients_of_fp32(monkeypatch, amx, fast_bf16):
     monkeypatch.setattr("minillava.on_cpu.AMX", amx)
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, heads, 7, 8, requires_grad=True) for heads in (4, 2, 2))

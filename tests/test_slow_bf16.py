@@ -13,19 +13,6 @@ from minillava.weights.devices import training_dtype
 BF16 = {"device": "cpu", "dtype": torch.bfloat16}
 
 
-def set_speed(monkeypatch, times_as_long):
-    """So many times as long as in fp32 takes a product in 16 bits, from now on."""
-    monkeypatch.setattr(on_cpu, "product_seconds", lambda dtype: 1.0 if dtype == torch.float32 else times_as_long)
-    on_cpu.is_slow.cache_clear()
-
-
-@pytest.fixture(autouse=True)
-def timed_anew():
-    on_cpu.is_slow.cache_clear()
-    yield
-    on_cpu.is_slow.cache_clear()
-
-
 def widened_layer(inputs=64, outputs=1100):
     """More than one piece of output channels."""
     torch.manual_seed(0)
@@ -35,15 +22,16 @@ def widened_layer(inputs=64, outputs=1100):
 # ---- what is found ----
 
 @pytest.mark.parametrize("times_as_long, dtype", [(0.5, torch.bfloat16), (2.5, torch.bfloat16), (7.0, torch.float32)])
-def test_a_training_computes_in_what_is_fast(monkeypatch, times_as_long, dtype):
-    set_speed(monkeypatch, times_as_long)
+def test_a_training_computes_in_what_is_fast(bf16_takes, times_as_long, dtype):
+    bf16_takes(times_as_long)
     cpu = torch.device("cpu")
     assert training_dtype("auto", cpu) == dtype
     assert training_dtype("auto", torch.device("cuda")) == torch.bfloat16
     assert training_dtype("bfloat16", cpu) == torch.bfloat16 and training_dtype("float32", cpu) == torch.float32
 
 
-def test_fp32_is_never_slow_and_a_product_is_timed_once(monkeypatch):
+def test_fp32_is_never_slow_and_a_product_is_timed_once(bf16_takes, monkeypatch):
+    bf16_takes(1.0)
     calls = []
     monkeypatch.setattr(on_cpu, "product_seconds", lambda dtype: calls.append(dtype) or 1.0)
     assert not any(on_cpu.is_slow(dtype) for dtype in 3 * [torch.float32, torch.bfloat16])
@@ -51,14 +39,15 @@ def test_fp32_is_never_slow_and_a_product_is_timed_once(monkeypatch):
 
 
 def test_the_trial_itself():
+    on_cpu.is_slow.cache_clear()
     assert 0 < on_cpu.product_seconds(torch.float32) < 1 and on_cpu.is_slow(torch.bfloat16) in (True, False)
 
 
 # ---- what is done ----
 
 @pytest.mark.parametrize("rows", [1, 8, 9, 30])
-def test_many_rows_are_multiplied_in_fp32_and_few_as_they_are(monkeypatch, rows):
-    set_speed(monkeypatch, 7.0)
+def test_many_rows_are_multiplied_in_fp32_and_few_as_they_are(bf16_takes, rows):
+    bf16_takes(7.0)
     layer = widened_layer()
     x = torch.randn(1, rows, 64).bfloat16()
     if rows > 8:
@@ -69,8 +58,8 @@ def test_many_rows_are_multiplied_in_fp32_and_few_as_they_are(monkeypatch, rows)
         assert torch.equal(layer(x), expected)
 
 
-def test_what_is_trained_stays_as_it_is(monkeypatch):
-    set_speed(monkeypatch, 7.0)
+def test_what_is_trained_stays_as_it_is(bf16_takes):
+    bf16_takes(7.0)
     layer = widened_layer().requires_grad_(True)
     x = torch.randn(30, 64).bfloat16()
     y = layer(x)
@@ -80,8 +69,8 @@ def test_what_is_trained_stays_as_it_is(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_gradients_through_few_bits_are_those_of_fp32(monkeypatch, kind):
-    set_speed(monkeypatch, 7.0)
+def test_gradients_through_few_bits_are_those_of_fp32(bf16_takes, kind):
+    bf16_takes(7.0)
     model, _ = load_llava(device="cpu", dtype=torch.bfloat16, quantize=kind)
     layer = model.language_model.layers[0].mlp.up_proj
     x = torch.randn(30, layer.in_features).bfloat16().requires_grad_()
@@ -91,31 +80,31 @@ def test_gradients_through_few_bits_are_those_of_fp32(monkeypatch, kind):
     torch.testing.assert_close(x.grad, (dy.float() @ weight).bfloat16(), atol=1e-3, rtol=1e-2)
 
 
-def test_weights_of_few_bits_are_written_out_in_fp32(monkeypatch):
+def test_weights_of_few_bits_are_written_out_in_fp32(bf16_takes):
     layer = Int8Linear(64, 96)
     layer.weight, layer.scale = to_int8(torch.randn(96, 64).bfloat16())
     x = torch.randn(30, 64).bfloat16()
-    set_speed(monkeypatch, 7.0)
+    bf16_takes(7.0)
     expected = F.linear(x.float(), layer.weight.float() * layer.scale.float()[:, None]).bfloat16()
     assert torch.equal(layer(x), expected)
 
 
-def test_attention_is_left_to_the_fused_kernel(monkeypatch):
+def test_attention_is_left_to_the_fused_kernel(bf16_takes):
     q, k, v = torch.randn(3, 1, 64, 40, 16).bfloat16()
     expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    set_speed(monkeypatch, 7.0)
+    bf16_takes(7.0)
     assert torch.equal(attention(q, k, v, is_causal=True), expected)
     assert not on_cpu.by_formula_on_cpu(q.requires_grad_(), k, None, True)
 
 
 @pytest.mark.parametrize("quantize", [None, "int8", "int4"])
-def test_the_miniature_sees_and_says_the_same(monkeypatch, quantize):
+def test_the_miniature_sees_and_says_the_same(bf16_takes, quantize):
     """All its layers, its patches too, and no farther from fp32 than without."""
     ids = torch.randint(3, 90, (2, 40), generator=torch.Generator().manual_seed(0))
     pixels = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
 
     def run(times_as_long, dtype):
-        set_speed(monkeypatch, times_as_long)
+        bf16_takes(times_as_long)
         model, _ = load_llava(device="cpu", dtype=dtype, quantize=quantize)
         with torch.inference_mode():
             return model, model.encode_images(pixels.to(dtype)).float(), model(ids, None).float()
@@ -130,24 +119,24 @@ def test_the_miniature_sees_and_says_the_same(monkeypatch, quantize):
     assert {WidenedLinear, WidenedConv2d} <= types and not {torch.nn.Linear, torch.nn.Conv2d} & types
 
 
-def test_what_is_fast_or_in_fp32_stays_as_it_is(monkeypatch):
+def test_what_is_fast_or_in_fp32_stays_as_it_is(bf16_takes):
     for times_as_long, dtype in ((1.0, torch.bfloat16), (7.0, torch.float32)):
-        set_speed(monkeypatch, times_as_long)
+        bf16_takes(times_as_long)
         model, _ = load_llava(device="cpu", dtype=dtype)
         assert WidenedLinear not in {type(module) for module in model.modules()}
 
 
-def test_it_is_saved_as_any_other(monkeypatch, tmp_path):
+def test_it_is_saved_as_any_other(bf16_takes, tmp_path):
     for name, times_as_long in (("plain", 1.0), ("widened", 7.0)):
-        set_speed(monkeypatch, times_as_long)
+        bf16_takes(times_as_long)
         save_llava(*load_llava(**BF16), tmp_path / name)
     plain, widened = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "widened"))
     assert plain == widened
 
 
 @pytest.mark.parametrize("best", ["as it is", "in fp32"])
-def test_the_fastest_of_few_rows_is_chosen_among_widened_layers_too(monkeypatch, best):
-    set_speed(monkeypatch, 7.0)
+def test_the_fastest_of_few_rows_is_chosen_among_widened_layers_too(bf16_takes, monkeypatch, best):
+    bf16_takes(7.0)
     monkeypatch.setattr("minillava.fastest.trial", lambda layers, makers, x: {
         kind: {name: 1.0 if name == best else 2.0 for name in names} for kind, names in makers.items()})
     ids = torch.randint(3, 90, (1, 40), generator=torch.Generator().manual_seed(0))
