@@ -132,11 +132,10 @@ class WidenedLinear(nn.Linear):
         if torch.is_grad_enabled() or x.shape[:-1].numel() <= self.few:
             return super().forward(x)
         wide = x.float()
-        weights = self.weight.split(PIECE)
-        biases = [None] * len(weights) if self.bias is None else self.bias.float().split(PIECE)
-        parts = [F.linear(wide, weight.float(), bias).to(x.dtype)
-                 for weight, bias in zip(weights, biases)]
-        return torch.cat(parts, dim=-1)
+        y = torch.cat([F.linear(wide, weight.float()) for weight in self.weight.split(PIECE)], -1)
+        if self.bias is not None:
+            y = y + self.bias
+        return y.to(x.dtype)
 
 
 class WidenedConv2d(nn.Conv2d):

@@ -9,9 +9,7 @@ Small tensors are left to autograd too: in the miniature, what is spared is less
 Measured on one core of a Xeon with AMX, bf16, 4 x 384 tokens, there and back: RMSNorm over 768
 channels 11 ms by autograd, 4 here; attention of 12 heads of 64 53 ms in the fused kernel, 33 here.
 """
-import functools
 import math
-import time
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +23,6 @@ QUERIES = 128
 MANY = 2048
 # Intel's AMX multiplies bf16 in tiles: with it the fused kernel is the faster one, forwards.
 AMX = torch.cpu.get_capabilities().get("amx_bf16", False)
-# A dtype that takes so many times as long as fp32 is left to fp32. (Twice would be too near to what
-# some processors have: what they choose shall not change from run to run.)
-SLOW = 3
 
 
 def product_dtype(x):
@@ -36,25 +31,20 @@ def product_dtype(x):
     return torch.float32 if slow else x.dtype
 
 
-@functools.cache
 def is_slow(dtype):
-    """Whether this processor multiplies far more slowly in `dtype` than in fp32, by a trial of 0.05 s.
+    """Whether this processor is slow in bf16 or fp16, for want of instructions, as many a laptop's.
 
-    Many a laptop's has no instructions for 16 bits. 640 rows of 5632 x 2048 on an EPYC with AVX2
-    alone: 21 GFLOP/s in bf16, 155 in fp32.
+    oneDNN does not multiply in it then, and PyTorch does so by plain loops. Measured with 640 rows of
+    5632 x 2048 on an EPYC without AVX-512: 21 GFLOP/s in bf16, 155 in fp32.
     """
-    return dtype != torch.float32 and product_seconds(dtype) > SLOW * product_seconds(torch.float32)
+    return dtype in (torch.bfloat16, torch.float16) and not onednn_multiplies(dtype)
 
 
-def product_seconds(dtype):
-    """The shortest of a few."""
-    x, weight = torch.ones(128, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
-    taken = []
-    for _ in range(5):
-        start = time.perf_counter()
-        F.linear(x, weight)
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+def onednn_multiplies(dtype):
+    """As PyTorch itself asks; False where it was built without oneDNN."""
+    question = {torch.bfloat16: "_is_mkldnn_bf16_supported",
+                torch.float16: "_is_mkldnn_fp16_supported"}[dtype]
+    return hasattr(torch.ops.mkldnn, question) and getattr(torch.ops.mkldnn, question)()
 
 
 def rms_norm(x, weight, eps):

@@ -4,7 +4,6 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from minillava import on_cpu
 
@@ -30,16 +29,11 @@ def run(request, monkeypatch, capsys):
 
 
 @pytest.fixture
-def bf16_takes(monkeypatch):
-    """Says how many times as long as in fp32 a product in 16 bits takes, whatever this processor is like."""
-    def set_speed(times_as_long):
-        monkeypatch.setattr(on_cpu, "product_seconds", lambda dtype: 1.0 if dtype == torch.float32 else times_as_long)
-        on_cpu.is_slow.cache_clear()
-
-    yield set_speed
-    on_cpu.is_slow.cache_clear()
+def has_bf16(monkeypatch):
+    """Says whether this processor multiplies in 16 bits, whatever it really does."""
+    return lambda answer: monkeypatch.setattr(on_cpu, "onednn_multiplies", lambda dtype: answer)
 
 
 @pytest.fixture
-def fast_bf16(bf16_takes):
-    bf16_takes(1.0)
+def fast_bf16(has_bf16):
+    has_bf16(True)
