@@ -280,7 +280,8 @@ def kernel_block():
     """Output channels in a block of the int4 kernel here: 64 (AVX-512), 32 (AVX2), 0: no kernel."""
     if not hasattr(torch, "_weight_int4pack_mm_for_cpu"):
         return 0
-    values = torch.randint(16, (64, 64), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(16, (64, 64), generator=generator, device="cpu")
     theirs = torch._convert_weight_to_int4pack_for_cpu(values.int(), 1).flatten()
     for block in (64, 32):
         if torch.equal(pack(values.to(torch.uint8), block).flatten(), theirs):
