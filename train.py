@@ -255,7 +255,7 @@ def main():
         toy = name in TOY_RECIPES
         options.refuse_lora(recipe, args.lora, args.quantize)
         options.refuse_new_words(recipe, args.new_word)
-        options.refuse_tower(recipe, args.tower, args.lora)
+        options.refuse_tower(recipe, args.tower)
         setup = options.setup_of(args, recipe, toy)
         sources = options.sources_of(args, recipe, toy, shipped=TOY)
         options.refuse_parts(sources, args.projector, args.feature_layer)

@@ -17,6 +17,7 @@ from minillava.checkpoint import TOY, load_llava
 from minillava.data import LlavaData
 from minillava.files import read_object, samples_in
 from minillava.linear import LoraLinear
+from minillava.llava import find_places
 from minillava.toy.own import draw
 from minillava.toy.world import COLORS
 from minillava.training.lora import add_lora
@@ -24,6 +25,7 @@ from minillava.training.optimizer import loss_and_gradients
 from minillava.training.recipes import RECIPES, fitted
 from minillava.training.results import save_result, show_answers
 from minillava.training.samples import Together, draw_replay, folder_samples, lay_out
+from minillava.training.trained_parts import choose_trained
 from minillava.training.validation import Validation
 
 ROOT = Path(__file__).parent.parent
@@ -105,12 +107,35 @@ def test_an_adapter_upon_a_llama_knows_the_clip_beside_it(batch, tmp_path):
     torch.testing.assert_close(merged(ids, pixels), model(ids, pixels), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("upon_llama", [False, True])
+def test_a_tower_that_learns_beside_lora_goes_where_llava_keeps_what_is_no_lora(batch, tmp_path, upon_llama):
+    model, tokenizer, ids, pixels, labels = batch
+    base, tower = TOY / "llava", None
+    if upon_llama:
+        base, tower = TOY / "vicuna", TOY / "clip"
+        model, tokenizer = load_llava(vision=tower, language=base, device="cpu", dtype="float32",
+                                      projector=TOY / "pretrain/mm_projector.bin")
+    before = model.encode_images(pixels)
+    recipe = replace(LORA, tower=True)
+    choose_trained(model, recipe)
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    loss_and_gradients(model, torch.float32, (ids, labels, pixels, *find_places(ids, labels)), 100)
+    assert all(p.grad is not None for p in weights.values())
+    torch.optim.AdamW(weights.values(), lr=1e-3).step()
+
+    save_result(weights, model, tokenizer, recipe, base, tmp_path / "adapter", tower)
+    others = torch.load(tmp_path / "adapter/non_lora_trainables.bin", weights_only=True)
+    assert "base_model.model.model.vision_tower.vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight" in others
+    merged, _ = load_llava(tmp_path / "adapter", device="cpu", dtype="float32")
+    torch.testing.assert_close(merged(ids, pixels), model(ids, pixels), rtol=1e-4, atol=1e-4)
+    assert (merged.encode_images(pixels) - before).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_lora_learns_upon_a_quantised_base(batch, kind):
     _, _, ids, pixels, labels = batch
     model, _ = load_llava(device="cpu", dtype="float32", quantize=kind)
     weights = lora_model(model)
-    from minillava.llava import find_places
     tensors = (ids, labels, pixels, *find_places(ids, labels))
     losses = []
     optimizer = torch.optim.AdamW(weights.values(), lr=1e-2)

@@ -252,9 +252,9 @@ def refuse_new_words(recipe, new_words):
         raise ValueError("--new-word has rows to be trained: with LoRA it takes --words")
 
 
-def refuse_tower(recipe, tower, lora):
-    if tower and (recipe.stage == 1 or lora):
-        raise ValueError("--tower goes with a recipe of stage 2 and without --lora")
+def refuse_tower(recipe, tower):
+    if tower and recipe.stage == 1:
+        raise ValueError("--tower goes with a recipe of stage 2")
 
 
 def refuse_parts(sources, projector, feature_layer):

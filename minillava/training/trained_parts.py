@@ -9,10 +9,10 @@ def choose_trained(model, recipe):
     if recipe.layers:
         keep_lower_blocks(model, recipe.layers)
     model.freeze_for(recipe.stage)
-    if recipe.tower:
-        train_tower(model)
     if recipe.lora:
         add_lora(model, recipe.lora, recipe.lora_alpha, recipe.words)
+    if recipe.tower:
+        train_tower(model)
 
 
 def keep_lower_blocks(model, count):
@@ -28,7 +28,11 @@ def keep_lower_blocks(model, count):
 
 def train_tower(model):
     """Every weight of the vision tower that has a part in the features."""
-    model.drop_unused_blocks()
+    blocks = model.vision_tower.encoder.layers
+    used = model.config.vision_feature_layer % (len(blocks) + 1)
+
     model.vision_tower.requires_grad_(True)
     model.vision_tower.post_layernorm.requires_grad_(False)
+    for block in blocks[used:]:
+        block.requires_grad_(False)
     model.trains_tower = True
