@@ -10,6 +10,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.func import functional_call
 
+from minillava.training.muon import Muon
+
 
 def make_optimizers(model, lr, muon_lr=None, projector_lr=None, tower_lr=None):
     """AdamW over what requires a gradient; with `muon_lr`, Muon over the blocks' matrices.
@@ -36,7 +38,7 @@ def make_optimizers(model, lr, muon_lr=None, projector_lr=None, tower_lr=None):
         groups.append({"params": tower, "lr": tower_lr})
     optimizers = [torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=0.0, fused=True)]
     if matrices:
-        optimizers.append(torch.optim.Muon(matrices, lr=muon_lr, weight_decay=0.0))
+        optimizers.append(Muon(matrices, muon_lr))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
