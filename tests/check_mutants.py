@@ -102,6 +102,12 @@ MUTANTS = {  # file: [(text, what it becomes, a test that must fail)]
         ("BLOCK // 2 if halved else BLOCK", "BLOCK",
          "test_quantize.py::test_a_folder_from_a_machine_with_another_kernel"),
     ],
+    "minillava/training/muon.py": [
+        ("max(1, p.shape[0] / p.shape[1])", "1", "test_muon.py::test_it_moves_as_torch_does"),
+        ("p.grad.lerp(momentum, MOMENTUM)", "momentum", "test_muon.py::test_it_moves_as_torch_does"),
+        ('training_dtype("auto", u.device)', "torch.bfloat16",
+         "test_muon.py::test_all_singular_values_become_about_one_and_the_directions_stay"),
+    ],
     "minillava/training/trained_parts.py": [
         ("for block in blocks[used:]:", "for block in []:",
          "test_ablations.py::test_a_tower_is_trained_where_the_recipe_says_so_and_nowhere_else"),
