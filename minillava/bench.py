@@ -25,7 +25,7 @@ from torch import nn
 from minillava.checkpoint import TOY, load_llava, save_llava
 from minillava.fastest import choose_products
 from minillava.generate import new_cache, next_logits, next_tokens, sample_token
-from minillava.linear import BLOCK, Int4Linear, kernel_block
+from minillava.linear import Int4Linear, block_here
 from minillava.llama import KVCache, LanguageConfig, LanguageModel
 from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN, Llava, LlavaConfig
 from minillava.terminal import exit_with
@@ -208,8 +208,7 @@ def prompt(model):
 def floors(model, limits, multiply):
     """{step: seconds} that its arithmetic, or the bytes of its weights, take at the ceiling."""
     vision, language = model.vision_tower.encoder, model.language_model
-    blocks = len(vision.layers)
-    used = model.config.vision_feature_layer % (blocks + 1) / blocks
+    used = model.used_blocks / len(vision.layers)
     head = language.lm_head.weight
     per_token = 2 * matrices(language.layers)
     read = read_bytes(language)
@@ -363,7 +362,7 @@ def decoding_7b(limits, rounds):
         model = LanguageModel(LLAMA_7B).to(torch.bfloat16)
         for name, layer in list(model.named_modules()):
             if isinstance(layer, nn.Linear):
-                new = Int4Linear(layer.in_features, layer.out_features, kernel_block() or BLOCK)
+                new = Int4Linear(layer.in_features, layer.out_features, block_here())
                 model.set_submodule(name, new.to(torch.bfloat16))
     model.to_empty(device="cpu")
     for tensor in model.state_dict().values():

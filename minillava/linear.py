@@ -172,13 +172,13 @@ class FrozenProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, layer):
         ctx.layer = layer
-        wide = x.to(product_dtype(x))
+        wide = x.to(product_dtype(x.dtype, x.device))
         parts = [F.linear(wide, piece).to(x.dtype) for piece in layer.pieces(wide.dtype)]
         return torch.cat(parts, dim=-1)
 
     @staticmethod
     def backward(ctx, grad):
-        wide = grad.to(product_dtype(grad))
+        wide = grad.to(product_dtype(grad.dtype, grad.device))
         total = 0
         for part, piece in zip(wide.split(PIECE, dim=-1), ctx.layer.pieces(wide.dtype)):
             total = total + part @ piece
@@ -219,7 +219,7 @@ def to_int4(weight):
     # as int8 first, into which numbers turn four times as fast as into uint8
     values = values.to(torch.int8).view(torch.uint8).flatten(1)  # [O,I]
     scale_and_zero = torch.cat([scale, zero], dim=-1)            # [O,I/64,2]
-    return pack(values, kernel_block() or BLOCK), scale_and_zero.transpose(0, 1).contiguous()
+    return pack(values, block_here()), scale_and_zero.transpose(0, 1).contiguous()
 
 
 def to_4_bits(groups, scale, zero):
@@ -287,6 +287,11 @@ def kernel_block():
         if torch.equal(pack(values.to(torch.uint8), block).flatten(), theirs):
             return block
     return 0
+
+
+def block_here():
+    """That in which int4 lies on this machine."""
+    return kernel_block() or BLOCK
 
 
 def in_blocks(packed, block):

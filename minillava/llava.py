@@ -150,9 +150,14 @@ class Llava(nn.Module):
     def drop_unused_blocks(self):
         """Removes CLIP's blocks above the asked layer, which never run: it is smaller on disk."""
         blocks = self.vision_tower.encoder.layers
-        del blocks[self.config.vision_feature_layer % (len(blocks) + 1) :]
+        del blocks[self.used_blocks :]
         vision_config = replace(self.config.vision_config, num_hidden_layers=len(blocks))
         self.config = replace(self.config, vision_config=vision_config, vision_feature_layer=-1)
+
+    @property
+    def used_blocks(self):
+        """How many of CLIP's blocks run, the first ones."""
+        return self.config.vision_feature_layer % (len(self.vision_tower.encoder.layers) + 1)
 
     @property
     def device(self):

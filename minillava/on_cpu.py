@@ -27,10 +27,9 @@ MANY = 2048
 AMX = torch.cpu.get_capabilities().get("amx_bf16", False)
 
 
-def product_dtype(x):
-    """In which x is to be multiplied: its own dtype, or fp32 on a processor that is slow in that."""
-    slow = x.device.type == "cpu" and is_slow(x.dtype)
-    return torch.float32 if slow else x.dtype
+def product_dtype(dtype, device):
+    """In which a dtype is multiplied there: as it is, or in fp32 on a processor that is slow in it."""
+    return torch.float32 if device.type == "cpu" and is_slow(dtype) else dtype
 
 
 def is_slow(dtype):

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from minillava import checkpoint  # noqa: E402
-from minillava.linear import BLOCK, Int4Linear, Int8Linear, kernel_block  # noqa: E402
+from minillava.linear import Int4Linear, Int8Linear, block_here  # noqa: E402
 from minillava.llama import LanguageConfig  # noqa: E402
 from minillava.llava import Llava, LlavaConfig  # noqa: E402
 from minillava.vit import VisionConfig, VisionTower  # noqa: E402
@@ -48,7 +48,7 @@ def write(folder, scale, quantize):
             if quantize and (LAYER.fullmatch(weight) or HEAD.fullmatch(weight)):
                 size = layer.in_features, layer.out_features
                 four = quantize == "int4" and LAYER.fullmatch(weight)
-                model.set_submodule(name, Int4Linear(*size, kernel_block() or BLOCK) if four else Int8Linear(*size))
+                model.set_submodule(name, Int4Linear(*size, block_here()) if four else Int8Linear(*size))
     empty = dict(model.named_parameters()) | dict(model.named_buffers())
     table = {here: disk for disk, here in layouts.LLAVA_HF.items()}
     names = tensors.rename({name: name for name in empty}, table)

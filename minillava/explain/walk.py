@@ -72,7 +72,6 @@ def walk_picture(model, image, out):
     pixel_values = preprocess([image], config)
     with Shapes(parts) as shapes, torch.inference_mode():
         features = model.encode_images(pixel_values.to(model.device))
-    used = config.vision_feature_layer % (len(tower.encoder.layers) + 1)
 
     title(1, "The picture becomes numbers (images.py)")
     say("the picture", [image.height, image.width, 3], "height, width, red green blue")
@@ -83,7 +82,7 @@ def walk_picture(model, image, out):
     say("embeddings", shapes.seen["embeddings"], f"{grid * grid} patches and the class token, with positions")
     padding = shapes.seen["block"][1] - shapes.seen["embeddings"][1]
     behind = f"; {padding} of padding behind them (vit.py: padded)" if padding else ""
-    say(f"after {used} blocks", shapes.seen["block"], "every patch has looked at every other" + behind)
+    say(f"after {model.used_blocks} blocks", shapes.seen["block"], "every patch has looked at every other" + behind)
     say("without the class token", [1, grid * grid, config.vision_config.hidden_size], "LLaVA reads the grid alone")
 
     title(3, "The features become words (llava.py)")

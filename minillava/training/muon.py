@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from minillava.weights.devices import training_dtype
+from minillava.on_cpu import product_dtype
 
 MOMENTUM = 0.95
 # Of the polynomial: five times, it takes all singular values from 0.001 to 1 to about 0.7 to 1.2.
@@ -48,7 +48,7 @@ def orthogonal(u):
 
     With x = U s V^T, a x + b x x^T x + c x x^T x x^T x is U (a s + b s^3 + c s^5) V^T.
     """
-    x = u.to(training_dtype("auto", u.device))
+    x = u.to(product_dtype(torch.bfloat16, u.device))
     tall = x.shape[0] > x.shape[1]
     if tall:  # the smaller side gives the smaller products
         x = x.T

@@ -72,8 +72,7 @@ def step_flops(model, recipe, tokens, images):
     Sequences are taken as short beside the context: attention's own part is left out.
     """
     config, language = model.config, model.language_model
-    blocks = len(model.vision_tower.encoder.layers)
-    used = config.vision_feature_layer % (blocks + 1) / blocks  # those above do not run
+    used = model.used_blocks / len(model.vision_tower.encoder.layers)  # those above do not run
 
     clip = 2 * used * count(model.vision_tower.encoder) * (config.image_tokens + 1) * images
     projector = 3 * 2 * count(model.mm_projector) * config.image_tokens * images

@@ -28,11 +28,8 @@ def keep_lower_blocks(model, count):
 
 def train_tower(model):
     """Every weight of the vision tower that has a part in the features."""
-    blocks = model.vision_tower.encoder.layers
-    used = model.config.vision_feature_layer % (len(blocks) + 1)
-
     model.vision_tower.requires_grad_(True)
     model.vision_tower.post_layernorm.requires_grad_(False)
-    for block in blocks[used:]:
+    for block in model.vision_tower.encoder.layers[model.used_blocks :]:
         block.requires_grad_(False)
     model.trains_tower = True

@@ -1,7 +1,7 @@
 """Where the weights go: a device by its name, "auto" for the best that there is."""
 import torch
 
-from minillava.on_cpu import is_slow
+from minillava.on_cpu import product_dtype
 
 
 def find_device(name):
@@ -58,10 +58,7 @@ def find_dtype(name):
 
 def training_dtype(name, device):
     """What a training computes in: as asked; "auto": bf16, or fp32 on a CPU that is slow in bf16."""
-    if name != "auto":
-        return find_dtype(name)
-    slow = device.type == "cpu" and is_slow(torch.bfloat16)
-    return torch.float32 if slow else torch.bfloat16
+    return product_dtype(torch.bfloat16, device) if name == "auto" else find_dtype(name)
 
 
 def fast_dtype(stored, device):

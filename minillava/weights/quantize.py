@@ -19,8 +19,8 @@ from minillava.linear import (
     QuantizedLinear,
     WidenedConv2d,
     WidenedLinear,
+    block_here,
     in_blocks,
-    kernel_block,
     to_int4,
     to_int8,
 )
@@ -116,7 +116,7 @@ def fit_to_machine(module):
     for layer in module.modules():
         if isinstance(layer, Int4Linear):
             in_file = layer.weight
-            layer.weight = in_blocks(in_file, kernel_block() or BLOCK)
+            layer.weight = in_blocks(in_file, block_here())
             if layer.weight is not in_file:
                 forget_pages(in_file)
         elif isinstance(layer, Int8Linear) and layer.weight.data_ptr() % 16:
