@@ -84,9 +84,9 @@ class Llava(nn.Module):
         """
         image_at, learn_at = places or find_places(input_ids, labels)
         embeddings = self.embed(input_ids, pixels, image_at)    # [B,T,D]
-        # A training batch of text alone: the projector has a gradient all the same.
+        # A training batch of text alone: what pictures pass has a gradient all the same.
         if labels is not None and (pixels is None or len(pixels) == 0):
-            embeddings = embeddings + self.zero_from_projector()
+            embeddings = embeddings + self.zero_from_pictures()
         hidden = self.language_model(embeddings)                # [B,T,D]
         if labels is None:
             return self.language_model.lm_head(hidden)          # [B,T,V]
@@ -127,13 +127,14 @@ class Llava(nn.Module):
             features = self.vision_tower(pixels, self.config.vision_feature_layer)
         return self.mm_projector(features)
 
-    def zero_from_projector(self):
-        """A zero computed from the projector: with it the projector has a gradient, of zero.
+    def zero_from_pictures(self):
+        """A zero computed from all that learns by pictures: with it that has a gradient, of zero.
 
         Ranks that do have pictures have one too, and wait for this one's. (The official code shows
         a black picture and ignores it.)
         """
-        return sum(0 * p.sum() for p in self.mm_projector.parameters())
+        parts = (*self.vision_tower.parameters(), *self.mm_projector.parameters())
+        return sum(0 * p.sum() for p in parts if p.requires_grad)
 
     def check_images(self, images, places):
         if places != images * self.config.image_tokens:
