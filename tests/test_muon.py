@@ -10,9 +10,9 @@ SHAPES = [(24, 24), (40, 24), (24, 40)]
 
 
 def trained(optimizer, steps=3):
-    """Matrices after some steps with gradients that are always the same."""
+    """Matrices, several of a shape, after some steps with gradients that are always the same."""
     torch.manual_seed(0)
-    matrices = [torch.nn.Parameter(torch.randn(shape)) for shape in SHAPES]
+    matrices = [torch.nn.Parameter(torch.randn(shape)) for shape in 2 * SHAPES]
     optimizer = optimizer(matrices)
     for _ in range(steps):
         for p in matrices:
@@ -36,7 +36,7 @@ def test_all_singular_values_become_about_one_and_the_directions_stay(has_bf16, 
     has_bf16(False)
     torch.manual_seed(1)
     u = torch.randn(shape)
-    x = orthogonal(u)
+    x = orthogonal(torch.stack([torch.eye(*shape), u]))[1]
     assert x.dtype == torch.float32 and x.shape == u.shape
     assert (torch.linalg.svdvals(x) - 1).abs().max() < 0.4
     U, _, Vh = torch.linalg.svd(u, full_matrices=False)

@@ -29,10 +29,11 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure=None):
         # PyTorch's checkpoints give a closure, which is None.
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    rate = group["lr"] * math.sqrt(max(1, p.shape[0] / p.shape[1]))
-                    p.add_(orthogonal(self.ahead(p)), alpha=-rate)
+            for (outputs, inputs), alike in by_shape(group["params"]).items():
+                steps = orthogonal(torch.stack([self.ahead(p) for p in alike]))  # [N,O,I]
+                rate = group["lr"] * math.sqrt(max(1, outputs / inputs))
+                for p, step in zip(alike, steps):
+                    p.add_(step, alpha=-rate)
 
     def ahead(self, p):
         """The gradient, smoothed by its momentum."""
@@ -43,19 +44,28 @@ class Muon(torch.optim.Optimizer):
         return p.grad.lerp(momentum, MOMENTUM)
 
 
+def by_shape(params):
+    """{shape: those of it that have a gradient}: together small ones take a quarter of the time."""
+    found = {}
+    for p in params:
+        if p.grad is not None:
+            found.setdefault(p.shape, []).append(p)
+    return found
+
+
 def orthogonal(u):
-    """u [O,I] = U S V^T -> about U V^T, by Newton and Schulz's iteration.
+    """Each u [N,O,I] = U S V^T -> about U V^T, by Newton and Schulz's iteration.
 
     With x = U s V^T, a x + b x x^T x + c x x^T x x^T x is U (a s + b s^3 + c s^5) V^T.
     """
     x = u.to(product_dtype(torch.bfloat16, u.device))
-    tall = x.shape[0] > x.shape[1]
+    tall = x.shape[1] > x.shape[2]
     if tall:  # the smaller side gives the smaller products
-        x = x.T
-    x = x / x.norm().clamp(min=1e-7)                      # no singular value is above 1
+        x = x.mT
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # no singular value is above 1
 
     for _ in range(STEPS):
-        squares = x @ x.T                                 # U s^2 U^T
-        factors = torch.addmm(squares, squares, squares, beta=B, alpha=C)
-        x = torch.addmm(x, factors, x, beta=A)
-    return x.T if tall else x
+        squares = x @ x.mT                                    # U s^2 U^T
+        factors = torch.baddbmm(squares, squares, squares, beta=B, alpha=C)
+        x = torch.baddbmm(x, factors, x, beta=A)
+    return x.mT if tall else x
