@@ -15,7 +15,6 @@ On a CPU alone, and for answering alone: what is trained stays as it is.
 """
 import copy
 import math
-import statistics
 import sys
 import time
 from functools import partial
@@ -29,12 +28,12 @@ from minillava.llama import RMSNorm
 
 # Layers of so many bytes are timed in turn: more than a processor's cache keeps until the next one.
 BYTES = 2**29
-# How often each candidate has each layer.
-ROUNDS = 2
+# Walks through these layers, of which a candidate's fastest counts: what comes between takes time only.
+WALKS = 3
 # Weights of a layer up to which fp32 is tried: twice the memory, hence for a small model only.
 SMALL = 2**20
 # A candidate replaces what is there if it takes at most this part of its time.
-GAIN = 0.9
+GAIN = 0.95
 
 
 class FewRowsLinear(nn.Module):
@@ -89,11 +88,8 @@ class RoundingInt8Linear(Int8Linear):
         self.product = product
 
     def few_rows(self, x):
-        return self.of_rounded(*in_8_bits(x)).to(x.dtype)
-
-    def of_rounded(self, rounded, scale):
-        y = self.product(rounded, self.weight)  # int32 [rows,O]
-        return (y * scale).mul_(self.scale)
+        rounded, scale = in_8_bits(x)
+        return scaled(self.product(rounded, self.weight), scale, self.scale).to(x.dtype)
 
 
 def in_8_bits(x):
@@ -102,6 +98,11 @@ def in_8_bits(x):
     scale = largest / 127
     # A row of zeros is divided by zero; its scale then makes zeros of whatever comes out.
     return (x / scale).round_().to(torch.int8), scale
+
+
+def scaled(y, scale, of_outputs):
+    """int32 [rows,O] -> fp32: times the scale of each row [rows,1] and of each output [O]"""
+    return (y * scale).mul_(of_outputs)
 
 
 def rows_times_weight(x, weight):
@@ -123,7 +124,8 @@ def choose_products(language_model, rows=1, verbose=False):
     weights = language_model.embed_tokens.weight
     if weights.device.type != "cpu":
         return
-    layers = [block.mlp.up_proj for block in language_model.layers]
+    layers = [layer for block in language_model.layers
+              for layer in (block.mlp.gate_proj, block.mlp.up_proj)]
     head = language_model.lm_head
     enough = 1 + BYTES // layers[0].weight.nbytes
     makers = {type(layer): candidates_for(layer, weights.dtype, rows) for layer in (head, layers[0])}
@@ -169,23 +171,34 @@ def in_fp32(layer):
 
 @torch.inference_mode()
 def trial(layers, makers, x):
-    """{kind of layer: {name: seconds for a weight}}, medians.
+    """{kind of layer: {name: seconds for a weight}}
 
-    The candidates take turns from layer to layer, and each has every layer in the end. A token
-    reads all weights before it comes back to the first: nobody may find one in a cache here.
+    Each candidate walks through all layers, in the place of those of its kind. A token does the
+    same: nobody may find a weight in a cache here that no token would find there.
     """
-    made = [{name: make(layer) for name, make in makers[type(layer)].items()} for layer in layers]
-    seconds = {kind: {name: [] for name in names} for kind, names in makers.items()}
-    for turn in range(ROUNDS * max(map(len, made))):
-        for number, (layer, candidates) in enumerate(zip(layers, made)):
-            name = list(candidates)[(turn + number) % len(candidates)]
+    walks = {(kind, name): {n: make(layer) for n, layer in enumerate(layers) if type(layer) is kind}
+             for kind, names in makers.items() for name, make in names.items()}
+    seconds = {kind: dict.fromkeys(names, math.inf) for kind, names in makers.items()}
+    for _ in range(WALKS):
+        for (kind, name), candidates in walks.items():
             given = x.float() if name == "in fp32" else x
+            taken = walk(layers, candidates, x, given)
+            seconds[kind][name] = min(seconds[kind][name], taken)
+    return seconds
+
+
+def walk(layers, candidates, x, given):
+    """Runs all layers upon x, {place: candidate} upon `given` -> seconds for a weight of these."""
+    taken = weights = 0
+    for n, layer in enumerate(layers):
+        if n in candidates:
             start = time.perf_counter()
-            candidates[name](given)
-            taken = time.perf_counter() - start
-            seconds[type(layer)][name].append(taken / layer.in_features / layer.out_features)
-    return {kind: {name: statistics.median_low(values) for name, values in of_kind.items()}
-            for kind, of_kind in seconds.items()}
+            candidates[n](given)
+            taken += time.perf_counter() - start
+            weights += layer.in_features * layer.out_features
+        else:
+            layer(x)
+    return taken / weights
 
 
 def fastest_of(seconds):
@@ -227,13 +240,19 @@ def joint_product(layers):
 
 
 def rounded_once(layers):
-    """Layers that round x -> a function x -> what each of them makes of it, rounded once."""
+    """Layers that round x -> a function x -> what each of them makes of it: rounded once, and
+    scaled together.
+    """
+    sizes = [layer.out_features for layer in layers]
+    scales = torch.cat([layer.scale for layer in layers])
+
     def project(x):
         if not layers[0].takes(x):
             return [layer(x) for layer in layers]
         rounded, scale = in_8_bits(x.reshape(-1, x.shape[-1]))
-        parts = [layer.of_rounded(rounded, scale) for layer in layers]
-        return [y.to(x.dtype).view(*x.shape[:-1], -1) for y in parts]
+        y = torch.cat([layer.product(rounded, layer.weight) for layer in layers], dim=-1)
+        y = scaled(y, scale, scales).to(x.dtype)
+        return y.view(*x.shape[:-1], -1).split(sizes, dim=-1)
 
     return project
 
