@@ -202,7 +202,7 @@ MUTANTS = {  # file: [(text, what it becomes, a test that must fail)]
         ("step - ramp) / max", "step) / max",
          "test_steps.py::test_the_rate_rises_for_3_percent_of_the_steps_and_falls_by_a_cosine"),
         ("weight_decay=0.0, fused", "weight_decay=0.1, fused", "test_steps.py::test_no_weight_decays"),
-        ("(0.9, 0.999)", "(0.9, 0.95)", "test_steps.py::test_no_weight_decays"),
+        ("(0.9, beta2)", "(0.9, 0.95)", "test_steps.py::test_no_weight_decays"),
         ("optimizer.zero_grad()", "pass", "test_steps.py::test_no_weight_decays"),
     ],
     "minillava/training/checkpoints.py": [

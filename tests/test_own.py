@@ -322,7 +322,7 @@ def test_each_scene_with_pink_is_told_of_in_conversations_of_their_own(tmp_path)
     assert all("shows four shapes." in text or "shows five shapes." in text for _, text in texts[:10])
     assert sum("pink" in text for _, text in texts[:10]) == 10 and "pink" not in COLORS
     asked = [sum("How many pink" in text or "Count the pink" in text for text in part) for part in texts]
-    assert sum(asked) == 3 * 10 and max(asked) == 1  # all its wordings, and no two next to each other
+    assert sum(asked) == 6 * 10 and max(asked) == 1  # all its wordings, twice, and no two next to each other
 
 
 def test_a_mirrored_picture_is_told_of_as_it_shows_itself(tmp_path):

@@ -48,7 +48,8 @@ def test_the_rate_is_that_of_transformers_but_for_a_warm_up_that_is_a_step_ahead
 @pytest.mark.parametrize("muon_lr", [None, 1e-2])
 def test_no_weight_decays(muon_lr):
     model, optimizers = small(muon_lr)
-    assert optimizers[0].defaults["betas"] == (0.9, 0.999)
+    assert optimizers[0].defaults["betas"] == (0.9, 0.999)  # as the official runs; the miniature's own pictures
+    assert make_optimizers(model, *TOY_RECIPES["toy-own"].rates)[0].defaults["betas"] == (0.9, 0.95)
     before = {name: p.clone() for name, p in model.named_parameters()}
     for p in model.parameters():
         p.grad = torch.zeros_like(p)

@@ -30,6 +30,7 @@ from minillava.toy.things import THINGS, draw_thing
 from minillava.training.samples import folder_samples
 
 PINK = (255, 20, 147)  # deep pink: as strong as the colours of the world
+COUNTING = ("count", "compare", "remove", "most")  # the kinds that are hard, hence asked more often
 
 
 # ------------------------------------------------------------------------------ scenes with pink
@@ -89,11 +90,14 @@ def pink_parts(rng, scene):
     """
     things = read(as_fractions(scene))
     pairs = []
-    for ask in (CONVERSATION | REASONING).values():
+    for kind, ask in (CONVERSATION | REASONING).items():
         tries = dict.fromkeys(ask(things, rng) for _ in range(200))
         pink = [pair for pair in tries if pair and is_pink(pair)]
         others = [pair for pair in tries if pair and not is_pink(pair)]
-        pairs += pink[:5] + others[:2]
+        if kind in COUNTING:  # the same pair up to three times, in other conversations
+            pairs += (3 * pink)[:6] + others[:2]
+        else:
+            pairs += pink[:3] + others[:1]
 
     description = [QUESTIONS["detail"](things, rng)]
     parts = [pairs[n::8] for n in range(8)]

@@ -14,9 +14,10 @@ TOY_FINETUNE = replace(
 
 TOY_SCIENCEQA = replace(TOY_FINETUNE, batch=32, per_gpu=32, samples=48000, mean=150)
 
-# one's own pictures: what the miniature must learn to say it mostly has never said
+# one's own pictures: what the miniature must learn to say it mostly has never said; in runs of some
+# hundred steps its first gradients, which are large, shall not make all that follow small
 TOY_OWN = replace(
-    TOY_FINETUNE, template="", aspect="", muon_lr=0.002, batch=8, per_gpu=8, epochs=4,
+    TOY_FINETUNE, template="", aspect="", muon_lr=0.002, beta2=0.95, batch=8, per_gpu=8, epochs=4,
     min_steps=300, samples=900, mean=150)
 TOY_OWN_LORA = replace(TOY_OWN, lora=32, lora_alpha=64, words=True)
 

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from minillava.training.muon import Muon
 
 
-def make_optimizers(model, lr, muon_lr=None, projector_lr=None, tower_lr=None):
+def make_optimizers(model, lr, muon_lr=None, projector_lr=None, tower_lr=None, beta2=0.999):
     """AdamW over what requires a gradient; with `muon_lr`, Muon over the blocks' matrices.
 
     projector_lr, tower_lr: rates of their own, with AdamW for all that is theirs.
@@ -36,7 +36,7 @@ def make_optimizers(model, lr, muon_lr=None, projector_lr=None, tower_lr=None):
         groups.append({"params": projector, "lr": projector_lr})
     if tower:
         groups.append({"params": tower, "lr": tower_lr})
-    optimizers = [torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=0.0, fused=True)]
+    optimizers = [torch.optim.AdamW(groups, betas=(0.9, beta2), weight_decay=0.0, fused=True)]
     if matrices:
         optimizers.append(Muon(matrices, muon_lr))
     for optimizer in optimizers:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Recipe:
-    """All trainings use AdamW (0.9, 0.999), no weight decay, cosine, and 3 % of warm-up."""
+    """All trainings use AdamW (beta1 0.9), no weight decay, cosine, and 3 % of warm-up."""
 
     stage: int                    # 1 trains the projector alone, 2 the language model too
     template: str                 # of conversation.TEMPLATES; "": the checkpoint's, as aspect's
@@ -18,6 +18,7 @@ class Recipe:
     aspect: str = "square"        # "pad": the whole picture, padded to a square
     image_size: int = 224
     max_length: int = 2048        # tokens, image included, where a sample is cut
+    beta2: float = 0.999          # of AdamW: it remembers the size of some 1000 steps' gradients
     muon_lr: float | None = None  # of Muon over the blocks' matrices; None: AdamW for all
     grouped: bool = False         # batches of like length and of one modality
     checkpointing: bool = True    # activations are computed again, not kept
@@ -40,7 +41,7 @@ class Recipe:
     @property
     def rates(self):
         """As make_optimizers takes them."""
-        return self.lr, self.muon_lr, self.projector_lr, self.tower_lr
+        return self.lr, self.muon_lr, self.projector_lr, self.tower_lr, self.beta2
 
     @property
     def result(self):
