@@ -88,10 +88,10 @@ COMMANDS = {
     "python -m minillava.toy.miniature --model runs/own/llava": "--heldout 12 --per-type 1",
     "python -m minillava.toy.own pink --out pink": "--pictures 4",
     "python -m minillava.toy.own pink --out pink-new --pictures 110 --split val": "--pictures 2",
-    "python train.py --recipe own --data pink --replay 0.55 --epochs 1 --batch 32 --lr 2.6e-3 --tower --tower-lr 3e-4 --new-word pink=red,green,blue,yellow,purple,orange --out runs/pink":
-        "python train.py --recipe own --data pink --tower --tower-lr 3e-4 --new-word pink=red --out runs/pink " + SHORT,
-    "python train.py --recipe own-lora --data pink --replay 0.55 --epochs 1 --batch 32 --lr 2.6e-3 --tower --tower-lr 3e-4 --new-word pink=red,green,blue,yellow,purple,orange --out runs/pink-lora":
-        "python train.py --recipe own-lora --data pink --tower --tower-lr 3e-4 --new-word pink=red --out runs/pink-lora " + SHORT,
+    "python train.py --recipe own --data pink --replay 0.55 --epochs 1 --batch 16 --lr 1.8e-3 --tower --tower-lr 3e-4 --new-word pink=red,purple --out runs/pink":
+        "python train.py --recipe own --data pink --tower --tower-lr 3e-4 --new-word pink=red,purple --out runs/pink " + SHORT,
+    "python train.py --recipe own-lora --data pink --replay 0.55 --epochs 1 --batch 16 --lr 1.8e-3 --tower --tower-lr 3e-4 --new-word pink=red,purple --out runs/pink-lora":
+        "python train.py --recipe own-lora --data pink --tower --tower-lr 3e-4 --new-word pink=red,purple --out runs/pink-lora " + SHORT,
     "python -m minillava.toy.own score --model runs/pink/llava --data pink-new": AS_IT_STANDS,
     "python -m minillava.toy.own things --out things": AS_IT_STANDS,
     "python -m minillava.toy.annotations --scenes 4000 --out scenes": "--scenes 12",

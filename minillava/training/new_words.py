@@ -1,4 +1,4 @@
-"""New words for a model, spelled like words that it knows: `--new-word pink=red,green,blue`.
+"""New words for a model, spelled like words that it knows: `--new-word pink=red,purple`.
 
 What a tokenizer has in one piece, a model chooses at one place of its answer; what it has in
 several, of which each must look at the picture again, is much harder to learn. The miniature says
@@ -11,7 +11,8 @@ A BPE tokenizer is a list of merges, which join two pieces to one. A new word's 
     ▁small + ▁pink,  ▁small▁pink + ▁square    as there are  ▁small + ▁red,  ▁small▁red + ▁square
 
 The rows of a new piece, in the embeddings and in the head, begin as the mean of its siblings' rows:
-▁small▁pink▁square as that of ▁small▁red▁square, ▁small▁green▁square and ▁small▁blue▁square.
+▁small▁pink▁square as that of ▁small▁red▁square and ▁small▁purple▁square. So words are named that
+are like it: from there it is not far to what it means.
 
 All other text keeps its ids, but for longer words that begin as the new one does: what "pinball"
 had as ▁p and in becomes ▁pin, whose rows begin as the mean of these two.
@@ -29,7 +30,7 @@ def read_new_word(text):
     """"pink=red,green" -> ("pink", ("red", "green"))"""
     if not re.fullmatch(r"\w+=\w+(,\w+)*", text):
         raise ValueError(f"--new-word {text!r:.60} is not NEW=OLD,OLD,... "
-                         "as in pink=red,green,blue")
+                         "as in pink=red,purple")
     new, olds = text.split("=")
     return new, tuple(olds.split(","))
 

@@ -78,7 +78,7 @@ def add_changes(parser):
                         help="with LoRA: train embeddings and head too, for words never said")
     parser.add_argument("--new-word", action="append", metavar="NEW=OLD,OLD",
                         help="stage 2: a word that begins as the mean of words that are known "
-                             "(pink=red,green,blue); with LoRA it implies --words")
+                             "and like it (pink=red,purple); with LoRA it implies --words")
     parser.add_argument("--min-steps", type=int,
                         help="recipes own and own-lora: so many steps, however few samples")
     parser.add_argument("--epochs", type=int)
