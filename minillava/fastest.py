@@ -28,7 +28,7 @@ from minillava.llama import RMSNorm
 
 # Layers of so many bytes are timed in turn: more than a processor's cache keeps until the next one.
 BYTES = 2**29
-# Walks through these layers, of which a candidate's fastest counts: what comes between takes time only.
+# Walks of each candidate through them, of which the fastest counts: what comes between costs time.
 WALKS = 3
 # Weights of a layer up to which fp32 is tried: twice the memory, hence for a small model only.
 SMALL = 2**20

@@ -5,7 +5,7 @@ autograd keeps what it needs of each for the way back: of attention the [T,K] ma
 gradients are written out by hand: made from the inputs, which alone are kept, in as few steps as it
 takes. A GPU has kernels of its own for all this, and runs those.
 
-Small tensors are left to autograd: there, to keep all that it needs is the sooner way.
+Small tensors are left to autograd: there it is faster to keep all that it needs.
 Measured on one core of a Xeon with AMX, bf16, 4 x 384 tokens, there and back: RMSNorm over 768
 channels 11 ms by autograd, 4 here; attention of 12 heads of 64 53 ms in the fused kernel, 33 here.
 
@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import Function
 
-# From so many numbers to a row of the batch on, a norm is made here, which is sooner; and from so many
-# on, SwiGLU and attention keep their inputs alone, which takes longer and spares memory.
+# Numbers to a row of the batch from which on a norm is made here, and SwiGLU and attention are: these
+# spare memory, and of small tensors they would take longer.
 NORMED = 2**12
 LARGE = 2**17
 # So many queries of a text attention takes at a time; and from so many on, of all heads and rows,
