@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minillava.checkpoint import TOY, load_llava, save_llava
-from minillava.fastest import choose_products
+from minillava.fastest import choose_products, timed_layers
 from minillava.generate import new_cache, next_logits, next_tokens, sample_token
 from minillava.linear import Int4Linear, block_here
 from minillava.llama import KVCache, LanguageConfig, LanguageModel
@@ -224,12 +224,8 @@ def floors(model, limits, multiply):
 
 @torch.inference_mode()
 def kernel_floor(language_model):
-    """Seconds for all weights of a token at the speed of the MLPs' first two products alone.
-
-    Both, so that they are more than a large cache keeps.
-    """
-    layers = [layer for block in language_model.layers
-              for layer in (block.mlp.gate_proj, block.mlp.up_proj)]
+    """Seconds for all weights of a token at the speed of the MLPs' first two products alone."""
+    layers = timed_layers(language_model)
     x = language_model.embed_tokens.weight[:1]
     alone = min(seconds(lambda: [layer(x) for layer in layers]) for _ in range(5))
     return alone * read_bytes(language_model) / sum(map(bytes_of, layers))

@@ -124,8 +124,7 @@ def choose_products(language_model, rows=1, verbose=False):
     weights = language_model.embed_tokens.weight
     if weights.device.type != "cpu":
         return
-    layers = [layer for block in language_model.layers
-              for layer in (block.mlp.gate_proj, block.mlp.up_proj)]
+    layers = timed_layers(language_model)
     head = language_model.lm_head
     enough = 1 + BYTES // layers[0].weight.nbytes
     makers = {type(layer): candidates_for(layer, weights.dtype, rows) for layer in (head, layers[0])}
@@ -148,6 +147,12 @@ def choose_products(language_model, rows=1, verbose=False):
     for module in language_model.modules():
         if isinstance(module, RMSNorm):
             module.forward = norm_of_one(module)
+
+
+def timed_layers(language_model):
+    """Two to a block, alike, and more bytes of them than a large cache keeps."""
+    return [layer for block in language_model.layers
+            for layer in (block.mlp.gate_proj, block.mlp.up_proj)]
 
 
 def candidates_for(layer, dtype, rows):
