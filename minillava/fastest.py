@@ -3,7 +3,7 @@
 Decoding sends one row (or one for each question of a batch) through every weight. The time goes
 into reading weights, and which of PyTorch's kernels reads fastest differs from processor to
 processor by a factor of three. Nothing is hard-wired, therefore: before the first answer, a few
-candidates are timed on real layers of the model, in a tenth of a second or two.
+candidates are timed on real layers of the model, in half a second at 1.4B and less in a small one.
 
     choose_products(model.language_model, rows=1, verbose=True)
 
@@ -255,8 +255,9 @@ def rounded_once(layers):
         if not layers[0].takes(x):
             return [layer(x) for layer in layers]
         rounded, scale = in_8_bits(x.reshape(-1, x.shape[-1]))
-        y = torch.cat([layer.product(rounded, layer.weight) for layer in layers], dim=-1)
-        y = scaled(y, scale, scales).to(x.dtype)
+        parts = [layer.product(rounded, layer.weight) for layer in layers]
+        joint = torch.cat(parts, dim=-1)  # int32 [rows, O of all]
+        y = scaled(joint, scale, scales).to(x.dtype)
         return y.view(*x.shape[:-1], -1).split(sizes, dim=-1)
 
     return project

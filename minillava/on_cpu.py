@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import Function
 
-# Numbers to a row of the batch from which on a norm is made here, and SwiGLU and attention are: these
-# spare memory, and of small tensors they would take longer.
+# From so many numbers to a row of the batch on, a norm is made here;
 NORMED = 2**12
+# and from so many on SwiGLU and attention are, which keep less and are slower in a small tensor.
 LARGE = 2**17
 # So many queries of a text attention takes at a time; and from so many on, of all heads and rows,
 # the plain formula may be the faster one.
@@ -81,7 +81,7 @@ def by_formula_on_cpu(q, k, mask, is_causal):
 
 def numbers_to_a_row(x):
     """Of a batch on a CPU; elsewhere none counts."""
-    return x.numel() / len(x) if x.device.type == "cpu" else 0
+    return x.shape[1:].numel() if x.device.type == "cpu" else 0
 
 
 class Normalize(Function):

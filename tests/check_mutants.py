@@ -106,7 +106,7 @@ MUTANTS = {  # file: [(text, what it becomes, a test that must fail)]
     ],
     "minillava/fastest.py": [
         ("min(seconds[kind][name], taken)", "taken", "test_fastest.py::test_of_several_walks_the_fastest_counts"),
-        ("scaled(y, scale, scales)", "scaled(y, scale, scales[0])",
+        ("scaled(joint, scale, scales)", "scaled(joint, scale, scales[0])",
          "test_fastest.py::test_what_rounds_the_same_x_rounds_it_once_and_to_the_same"),
     ],
     "minillava/training/muon.py": [
