@@ -17,9 +17,11 @@ def attention(q, k, v, mask=None, is_causal=False):
 
     mask: bool, True where a query may look. Without one a GPU runs FlashAttention.
     """
-    # Two cases have ways of their own, for speed alone: they stand at the end of this file.
+    # One new token may look at all keys. `is_causal` would count it as the first of all, who may
+    # look at the first key alone.
     if q.shape[2] == 1:
         return attention_of_one(q, k, v, mask)
+    # On some CPUs the formula, written out, is faster than the fused kernel: see on_cpu.py.
     if by_formula_on_cpu(q, k, mask, is_causal):
         return attention_on_cpu(q, k, v, is_causal)
 
@@ -74,7 +76,7 @@ def attention_mask(length, past=0, start=None, device=None):
     return mask[:, None]
 
 
-# ---- the same, sooner: a first reading may stop here ----
+# ---- one new token: a first reading may stop here ----
 
 
 def attention_of_one(q, k, v, mask=None):

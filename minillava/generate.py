@@ -45,10 +45,11 @@ def next_tokens(model, input_ids, pixels, cache, draw):
         refuse_nan(logits)
         tokens = draw(logits, written)                         # [B]
         yield tokens
-        # The next step runs what was just drawn, and nothing else: a word, never an image.
-        words = tokens[:, None]                                # [B,1]
-        written = torch.cat([written, words], dim=1)
-        embeddings = model.language_model.embed_tokens(words)  # [B,1,D]
+        # The next step runs what was just drawn, and nothing else. It is never an image: looked up
+        # at once, it need not be searched for one, for which a GPU would be waited for.
+        new_ids = tokens[:, None]                                # [B,1]
+        written = torch.cat([written, new_ids], dim=1)
+        embeddings = model.language_model.embed_tokens(new_ids)  # [B,1,D]
         logits = last_logits(model.language_model, embeddings, cache)
 
 
@@ -69,7 +70,7 @@ def new_cache(model, batch=1, start=None):
 
 
 def sample_token(logits, written=None, temperature=0.0, top_p=1.0, top_k=0, repetition_penalty=1.0):
-    """logits [B,V] -> ids [B]. top_k: one of so many words at most, 0: one of all.
+    """logits [B,V] -> ids [B]. top_k: only so many of the likeliest words are drawn from, 0: all.
 
     repetition_penalty: above 1, words that the answer has already, `written` [B,T], become less
     likely.
@@ -77,14 +78,14 @@ def sample_token(logits, written=None, temperature=0.0, top_p=1.0, top_k=0, repe
     if repetition_penalty != 1:
         logits = penalized(logits, written, repetition_penalty)
     if temperature == 0:
-        return logits.max(-1).indices
+        return logits.max(-1).indices  # argmax, sooner on a CPU
 
     probs = (logits.float() / temperature).softmax(-1)
     probs, ids = probs.sort(-1, descending=True)
     if top_k:
         probs = probs[:, :top_k] / probs[:, :top_k].sum(-1, keepdim=True)
 
-    # A word goes where the likelier ones hold top_p without it.
+    # A word is dropped where the likelier ones already hold top_p without it.
     #     probs 0.5 0.3 0.15 0.05, top_p 0.7:   before 0 0.5 0.8 0.95   kept x x . .
     before = probs.cumsum(-1) - probs
     probs = probs.masked_fill(before >= top_p, 0.0)
@@ -95,7 +96,10 @@ def sample_token(logits, written=None, temperature=0.0, top_p=1.0, top_k=0, repe
 
 
 def penalized(logits, written, penalty):
-    """A positive logit is divided by the penalty, a negative one multiplied (Keskar et al. 2019)."""
+    """A positive logit is divided by the penalty (Keskar et al. 2019).
+
+    A negative one is multiplied, as in transformers: divided, it would become likelier.
+    """
     old = logits.gather(-1, written)                           # [B,T]
     return logits.scatter(-1, written, torch.where(old > 0, old / penalty, old * penalty))
 

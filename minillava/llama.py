@@ -1,7 +1,7 @@
 """The LLaMA decoder: f_phi in section 4.1 (Touvron et al. 2023, section 2.2).
 
-It takes embeddings, not ids, since image features stand among the words. Against the transformer
-of 2017: the norm comes before each half of a block and has no mean (RMSNorm), positions turn
+It takes embeddings, not ids, since image features stand among the words. Compared with the
+transformer of 2017: the norm comes before each half of a block and has no mean (RMSNorm), positions turn
 queries and keys (RoPE), the MLP has a gate (SwiGLU), and heads may share keys (grouped queries).
 
 Names are those of a LlamaForCausalLM on disk, less the prefix `model.`.
@@ -18,8 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from minillava.attention import attention, attention_mask, token_positions
 from minillava.on_cpu import rms_norm, swiglu
 
-# Tokens by which a KV cache grows.
-BLOCK = 256
+# A KV cache grows by so many tokens at a time.
+GROWTH = 256
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        # Computed in fp32: the mean of squares overflows fp16 and loses digits in bf16.
+        # In fp32, where the mean of squares neither overflows (as in fp16) nor loses digits (bf16).
         return rms_norm(x, self.weight, self.eps)
 
 
@@ -89,7 +89,7 @@ def rotate(x, rope):
     cos, sin = rope
     # Half a roll exchanges the halves: [a, b] -> [b, a].
     exchanged = x.roll(x.shape[-1] // 2, dims=-1)
-    return torch.addcmul(x * cos, exchanged, sin)
+    return torch.addcmul(x * cos, exchanged, sin)  # x * cos + exchanged * sin
 
 
 def scale_frequencies(frequencies, scaling):
@@ -114,8 +114,8 @@ def scale_frequencies(frequencies, scaling):
 class KVCache:
     """Keys and values of all layers: a token that was run once is never run again.
 
-    It grows with the text, a block at a time. Rows of unequal length end together; `start` [B] says
-    where the first real token of each lies (None: all at 0).
+    It grows with the text, GROWTH tokens at a time. Rows of unequal length end together; `start`
+    [B] says where the first real token of each lies (None: all at 0).
     """
 
     def __init__(self, config, batch, device, dtype, start=None):
@@ -129,17 +129,18 @@ class KVCache:
         self.length = 0
 
     def make_room(self, length):
-        """Room for `length` tokens in all; it grows by blocks, and the rotary table with it."""
+        """Room for `length` tokens in all; the rotary table grows along."""
         room = self.keys[0].shape[2]
         if length <= room:
             return
-        more = -(-length // BLOCK) * BLOCK - room
+        wanted = math.ceil(length / GROWTH) * GROWTH
+        more = 0, 0, 0, wanted - room  # as F.pad counts: nothing on C, and so many tokens behind
         # Layer by layer, so that only one of them is there twice at a time.
         for layer in range(len(self.keys)):
-            self.keys[layer] = F.pad(self.keys[layer], (0, 0, 0, more))
-            self.values[layer] = F.pad(self.values[layer], (0, 0, 0, more))
+            self.keys[layer] = F.pad(self.keys[layer], more)      # [B,G,wanted,C]
+            self.values[layer] = F.pad(self.values[layer], more)
         like = self.keys[0]
-        self.rope = rotary_table(self.config, room + more, like.device, like.dtype)
+        self.rope = rotary_table(self.config, wanted, like.device, like.dtype)
 
     def update(self, layer, k, v):
         """Writes k, v [B,G,T,C] after what is there; all so far, [B,G,K,C], comes back."""
@@ -165,9 +166,10 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.num_attention_heads * C, D, bias=False)
 
     def forward(self, x, rope, mask, cache, layer):
-        q, k, v = map(self.split_heads, self.project(x))
-        q = rotate(q, rope)                                  # [B,H,T,C]
-        k = rotate(k, rope)                                  # [B,G,T,C], as v
+        q, k, v = self.project(x)                             # [B,T,H*C], twice [B,T,G*C]
+        q = rotate(self.split_heads(q), rope)                 # [B,H,T,C]
+        k = rotate(self.split_heads(k), rope)                 # [B,G,T,C]
+        v = self.split_heads(v)                               # [B,G,T,C]
 
         # From here on k and v are those of the past as well: [B,G,K,C].
         if cache is not None:
@@ -175,7 +177,7 @@ class Attention(nn.Module):
 
         # Nobody looks at what comes after: a mask says so already, if there is one.
         y = attention(q, k, v, mask, is_causal=mask is None)  # [B,H,T,C]
-        return self.o_proj(y.transpose(1, 2).flatten(2))     # [B,T,D]
+        return self.o_proj(y.transpose(1, 2).flatten(2))      # [B,T,D]
 
     def project(self, x):
         """Queries, keys and values; fastest.py may make them in one product."""
@@ -187,7 +189,10 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU (Shazeer 2020): one half says what, the other, through SiLU, how much of it."""
+    """SwiGLU (Shazeer 2020): W_down (silu(W_gate x) * W_up x), where silu(x) = x sigmoid(x).
+
+    `up` says what, `gate` how much of it.
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -198,10 +203,11 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(inner, D, bias=False)
 
     def forward(self, x):
-        gate, up = self.project(x)
-        return self.down_proj(swiglu(gate, up))
+        gate, up = self.project(x)               # [B,T,inner] each
+        return self.down_proj(swiglu(gate, up))  # silu(gate) * up, times W_down
 
     def project(self, x):
+        """Gate and up; as above."""
         return self.gate_proj(x), self.up_proj(x)
 
 
@@ -242,8 +248,9 @@ class LanguageModel(nn.Module):
 
         # `hidden` is the stream that every block reads from and adds to.
         hidden = embeddings
+        recompute = self.checkpointing and torch.is_grad_enabled()
         for layer, block in enumerate(self.layers):
-            run = checkpointed(block) if self.checkpointing and torch.is_grad_enabled() else block
+            run = checkpointed(block) if recompute else block
             hidden = run(hidden, rope, mask, cache, layer)
 
         if cache is not None:
@@ -263,7 +270,7 @@ class LanguageModel(nn.Module):
 
         positions = token_positions(T, past, start)
         rope = table[:, positions].unsqueeze(-3)       # [2,1,T,C] or [2,B,1,T,C]
-        mask = attention_mask(T, past, start, device)  # None in training
+        mask = attention_mask(T, past, start, device)  # None where `is_causal` says it all
         return rope, mask
 
 

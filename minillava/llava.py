@@ -39,7 +39,7 @@ class LlavaConfig:
     image_mean: tuple = IMAGE_MEAN
     image_std: tuple = IMAGE_STD
     template: str = "vicuna_v1"           # of conversation.TEMPLATES
-    mm_use_im_start_end: bool = False     # <im_start> and <im_end> around each image: v0 and v1.1
+    mm_use_im_start_end: bool = False     # as in the file; render() asks the tokenizer instead
     prompt_format: str = ""               # of ScienceQA, as "QCM-LEA", where it was trained on that
 
     @property
@@ -74,17 +74,17 @@ class Llava(nn.Module):
         # The tower is frozen in both stages of the paper; an ablation may train it.
         self.trains_tower = False
 
-    def forward(self, input_ids, pixels=None, labels=None, supervised=None, places=None):
+    def forward(self, input_ids, pixels=None, labels=None, divisor=None, places=None):
         """ids [B,T], images [images,3,S,S] -> logits [B,T,V]; with labels [B,T] the loss, a scalar.
 
-        The loss is the mean over this batch's supervised tokens. With `supervised`, their number
-        in the whole global batch, it is a share of that batch's mean, and the shares add up to it:
-        neither accumulation nor the number of GPUs changes the result.
+        The loss is summed over the supervised tokens and divided by their number here, or by
+        `divisor`. With the number in a whole global batch as divisor, the losses of its parts add
+        up to that batch's mean, however it is cut (see also Recipe.loss_divisor).
         places: of `find_places`, where a batch was prepared; else they are found here.
         """
         image_at, learn_at = places or find_places(input_ids, labels)
         embeddings = self.embed(input_ids, pixels, image_at)    # [B,T,D]
-        # A training batch of text alone: what pictures pass has a gradient all the same.
+        # A training batch without pictures: tower and projector get a gradient all the same.
         if labels is not None and (pixels is None or len(pixels) == 0):
             embeddings = embeddings + self.zero_from_pictures()
         hidden = self.language_model(embeddings)                # [B,T,D]
@@ -100,7 +100,7 @@ class Llava(nn.Module):
 
         # cross_entropy(lm_head(hidden), targets, reduction="sum"), in less memory.
         loss = chunked_cross_entropy(hidden, targets, self.language_model.lm_head)
-        return loss / (supervised or max(1, len(targets)))
+        return loss / (divisor or max(1, len(targets)))
 
     def embed(self, input_ids, pixels=None, image_at=None):
         """ids [B,T], images in the order of their tokens -> embeddings [B,T,D]."""
@@ -111,9 +111,11 @@ class Llava(nn.Module):
 
         # The words are looked up; where an image stands, any word will do for now.
         embeddings = self.language_model.embed_tokens(input_ids.clamp(min=0))
-        embeddings = embeddings.to(self.language_model.norm.weight.dtype)  # a table may be wider
+        # While it is trained the table stays in fp32, where the blocks compute in bf16.
+        embeddings = embeddings.to(self.language_model.norm.weight.dtype)
 
-        # The splice: the rows of H_v take the image's places, in order.
+        # The splice: the rows of H_v take the image's places, in order. `flatten` is a view of
+        # the same memory, so that they are written into `embeddings`.
         if images:
             features = self.encode_images(pixels).flatten(0, 1)     # [images*N,D]
             embeddings.flatten(0, 1)[image_at] = features.to(embeddings.dtype)
@@ -128,18 +130,18 @@ class Llava(nn.Module):
         return self.mm_projector(features)
 
     def zero_from_pictures(self):
-        """A zero computed from all that learns by pictures: with it that has a gradient, of zero.
+        """0, computed from every trained weight of tower and projector: their gradient is then 0.
 
-        Ranks that do have pictures have one too, and wait for this one's. (The official code shows
-        a black picture and ignores it.)
+        Without it they would have none, and ranks that do have pictures would wait for this one's.
+        (The official code runs a picture of CLIP's mean colour and ignores what comes out.)
         """
         parts = (*self.vision_tower.parameters(), *self.mm_projector.parameters())
         return sum(0 * p.sum() for p in parts if p.requires_grad)
 
-    def check_images(self, images, places):
-        if places != images * self.config.image_tokens:
+    def check_images(self, images, image_tokens):
+        if image_tokens != images * self.config.image_tokens:
             seen = {0: "no images", 1: "1 image"}.get(images, f"{images} images")
-            raise ValueError(f"{seen} for {places} image tokens, "
+            raise ValueError(f"{seen} for {image_tokens} image tokens, "
                              f"of which each image takes {self.config.image_tokens}")
 
     def freeze_for(self, stage):

@@ -1,9 +1,10 @@
 """RMSNorm, SwiGLU and attention, sooner on a CPU: a first reading may pass by.
 
-On a CPU PyTorch makes each of them out of many steps. Every step reads and writes all numbers, and
-autograd keeps what it needs of each for the way back: of attention the [T,K] matrix. Here the
-gradients are written out by hand: made from the inputs, which alone are kept, in as few steps as it
-takes. A GPU has kernels of its own for all this, and runs those.
+On a CPU PyTorch makes a norm and SwiGLU out of several steps. Every step reads and writes all
+numbers, and autograd keeps what it needs of each for the way back. Attention is one kernel, slow in
+bf16 on many a CPU; of its formula autograd would keep the [T,K] matrix. Here the gradients are
+written out by hand: made from the inputs, which alone are kept, in as few steps as it takes. A GPU
+has kernels of its own for all this, and runs those.
 
 Small tensors are left to autograd: there it is faster to keep all that it needs.
 Measured on one core of a Xeon with AMX, bf16, 4 x 384 tokens, there and back: RMSNorm over 768
@@ -17,20 +18,21 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import Function
 
-# From so many numbers to a row of the batch on, a norm is made here;
+# Numbers in a row of the batch from which on the functions here are faster than PyTorch's own:
+# a norm soon; SwiGLU and attention later, since keeping less costs time in a small tensor.
 NORMED = 2**12
-# and from so many on SwiGLU and attention are, which keep less and are slower in a small tensor.
 LARGE = 2**17
-# So many queries of a text attention takes at a time; and from so many on, of all heads and rows,
-# the plain formula may be the faster one.
+# Queries of a text that attention takes at a time.
 QUERIES = 128
+# Queries of all rows and heads (keys, for one new token) from which on the formula may be faster
+# than the fused kernel.
 MANY = 2048
 # Intel's AMX multiplies bf16 in tiles: with it the fused kernel is the faster one, forwards.
 AMX = torch.cpu.get_capabilities().get("amx_bf16", False)
 
 
 def product_dtype(dtype, device):
-    """In which a dtype is multiplied there: as it is, or in fp32 on a processor that is slow in it."""
+    """The dtype to multiply in there: itself, or fp32 where a processor is slow in it."""
     return torch.float32 if device.type == "cpu" and is_slow(dtype) else dtype
 
 
@@ -80,7 +82,7 @@ def by_formula_on_cpu(q, k, mask, is_causal):
 
 
 def numbers_to_a_row(x):
-    """Of a batch on a CPU; elsewhere none counts."""
+    """How many numbers a row of the batch has; 0 on a GPU, which is thereby left to PyTorch."""
     return x.shape[1:].numel() if x.device.type == "cpu" else 0
 
 
@@ -174,9 +176,9 @@ def attention_by_formula(q, k, v, is_causal):
 
 
 def parts(q, k, is_causal):
-    """Yields, for some queries at a time: where they are, q / sqrt(C), the keys they see, and p.
+    """Yields, for some queries at a time: their slice, q / sqrt(C), the keys they may see, and p.
 
-    None need look beyond the last of them, which spares a third.
+    Keys beyond the last of these queries are left out, which spares a third of the work.
     """
     B, H, T, C = q.shape
     G = k.shape[1]

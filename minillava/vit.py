@@ -2,8 +2,9 @@
 
 A picture is cut into patches, each patch becomes a vector, and a transformer lets them look at
 each other. LLaVA keeps CLIP frozen and reads its *grid*: one vector for each patch, after the last
-block but one. CLIP's own loss only looked at the class token, so its last block has unlearned what
-a single patch shows.
+block but one. After the last one ScienceQA drops from 90.92 to 89.96 % (section 5.2). The paper
+supposes that the last block cares more for the whole picture than for its details: CLIP's own loss
+only looked at the class token.
 
 Names are those of openai/clip-vit-large-patch14 on disk, less the prefix `vision_model.`.
 """
@@ -69,13 +70,13 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x, is_causal, tokens=None):
+    def forward(self, x, is_causal, length=None):
         q = self.split_heads(self.q_proj(x))                # [B,H,T,C]
         k = self.split_heads(self.k_proj(x))
         v = self.split_heads(self.v_proj(x))
 
-        # What stands behind the first `tokens` is padding, and nobody looks at it: [B,H,T,C].
-        y = attention(q, k[:, :, :tokens], v[:, :, :tokens], is_causal=is_causal)
+        # Keys behind the first `length` are padding, which nobody looks at.
+        y = attention(q, k[:, :, :length], v[:, :, :length], is_causal=is_causal)  # [B,H,T,C]
 
         # The heads side by side again.
         return self.out_proj(y.transpose(1, 2).flatten(2))  # [B,T,D]
@@ -108,9 +109,9 @@ class Block(nn.Module):
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = MLP(config.hidden_size, config.intermediate_size)
 
-    def forward(self, x, is_causal=False, tokens=None):
+    def forward(self, x, is_causal=False, length=None):
         # The tokens look at each other, then each is worked on by itself.
-        x = x + self.self_attn(self.layer_norm1(x), is_causal, tokens)
+        x = x + self.self_attn(self.layer_norm1(x), is_causal, length)
         x = x + self.mlp(self.layer_norm2(x))
         return x
 
@@ -145,11 +146,11 @@ class VisionTower(nn.Module):
             layer += len(blocks) + 1
 
         x = self.pre_layrnorm(self.embeddings(pixels))  # [B,1+N,D]
-        tokens = x.shape[1]
+        length = x.shape[1]
         x = padded(x)                                   # for speed alone, see below
         for block in blocks[:layer]:
-            x = block(x, tokens=tokens)
-        return x[:, :tokens]
+            x = block(x, length=length)
+        return x[:, :length]
 
     def forward(self, pixels, layer=-2):
         """[B,3,S,S] -> [B,N,D], the grid features."""
