@@ -22,7 +22,7 @@ from minillava.on_cpu import product_dtype
 GROUP = 64     # inputs that share a scale and a zero, in int4
 BLOCK = 64     # output channels that lie together, in int4; 32 where the kernel wants that
 PIECE = 1024   # output channels that are written out at once, small enough for a cache
-REFITS = 2     # of the line through a group's weights
+BEYOND = 0.3   # steps by which a group's smallest and largest weight may lie beyond 0 and 15
 TINY = 1e-7    # the least scale, which fp16 still has: a group of zeros needs one too
 
 
@@ -202,16 +202,14 @@ def to_int4(weight):
     padded = F.pad(weight, (0, -inputs % GROUP, 0, -outputs % BLOCK))
     groups = padded.float().unflatten(1, (-1, GROUP))  # [O,I/64,64]
 
-    # the smallest weight of a group becomes 0, the largest 15
+    # 0 to 15 from a group's smallest weight to its largest, cut a little: all other steps are finer
     low = groups.amin(-1, keepdim=True)
     high = groups.amax(-1, keepdim=True)
-    scale = ((high - low) / 15).clamp(min=TINY)
-    zero = low + 8 * scale
+    scale = ((high - low) / (15 + 2 * BEYOND)).clamp(min=TINY)
+    zero = low + (8 + BEYOND) * scale
 
-    # then, of all lines, the one closest to the weights that were rounded so: off by 4 % less
-    mean_weight = groups.mean(-1, keepdim=True)
-    for _ in range(REFITS):
-        scale, zero = closest_line(to_4_bits(groups, scale, zero), groups, mean_weight)
+    # then, of all lines, the one closest to the weights that were rounded so; off by 4 % less
+    scale, zero = closest_line(to_4_bits(groups, scale, zero), groups)
 
     scale = scale.to(weight.dtype)
     zero = zero.to(weight.dtype)
@@ -226,7 +224,7 @@ def to_4_bits(groups, scale, zero):
     return (groups / scale).sub_(zero / scale - 8).round_().clamp_(0, 15)
 
 
-def closest_line(values, groups, mean_weight):
+def closest_line(values, groups):
     """Least squares: the scale and the zero with which (values - 8) * scale + zero is nearest.
 
     The values are used up: in their place stands how far they are from their mean.
@@ -236,7 +234,7 @@ def closest_line(values, groups, mean_weight):
     slope = (deviation * groups).sum(-1, keepdim=True)
     slope /= deviation.square_().sum(-1, keepdim=True).clamp_(min=TINY)
     scale = slope.clamp(min=TINY)
-    return scale, mean_weight - (mean_value - 8) * scale
+    return scale, groups.mean(-1, keepdim=True) - (mean_value - 8) * scale
 
 
 def pack(values, block=BLOCK):

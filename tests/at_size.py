@@ -27,6 +27,7 @@ from minillava.llama import LanguageConfig  # noqa: E402
 from minillava.llava import Llava, LlavaConfig  # noqa: E402
 from minillava.vit import VisionConfig, VisionTower  # noqa: E402
 from minillava.weights import layouts, tensors  # noqa: E402
+from minillava.weights.allocator import keep_freed_memory  # noqa: E402
 from minillava.weights.filling import fill  # noqa: E402
 from minillava.weights.quantize import HEAD, LAYER  # noqa: E402
 
@@ -86,6 +87,7 @@ def answer(folder, tokens, quantize):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     import minillava.generate  # noqa: F401  all that is imported, before the first measurement
+    keep_freed_memory()  # as chat.py does
     before, start = resident(), time.time()
     model, tokenizer = checkpoint.load_llava(folder, device="cpu", quantize=quantize)
     weights = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
