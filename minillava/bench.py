@@ -34,6 +34,7 @@ from minillava.tokenizer import Tokenizer
 from minillava.training import plan
 from minillava.training.optimizer import forward_backward_in, make_optimizers, take_step
 from minillava.training.recipes import RECIPES
+from minillava.training.records import peak_memory
 from minillava.vit import VisionConfig
 from minillava.weights.allocator import keep_freed_memory
 from minillava.weights.devices import find_device, training_dtype
@@ -288,7 +289,7 @@ def training(stage, dtype, limits, device, rounds):
     skeleton = plan.skeleton(config, STAGES[stage])
     floor = plan.step_flops(skeleton, STAGES[stage], 4 * 384, 4) / limits[dtype]
     figure = row(f"140M {dtype}", f"training step, stage {stage}", taken, floor)
-    figure |= {f"{who}_peak_gb": runner.end() / 1e9 for who, runner in runners.items()}
+    figure |= {f"{who}_peak_gib": runner.end() for who, runner in runners.items()}
     return figure
 
 
@@ -307,7 +308,7 @@ class Apart:
         return self.pipe.recv()
 
     def end(self):
-        """-> bytes of memory at the worst moment"""
+        """-> GiB of memory at the worst moment"""
         self.pipe.send("end")
         return self.pipe.recv()
 
@@ -316,10 +317,8 @@ def take_steps(pipe, make_step, *args):
     step = make_step(*args)
     while pipe.recv() == "step":
         pipe.send(seconds(step))
-    if torch.cuda.is_available():
-        return pipe.send(torch.cuda.max_memory_allocated())
-    import resource  # Windows has none
-    pipe.send(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    *_, device = args
+    pipe.send(peak_memory(torch.device(device)))
 
 
 def model_and_batch(config, stage, device):
@@ -410,8 +409,8 @@ def figure_line(figure):
         line += f"{100 * figure['of_kernel']:8.1f} % of its best product"
     if "ratio" in figure:
         line += f"{figure['ratio']:8.2f} x transformers"
-    if "transformers_peak_gb" in figure:
-        part = figure["minillava_peak_gb"] / figure["transformers_peak_gb"]
+    if figure.get("transformers_peak_gib"):
+        part = figure["minillava_peak_gib"] / figure["transformers_peak_gib"]
         line += f", {part:.2f} x its peak memory"
     return line
 

@@ -3,6 +3,7 @@ import ast
 import io
 import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -49,11 +50,13 @@ def test_peak_memory_is_in_kib_on_linux_and_in_bytes_on_macos(monkeypatch, platf
     usage = SimpleNamespace(ru_maxrss=3 * 2**30 // unit)
     fake = SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda who: usage)
     monkeypatch.setattr(records, "resource", fake)
+    monkeypatch.setattr(records, "STATUS", Path("no-such-file"))
     monkeypatch.setattr(sys, "platform", platform)
     assert records.peak_memory(torch.device("cpu")) == 3.0
 
 
 def test_without_the_module_resource_as_on_windows_memory_is_not_told(monkeypatch):
+    monkeypatch.setattr(records, "STATUS", Path("no-such-file"))
     monkeypatch.setattr(records, "resource", None)
     assert records.peak_memory(torch.device("cpu")) is None
 

@@ -1,8 +1,10 @@
 """What a run measures of itself: metrics.jsonl, a line a step, and the bar of its progress."""
 import json
 import math
+import re
 import sys
 import time
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -13,6 +15,8 @@ try:
     import resource
 except ImportError:  # Windows has none
     resource = None
+
+STATUS = Path("/proc/self/status")  # of Linux
 
 
 class Records:
@@ -89,9 +93,14 @@ def peak_memory(device):
     """GiB that this process held at most, of the GPU or of the machine; None: it cannot be told."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
+    if STATUS.exists():
+        # What `resource` says begins, on Linux, with what the process held that started this one.
+        kib = re.search(r"VmHWM:\s*(\d+) kB", STATUS.read_text("utf-8"))
+        if kib:
+            return int(kib[1]) / 2**20
     if resource is None:
         return None
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
