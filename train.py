@@ -20,6 +20,7 @@
     ... --check-data                        # and is every sample in order?
     ... --resume                            # after a stop of any kind: go on, to the same bits
 """
+import os
 import sys
 from dataclasses import replace
 from functools import partial
@@ -30,7 +31,7 @@ import torch
 
 from minillava.checkpoint import TOY, load_llava
 from minillava.evaluation import scienceqa
-from minillava.terminal import print_in_utf8
+from minillava.terminal import errors_in_one_line
 from minillava.toy.miniature import make_miniature, with_replay
 from minillava.toy.recipes import TOY_RECIPES
 from minillava.training import checkpoints, distributed, options, plan
@@ -38,7 +39,7 @@ from minillava.training.batches import step_batches
 from minillava.training.data_check import check_data, show_samples
 from minillava.training.loss_picture import draw_loss
 from minillava.training.new_words import learn_words
-from minillava.training.optimizer import gradient_norm, loss_and_gradients, make_optimizers
+from minillava.training.optimizer import clip_gradients, loss_and_gradients, make_optimizers
 from minillava.training.optimizer import set_lr, take_step
 from minillava.training.recipes import RECIPES, fitted, warn_of_repeats
 from minillava.training.records import Records
@@ -54,6 +55,8 @@ from minillava.training.validation import Validation
 from minillava.weights.allocator import keep_freed_memory
 from minillava.weights.devices import training_dtype
 from minillava.weights.saving import refuse_projector
+
+STOPPED = "stopped; a run that had begun goes on from its last checkpoint with --resume"
 
 
 # ------------------------------------------------------------------------------------ one whole run
@@ -88,8 +91,10 @@ def run(recipe, sources, setup, device):
             save_result(weights, model, tokenizer, recipe, base, path, sources.vision)
 
     keep = partial(save, path=out / "best")
-    validation = kept_apart and Validation(
-        kept_apart, recipe.per_gpu, setup.eval_every, setup.patience, keep)
+    validation = None
+    if kept_apart:
+        validation = Validation(
+            kept_apart, recipe.per_gpu, setup.eval_every, setup.patience, keep)
     wrapped = train(model, data, recipe, setup, device, validation)
     save(wrapped, out / recipe.result)
     if leads:
@@ -195,7 +200,7 @@ def train(model, data, recipe, setup, device, validation=None):
 
             lr = set_lr(optimizers, step, steps)
             loss = forward_backward(wrapped, batch, recipe, dtype, device)
-            norm = gradient_norm(wrapped, recipe.max_grad_norm)
+            norm = clip_gradients(wrapped, recipe.max_grad_norm)
             take_step(optimizers)
 
             val_loss = None
@@ -212,13 +217,17 @@ def train(model, data, recipe, setup, device, validation=None):
 
 
 def forward_backward(model, batch, recipe, dtype, device):
-    """One step's micro-batches, whose gradients add up -> this rank's part of the loss."""
+    """One step's micro-batches, whose gradients add up -> this rank's loss.
+
+    The step's loss is the mean over the ranks, as DDP and FSDP2 take the mean of the gradients.
+    """
     ranks = distributed.ranks()
     accumulate = len(batch.micro)
     total = 0
     for n, tensors in enumerate(batch.micro, 1):
         tensors = [x.to(device, non_blocking=True) for x in tensors]
-        divisor = recipe.loss_divisor(batch.supervised, len(tensors[-1]), ranks, accumulate)
+        *_, learn_at = tensors
+        divisor = recipe.loss_divisor(batch.supervised, len(learn_at), ranks, accumulate)
         with distributed.synced(model, last=n == accumulate):
             total += loss_and_gradients(model, dtype, tensors, divisor)
     return total
@@ -243,10 +252,9 @@ def save_checkpoint(step, wrapped, optimizers, setup, records):
 # -------------------------------------------------------------------------------- the command line
 
 def main():
-    print_in_utf8()
     all_recipes = RECIPES | TOY_RECIPES
     args = options.make_parser(__doc__, all_recipes).parse_args()
-    with options.errors_in_one_line():
+    with errors_in_one_line(STOPPED, speaks=int(os.environ.get("RANK", 0)) == 0):
         options.refuse_wrong_numbers(args)
         options.refuse_alone(args)
         recipes = options.changed_recipes(args, all_recipes)

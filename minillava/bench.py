@@ -28,7 +28,7 @@ from minillava.generate import new_cache, next_logits, next_tokens, sample_token
 from minillava.linear import Int4Linear, block_here
 from minillava.llama import KVCache, LanguageConfig, LanguageModel
 from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN, Llava, LlavaConfig
-from minillava.terminal import exit_with
+from minillava.terminal import errors_in_one_line
 from minillava.theirs import has_transformers, open_in_transformers, their_steps, their_training
 from minillava.tokenizer import Tokenizer
 from minillava.training import plan
@@ -56,12 +56,10 @@ TURN = 20      # tokens of a second question
 
 def main():
     args = arguments()
-    try:
+    with errors_in_one_line():
         device = find_device(args.device)
         if args.rounds < 1:
             raise ValueError(f"--rounds is 1 or more, not {args.rounds}")
-    except ValueError as error:
-        exit_with(error)
     shapes = ["miniature", "140M"] if args.quick else args.shapes
     rounds = 3 if args.quick else args.rounds
     limits = ceilings(device)

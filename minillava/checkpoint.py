@@ -69,14 +69,14 @@ def load_llava(path=None, *, vision=None, language=None, projector=None, base=No
 
 def load_adapted(path, base, vision, device, dtype, quantize):
     """A LoRA upon its base: added to its weights, or beside them where they have few bits."""
-    config, tensors, adapter, words = read_adapted(path, base, vision)
+    config, tensors, adapter, tokenizer_folder = read_adapted(path, base, vision)
     rounded = quantize is not None or is_quantized(tensors)
     if not rounded:
         tensors = merged(adapter, tensors, dtype)
     model = build(Llava, config, tensors, path, device, dtype, quantize)
     if rounded:
         attach(adapter, model)
-    return model, Tokenizer.load(words)
+    return model, Tokenizer.load(tokenizer_folder)
 
 
 def load_language(path, device="auto", dtype="auto", quantize=None):

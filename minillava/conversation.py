@@ -48,9 +48,11 @@ SEES = (
 TAGS = ("<Image>", "</Image>")
 
 TEMPLATES = {
-    # LLaVA-1.5, and LLaVA-1 of July 2023.
+    # What LLaVA-1.5, and LLaVA-1 of July 2023, were trained with,
     "vicuna_v1": Template("two", HELPFUL_USER, "USER", "ASSISTANT"),
+    # and what their official demo asks with: "human" in place of "user".
     "llava_v1": Template("two", HELPFUL_HUMAN, "USER", "ASSISTANT"),
+    # What a projector of their stage 1 is tried with.
     "v1_mmtag": Template("two", SEES, "USER", "ASSISTANT", image=TAGS),
     # The paper.
     "llava_v0": Template("single", HELPFUL_HUMAN, "Human", "Assistant", stop="###"),

@@ -8,8 +8,8 @@ A sample of LLaVA's published files (llava_instruct_150k.json, llava_v1_5_mix665
 
 An item is that sample as the model takes it, and a batch is items padded on the right:
 
-    input_ids    1  319 1404 -200 -200 -200 ...  6635    2    0    0      0 is padding
-    labels    -100 -100 -100 -100 -100 -100 ...  6635    2 -100 -100
+    input_ids    1  319 13563 ... -200 -200 ...   319 6635 29889    2    0    0     0 is padding
+    labels    -100 -100  -100 ... -100 -100 ...   319 6635 29889    2 -100 -100
 
 On the right, so that the causal mask alone hides the padding: no word looks at what comes after it.
 Of a file only an index is held in memory, three numbers a sample.
@@ -174,7 +174,7 @@ def collate(items):
     # Text alone has no picture.
     pixels = [item["pixels"] for item in items if len(item["pixels"])]
 
-    # Padding is no token of its own: labels say that it is not learned, and no token looks ahead.
+    # Any id serves as padding: it is not learned, and no token looks ahead at it.
     return (pad_sequence(input_ids, batch_first=True, padding_value=0),
             pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
             torch.cat(pixels or [torch.empty(0)]))

@@ -7,9 +7,9 @@ candidates are timed on real layers of the model, in half a second at 1.4B and l
 
     choose_products(model.language_model, rows=1, verbose=True)
 
-What is no product comes next: a token passes some thirty small operations in each block, and the
-weights that were read in between have pushed all else out of the caches. So one row goes without
-what it can do without.
+Between the products a token passes some thirty small operations in each block, and the weights that
+were read meanwhile have pushed all else out of the caches. So one row gets by with fewer of them:
+layers of one input share its product or its rounding, and a norm takes five.
 
 On a CPU alone, and for answering alone: what is trained stays as it is.
 """

@@ -123,7 +123,7 @@ class Int4Linear(QuantizedLinear):
 class WidenedLinear(nn.Linear):
     """A layer in bf16 (or fp16) that answers on a processor without instructions for it.
 
-    Many rows are multiplied in fp32. Of few the time goes into reading the weight: they are not.
+    Many rows are multiplied in fp32; few are not, since there the time goes into reading weights.
     """
     few = 8
 

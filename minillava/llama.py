@@ -1,8 +1,9 @@
 """The LLaMA decoder: f_phi in section 4.1 (Touvron et al. 2023, section 2.2).
 
 It takes embeddings, not ids, since image features stand among the words. Compared with the
-transformer of 2017: the norm comes before each half of a block and has no mean (RMSNorm), positions turn
-queries and keys (RoPE), the MLP has a gate (SwiGLU), and heads may share keys (grouped queries).
+transformer of 2017: the norm comes before each half of a block and has no mean (RMSNorm),
+positions turn queries and keys (RoPE), the MLP has a gate (SwiGLU), and heads may share keys
+(grouped queries).
 
 Names are those of a LlamaForCausalLM on disk, less the prefix `model.`.
 """

@@ -65,18 +65,23 @@ def exit_with(error, code=2):
 
 
 @contextmanager
-def errors_in_one_line(stopped="stopped"):
-    """Around a command: its text is UTF-8; wrong input or Ctrl-C ends it without a traceback.
+def errors_in_one_line(stopped="stopped", speaks=True):
+    """Around a command: its text is UTF-8, and no error ends it with a traceback.
 
-    stopped: what is said after Ctrl-C.
+    Exit code 2: wrong input; 1: a loss that is not finite; 130: Ctrl-C, after which `stopped` is
+    said. Of several processes only one `speaks`.
     """
     print_in_utf8()
     try:
         yield
-    except (OSError, ValueError) as error:
-        exit_with(error)
+    except (OSError, ValueError, FloatingPointError) as error:
+        code = 1 if isinstance(error, FloatingPointError) else 2
+        if speaks:
+            exit_with(error, code)
+        sys.exit(code)
     except KeyboardInterrupt:
-        print(f"\n{stopped}", file=sys.stderr)
+        if speaks:
+            print(f"\n{stopped}", file=sys.stderr)
         sys.exit(130)
 
 

@@ -214,11 +214,12 @@ class Tokenizer:
         return spelled
 
     def _keep_control_tokens_text(self):
+        """`</s>` in a text is encoded letter by letter, as any other text, never as the token."""
         self._with_prefix.encode_special_tokens = True
         self._without_prefix.encode_special_tokens = True
 
     def __setstate__(self, state):
-        """Pickling, as for a data loader's worker, loses the switch that is set here."""
+        """Pickled, as for a data loader's worker, the two lose their switch: it is set again."""
         self.__dict__.update(state)
         self._keep_control_tokens_text()
 

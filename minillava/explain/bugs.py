@@ -1,6 +1,6 @@
 """Famous bugs of VLM code, each by one small change to the real pipeline.
 
-    with labels_shifted_twice():
+    with labels_shifted_twice():  # a function that returns mock's patch of another one
         ...                       # training and evaluation have the bug
                                   # and here it is gone again
 
@@ -20,15 +20,8 @@ from minillava.images import normalize
 from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN, Llava, LlavaConfig
 
 
-@contextmanager
-def healthy():
-    """No change at all."""
-    yield
-
-
 # ------------------------------------------------------------------------- what is learned: labels
 
-@contextmanager
 def every_label_masked():
     """Lengths are compared with those of the parts, tokenized again; they differ, so: masked."""
     def render_and_compare(turns, tokenizer, template, image_tokens):
@@ -38,11 +31,9 @@ def every_label_masked():
             labels = [IGNORE_INDEX] * len(ids)
         return ids, labels
 
-    with patch.object(data, "render", render_and_compare):
-        yield
+    return patch.object(data, "render", render_and_compare)
 
 
-@contextmanager
 def labels_not_shifted():
     """Each position learns the token that stands there, which it sees, not the one that follows."""
     def render_one_late(*args):
@@ -50,35 +41,29 @@ def labels_not_shifted():
         # The model compares position t with the label of t + 1: now that is the token of t.
         return ids, [IGNORE_INDEX, *labels[:-1]]
 
-    with patch.object(data, "render", render_one_late):
-        yield
+    return patch.object(data, "render", render_one_late)
 
 
-@contextmanager
 def labels_shifted_twice():
     """The data shifts the labels, and the model does it again: who sees t learns t + 2."""
     def render_one_early(*args):
         ids, labels = render(*args)
         return ids, [*labels[1:], IGNORE_INDEX]
 
-    with patch.object(data, "render", render_one_early):
-        yield
+    return patch.object(data, "render", render_one_early)
 
 
-@contextmanager
 def prompt_trained():
     """Labels are a copy of the ids: system text, question and answer are all learned."""
     def render_unmasked(*args):
         ids, _ = render(*args)
         return ids, [IGNORE_INDEX if i == IMAGE_TOKEN else i for i in ids]
 
-    with patch.object(data, "render", render_unmasked):
-        yield
+    return patch.object(data, "render", render_unmasked)
 
 
 # --------------------------------------------------------------------- what it starts from: weights
 
-@contextmanager
 def weights_not_loaded():
     """A file whose names do not fit, and strict=False, which says nothing about it."""
     def compose_loosely(vision, language, projector):
@@ -88,21 +73,17 @@ def weights_not_loaded():
         model.load_state_dict(misnamed, strict=False)
         return config, model.state_dict()
 
-    with patch.object(checkpoint, "compose", compose_loosely):
-        yield
+    return patch.object(checkpoint, "compose", compose_loosely)
 
 
-@contextmanager
 def no_stage_1():
     """Stage 2 begins with a new projector: nobody gave it the one of stage 1."""
     def compose_anew(vision, language, projector):
         return compose(vision, language, "mlp2x_gelu")
 
-    with patch.object(checkpoint, "compose", compose_anew):
-        yield
+    return patch.object(checkpoint, "compose", compose_anew)
 
 
-@contextmanager
 def projector_of_another_base():
     """Its shapes fit, so it loads; but it was aligned with another language model.
 
@@ -117,8 +98,7 @@ def projector_of_another_base():
             tensors[name] = tensors[name][order]
         return config, tensors
 
-    with patch.object(checkpoint, "read_llava_folder", read_with_other_projector):
-        yield
+    return patch.object(checkpoint, "read_llava_folder", read_with_other_projector)
 
 
 # ------------------------------------------------------------------- what the model is given to see
@@ -146,39 +126,32 @@ def one_row_of_patches_short():
         yield
 
 
-@contextmanager
 def wrong_mean():
     """Pixels are scaled as another tower wants them: to -1 ... 1, as SigLIP, not by CLIP's mean."""
     def normalize_for_siglip(image, mean, std):
         return normalize(image, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
-    with patch.object(images, "normalize", normalize_for_siglip):
-        yield
+    return patch.object(images, "normalize", normalize_for_siglip)
 
 
-@contextmanager
 def blue_for_red():
     """A library that reads pictures as BGR, and nobody turns them."""
     def normalize_bgr(image, mean, std):
         return normalize(image, mean, std).flip(0)
 
-    with patch.object(images, "normalize", normalize_bgr):
-        yield
+    return patch.object(images, "normalize", normalize_bgr)
 
 
-@contextmanager
 def wrong_template():
     """It was trained on USER: and ASSISTANT:, and is asked with ###Human: and ###Assistant:."""
     def render_in_v0(turns, tokenizer, template, image_tokens):
         return render(turns, tokenizer, "llava_v0", image_tokens)
 
-    with patch.object(generation, "render", render_in_v0):
-        yield
+    return patch.object(generation, "render", render_in_v0)
 
 
 # ----------------------------------------------------------------------------- how it computes
 
-@contextmanager
 def rope_interleaved():
     """Channel 2i is turned with 2i + 1, as in Meta's files; the weights want i with i + C/2."""
     def rotate_neighbours(x, rope):
@@ -187,5 +160,4 @@ def rope_interleaved():
         exchanged = torch.stack([-odd, even], dim=-1).flatten(-2)
         return x * cos + exchanged * sin
 
-    with patch.object(llama, "rotate", rotate_neighbours):
-        yield
+    return patch.object(llama, "rotate", rotate_neighbours)

@@ -23,7 +23,7 @@ from minillava.toy.annotations import as_fractions
 from minillava.toy.miniature import answers_to
 from minillava.toy.objects import is_or_are, read, with_article
 from minillava.toy.questions import CONVERSATION
-from minillava.toy.world import CELL, COLORS, PLACES, SHAPES, SIDE, draw, make_box, make_scene
+from minillava.toy.world import COLORS, PLACES, SHAPES, SIDE, draw, make_box, make_scene
 
 BIGGER_NUMBERS = ("six", "seven", "eight", "nine")
 
@@ -44,7 +44,7 @@ def small_shapes(model, tokenizer, count):
             color = rng.choice(list(COLORS))
             shape = rng.choice(SHAPES)
             place = rng.randrange(9)
-            scenes.append(draw([(f"{color} {shape}", box_of(place, side, rng))], rng))
+            scenes.append(draw([(f"{color} {shape}", make_box(place, rng, side))], rng))
             names.append(PLACES[place])
             colors.append(f"The shape at the {PLACES[place]} is {color}.")
             shapes.append(f"The shape at the {PLACES[place]} is {with_article(shape)}.")
@@ -283,12 +283,3 @@ def share(answers, right):
 
 def yes_share(answers):
     return sum(map(pope_says_yes, answers)) / len(answers)
-
-
-def box_of(place, side, rng):
-    """A square box of `side` pixels, up to 4 off the middle of a place, as in the world."""
-    room = (CELL - side) // 2
-    off = max(0, min(4, room - 1))
-    x = CELL * (place % 3) + room + rng.randint(-off, off)
-    y = CELL * (place // 3) + room + rng.randint(-off, off)
-    return [x, y, x + side, y + side]

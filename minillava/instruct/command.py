@@ -10,7 +10,7 @@ from minillava.instruct.budget import Budget, estimate
 from minillava.instruct.endpoint import Endpoint
 from minillava.instruct.local import LocalVicuna
 from minillava.instruct.teacher import Teacher, free_teacher
-from minillava.terminal import exit_with, print_in_utf8, printable
+from minillava.terminal import errors_in_one_line, printable
 
 DAY = 86400.0  # seconds
 
@@ -165,12 +165,7 @@ def print_dry_run(teacher, requests):
 
 def run_command(parser):
     """Parses the command line and calls `args.run(args)`, whose result is the exit code."""
-    print_in_utf8()
-    args = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: answers are waited for
-    try:
+    with errors_in_one_line("stopped; what was answered is kept, the same command goes on"):
+        args = parser.parse_args()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: answers are waited for
         parser.exit(args.run(args))
-    except (OSError, ValueError) as error:
-        exit_with(error)
-    except KeyboardInterrupt:
-        parser.exit(130, "stopped; what was answered is kept, the same command goes on\n")

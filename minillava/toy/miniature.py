@@ -154,18 +154,15 @@ def heldout_table(model, tokenizer, questions, pictures):
     none = [None] * len(questions)
     other = [pictures[names[names.index(question["image"]) - 1]] for question in questions]
 
-    table = {
+    return {
         "its_picture": score(model, tokenizer, questions, own, "held-out questions"),
         "no_picture": score(model, tokenizer, questions, none, "control: no picture"),
         "another_picture": score(model, tokenizer, questions, other, "control: another picture"),
     }
-    for column in table.values():
-        column["all"] = sum(column.values()) / len(column)  # as many questions of each type
-    return table
 
 
 def score(model, tokenizer, questions, images, desc):
-    """-> {type: share of questions whose whole answer is exactly right}.
+    """-> {type: share of questions whose whole answer is exactly right}, and of "all".
 
     images: a PIL image or None per question.
     """
@@ -173,7 +170,8 @@ def score(model, tokenizer, questions, images, desc):
     answers = answers_to(model, tokenizer, questions, images, desc)
     for question, answer in zip(questions, answers):
         right.setdefault(question["type"], []).append(answer == question["answer"])
-    return {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items())}
+    shares = {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items())}
+    return shares | {"all": sum(shares.values()) / len(shares)}  # each type has as many questions
 
 
 def answers_to(model, tokenizer, questions, images, desc=None, batch=128, max_new_tokens=96):

@@ -15,15 +15,14 @@ from collections import Counter
 from pathlib import Path
 
 from PIL import ImageOps
-from tqdm import tqdm
 
 from minillava.checkpoint import load_llava
 from minillava.files import write
-from minillava.generate import generate
 from minillava.images import load_image
 from minillava.terminal import errors_in_one_line, printable
 from minillava.toy import world
 from minillava.toy.annotations import as_fractions
+from minillava.toy.miniature import answers_to
 from minillava.toy.objects import read
 from minillava.toy.questions import CONVERSATION, QUESTIONS, REASONING
 from minillava.toy.things import THINGS, draw_thing
@@ -134,23 +133,19 @@ def draw_things(folder, pictures, split, seed):
 
 # ----------------------------------------------------------------------------------- the command
 
-def score(model, data, base=None, batch=64):
+def score(model, data, base=None):
     """Prints how many answers of a folder of pictures are exactly right, and the wrong ones."""
     model, tokenizer = load_llava(model, base=base, dtype="float32")
     rows = []
     for sample in folder_samples(data):
         texts = [turn["value"].removeprefix("<image>\n") for turn in sample["conversations"]]
-        rows += [(sample["image"], *pair) for pair in zip(texts[::2], texts[1::2])]
+        rows += [{"image": sample["image"], "question": question, "answer": answer}
+                 for question, answer in zip(texts[::2], texts[1::2])]
 
-    wrong = Counter()
-    for start in tqdm(range(0, len(rows), batch), desc="answers"):
-        part = rows[start : start + batch]
-        images = [load_image(data / name) for name, _, _ in part]
-        said = generate(model, tokenizer, [question for _, question, _ in part], images,
-                        max_new_tokens=96)
-        for (_, question, answer), text in zip(part, said):
-            if text != answer:
-                wrong[f"{question}  {text}  (right: {answer})"] += 1
+    images = [load_image(data / row["image"]) for row in rows]
+    said = answers_to(model, tokenizer, rows, images, "answers")
+    wrong = Counter(f"{row['question']}  {text}  (right: {row['answer']})"
+                    for row, text in zip(rows, said) if text != row["answer"])
     right = len(rows) - wrong.total()
     for line, _ in wrong.most_common(5):
         print(f"  {printable(line, keep='')}")

@@ -49,9 +49,13 @@ def make_scene(rng, split):
             return [(name, make_box(place, rng)) for name, place in zip(names, places)]
 
 
-def make_box(place, rng):
-    """A box of either size, up to 4 pixels off the middle of a cell, 0 to 8 in reading order."""
-    width = rng.randint(*SIZES[rng.choice(list(SIZES))])
+def make_box(place, rng, width=None):
+    """A square box, up to 4 pixels off the middle of a cell, 0 to 8 in reading order.
+
+    width: in pixels, 26 at most; None: of either size.
+    """
+    if width is None:
+        width = rng.randint(*SIZES[rng.choice(list(SIZES))])
     room = (CELL - width) // 2
     off = min(4, room - 1)
     x = CELL * (place % 3) + room + rng.randint(-off, off)

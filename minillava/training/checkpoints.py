@@ -1,5 +1,4 @@
 """Checkpoints of a run: written whole or not at all, read by any number of ranks."""
-import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,11 +21,9 @@ TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 def checkpoints(out):
     """The finished checkpoints of a run, {step: folder}, oldest first."""
-    found = {}
-    for path in Path(out).glob("checkpoint-*"):
-        if re.fullmatch(r"checkpoint-\d+", path.name):
-            found[int(path.name.removeprefix("checkpoint-"))] = path
-    return dict(sorted(found.items()))
+    folders = {path.name.removeprefix("checkpoint-"): path
+               for path in Path(out).glob("checkpoint-*")}
+    return dict(sorted((int(step), path) for step, path in folders.items() if step.isdecimal()))
 
 
 def state_of(model, optimizers):

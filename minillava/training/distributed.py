@@ -64,13 +64,6 @@ def add_up(numbers):
     return total.tolist()
 
 
-def add_up_floats(numbers):
-    total = torch.tensor(numbers, dtype=torch.float64)
-    if ranks() > 1:
-        dist.all_reduce(total)
-    return total.tolist()
-
-
 def mean_over_ranks(x):
     if ranks() > 1:
         dist.all_reduce(x)

@@ -71,8 +71,11 @@ def take_step(optimizers):
         optimizer.zero_grad()
 
 
-def gradient_norm(model, limit=None):
-    """Of all trained weights together; where it is larger, gradients are scaled to `limit`."""
+def clip_gradients(model, limit=None):
+    """Scales all gradients so that together their norm is at most `limit`; None leaves them.
+
+    -> the norm before.
+    """
     trained = [p for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in trained])
     if limit is not None:

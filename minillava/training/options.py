@@ -5,16 +5,12 @@ Sources and a Setup.
 """
 import argparse
 import math
-import os
-import sys
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from minillava.conversation import TEMPLATES
-from minillava.terminal import exit_with
 from minillava.training.new_words import read_new_word
 from minillava.training.recipes import changed
 from minillava.training.run_folder import Setup, Sources
@@ -267,21 +263,3 @@ def refuse_data(sources):
     if sources.data or sources.images:
         raise ValueError("the miniature draws its own data: "
                          "--data and --images go with a --recipe")
-
-
-@contextmanager
-def errors_in_one_line():
-    """Exit code 2: wrong input; 1: a loss that is not finite; 130: Ctrl-C. One rank speaks."""
-    leads = int(os.environ.get("RANK", 0)) == 0
-    try:
-        yield
-    except (OSError, ValueError, FloatingPointError) as error:
-        code = 1 if isinstance(error, FloatingPointError) else 2
-        if leads:
-            exit_with(error, code)
-        sys.exit(code)
-    except KeyboardInterrupt:
-        if leads:
-            print("\nstopped; a run that had begun goes on from its last checkpoint with --resume",
-                  file=sys.stderr)
-        sys.exit(130)

@@ -69,7 +69,8 @@ def skeleton(config, recipe):
 def step_flops(model, recipe, tokens, images):
     """Of one optimiser step over `tokens` tokens, those of `images` images included.
 
-    Sequences are taken as short beside the context: attention's own part is left out.
+    Sequences are taken as short beside the context: attention's own part is left out. The head is
+    counted on all tokens, though it runs on the supervised ones, and CLIP as frozen.
     """
     config, language = model.config, model.language_model
     used = model.used_blocks / len(model.vision_tower.encoder.layers)  # those above do not run

@@ -9,10 +9,10 @@ class Recipe:
     """All trainings use AdamW (beta1 0.9), no weight decay, cosine, and 3 % of warm-up."""
 
     stage: int                    # 1 trains the projector alone, 2 the language model too
-    template: str                 # of conversation.TEMPLATES; "": the checkpoint's, as aspect's
+    template: str                 # of conversation.TEMPLATES; "": the checkpoint's, and so aspect
     lr: float                     # at its peak
     batch: int                    # samples a step, over all GPUs and accumulation
-    per_gpu: int                  # how many of these fit on an A100 of 80 GB at a time
+    per_gpu: int                  # how many of these a GPU takes at a time, as published for A100s
     epochs: int
     projector: str                # "linear" or "mlp2x_gelu", of a new one
     aspect: str = "square"        # "pad": the whole picture, padded to a square
@@ -22,7 +22,7 @@ class Recipe:
     muon_lr: float | None = None  # of Muon over the blocks' matrices; None: AdamW for all
     grouped: bool = False         # batches of like length and of one modality
     checkpointing: bool = True    # activations are computed again, not kept
-    max_grad_norm: float | None = None  # gradients are scaled down to it; None: as DeepSpeed, not
+    max_grad_norm: float | None = None  # gradients are clipped to it; None: not, as by DeepSpeed
     loss_mean: str = "global"     # over all supervised tokens of a step; "official": loss_divisor
     prompt_format: str = "QCM-LEA"      # of ScienceQA
     feature_layer: int = -2       # of CLIP, whose output is read; -1: the last
@@ -34,7 +34,7 @@ class Recipe:
     words: bool = False           # beside LoRA: embeddings and head are trained too, whole
     projector_lr: float | None = None   # the projector's own rate; None: lr
     min_steps: int = 0            # for data of any size: see fitted; 0: the recipe is as it stands
-    width: int = 0                # of the model that such rates are for; 0: of any
+    width: int = 0                # of the model that lr was chosen for: see fitted; 0: lr as given
     samples: int = 0              # of the published data, for the plan
     mean: int = 0                 # tokens of one of them with its image, for the plan
 

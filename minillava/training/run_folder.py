@@ -16,8 +16,8 @@ class Sources:
 
     vision: Path | None = None    # a CLIP
     language: Path | None = None  # a Vicuna, any Llama
-    init: Path | None = None      # a run of stage 1, or a whole LLaVA
-    data: Path | None = None      # a file of LLaVA-JSON, or ScienceQA's folder
+    init: Path | None = None      # a run of stage 1, a whole LLaVA or an adapter
+    data: Path | None = None      # LLaVA-JSON, a folder with metadata, or ScienceQA's folder
     images: Path | None = None    # the folder of its images
     answer_first: bool = False    # ScienceQA: answer, then reason
     text_only: bool = False       # ScienceQA: without the questions that have an image
@@ -56,7 +56,7 @@ class Setup:
     workers: int = 0         # processes that load data
     save_every: int = 500    # steps
     keep: int = 2            # checkpoints
-    eval_every: int = 100    # steps from one look at the samples kept apart to the next
+    eval_every: int = 50     # steps from one look at the samples kept apart to the next
     patience: int | None = None  # looks without a better loss after which a run ends
 
 

@@ -7,16 +7,14 @@ become one conversation, as in LLaVA-1.5's mix:
     file_name,question,answer            file_name,text
     cat.png,What is it?,A cat.           cat.png,A cat on a sofa.
 """
-import bisect
 import csv
 import io
 import json
 import random
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path, PurePosixPath
 
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset
 
 from minillava.conversation import IMAGE
 from minillava.data import LlavaData, words_of
@@ -207,20 +205,8 @@ def load_samples(path, images, tokenizer, config, template, max_length, out):
     return LlavaData(path, images, tokenizer, config, template, max_length, out)
 
 
-class Together(Dataset):
+class Together(ConcatDataset):
     """Several LlavaData, one after the other."""
 
-    def __init__(self, parts):
-        self.parts = parts
-        self.ends = list(accumulate(len(part) for part in parts))
-
-    def __len__(self):
-        return self.ends[-1]
-
     def lengths(self):
-        return [length for part in self.parts for length in part.lengths()]
-
-    def __getitem__(self, index):
-        n = bisect.bisect_right(self.ends, index)
-        start = self.ends[n] - len(self.parts[n])
-        return self.parts[n][index - start]
+        return [length for part in self.datasets for length in part.lengths()]

@@ -53,8 +53,9 @@ class Validation:
             loss = summed_loss(wrapped, dtype, [x.to(device) for x in tensors])
             if counts:
                 total += loss.item()
-                supervised += len(tensors[-1])
-        total, supervised = distributed.add_up_floats([total, supervised])
+                *_, learn_at = tensors
+                supervised += len(learn_at)
+        total, supervised = map(sum, zip(*distributed.gather([total, supervised])))
         loss = total / max(supervised, 1)
         if self.note(loss):
             self.keep(wrapped)

@@ -88,7 +88,8 @@ def read_adapted(folder, base=None, vision=None):
         vocab_size = len(adapter.others[EMBEDDINGS])
         language_config = replace(config.language_config, vocab_size=vocab_size)
         config = replace(config, language_config=language_config)
-    return config, tensors | adapter.others, adapter, folder if own_words else base
+    tokenizer_folder = folder if own_words else base
+    return config, tensors | adapter.others, adapter, tokenizer_folder
 
 
 def merged(adapter, tensors, dtype="auto"):

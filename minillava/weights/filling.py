@@ -10,8 +10,8 @@ def fill(module, tensors, source, device, dtype):
     Strict: a tensor that is missing, unexpected or of another shape is an error that names it and
     the `source`. The tensors are not copied where device and dtype are theirs already.
     """
-    check_names(module, tensors, source)
     places = module.state_dict(keep_vars=True)  # parameters, and the integers of quantised layers
+    check_names(module, places, tensors, source)
     check_shapes(places, tensors, source)
 
     filled = {}  # on the meta device -> real; a tied head is one parameter under two names
@@ -50,11 +50,10 @@ def check_tie(name, tensor, tied_to, source):
         raise ValueError(f"{source}: the config ties {name} to another tensor, but the two differ")
 
 
-def check_names(module, tensors, source):
-    known = module.state_dict(keep_vars=True)
+def check_names(module, places, tensors, source):
     once = dict(module.named_parameters()) | dict(module.named_buffers())  # a tied head is left out
     missing = sorted(once.keys() - tensors.keys())
-    unexpected = sorted(tensors.keys() - known.keys())
+    unexpected = sorted(tensors.keys() - places.keys())
     for names, what in ((missing, "lacks"), (unexpected, "has unexpected")):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""

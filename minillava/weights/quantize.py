@@ -48,8 +48,11 @@ def quantized(tensors, kind, tied, source, device):
 
     tensors = dict(tensors)
     names_of = Counter(tensor.data_ptr() for tensor in tensors.values())  # {address: how many}
-    chosen = {name: to_few_bits for name, tensor in tensors.items()
-              if (to_few_bits := rounding(name, kind, tied)) and tensor.is_floating_point()}
+    chosen = {}  # {name: to_int8 or to_int4}
+    for name, tensor in tensors.items():
+        to_few_bits = rounding(name, kind, tied)
+        if to_few_bits and tensor.is_floating_point():
+            chosen[name] = to_few_bits
     for name, following in zip_longest(chosen, list(chosen)[1:]):
         if following is not None:  # the disk reads it while the processor is at work upon this one
             read_ahead(tensors[following])
