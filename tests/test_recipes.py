@@ -14,10 +14,11 @@ from minillava.training.batches import StepBatch
 from minillava.training.optimizer import clip_gradients
 from minillava.training.lora import add_lora, adapter_of
 from minillava.training.options import make_parser, refuse_alone, refuse_parts
-from minillava.training.plan import count, planned_config, skeleton
+from minillava.training.plan import count, kept_by_tower, planned_config, skeleton, step_flops
 from minillava.training.recipes import RECIPES, changed
 from minillava.training.results import closing_words
 from minillava.training.run_folder import Sources
+from minillava.training.trained_parts import choose_trained
 from minillava.vit import VisionConfig
 from minillava.weights.adapters import save_adapter
 
@@ -109,6 +110,30 @@ def test_a_plan_counts_the_rows_of_new_words(recipe):
     without = planned_config(recipe, replace(sources, new_words=None))
     assert config.language_config.vocab_size > without.language_config.vocab_size
     assert count(skeleton(config, recipe), trained=True) == count(model, trained=True)
+
+
+def test_a_plan_counts_what_a_trained_tower_keeps_and_computes():
+    recipe = replace(RECIPES["own"], tower=True)
+    config = replace(planned_config(recipe, Sources(init=TOY / "llava")), vision_feature_layer=-2,
+                     vision_config=VisionConfig(64, 256, 24, 4, 96, 16))
+    model = Llava(config)
+    choose_trained(model, recipe)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def note(x):
+        kept[x.untyped_storage().data_ptr()] = x
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        features = model.vision_tower(torch.randn(2, 3, 96, 96), -2)
+    in_all = sum(x.untyped_storage().nbytes() for at, x in kept.items() if at not in own)
+    assert features.requires_grad and kept_by_tower(model, 4) == pytest.approx(in_all / 2, rel=0.05)
+
+    frozen = skeleton(config, RECIPES["own"])
+    assert kept_by_tower(frozen, 4) == 0
+    more = step_flops(model, recipe, 100, 1) - step_flops(frozen, RECIPES["own"], 100, 1)
+    assert more == 2 * 2 * count(model.vision_tower.encoder.layers[:23]) * 37  # two ways back
 
 
 def test_a_whole_llava_keeps_its_layer_the_first_one_too():

@@ -70,12 +70,13 @@ def step_flops(model, recipe, tokens, images):
     """Of one optimiser step over `tokens` tokens, those of `images` images included.
 
     Sequences are taken as short beside the context: attention's own part is left out. The head is
-    counted on all tokens, though it runs on the supervised ones, and CLIP as frozen.
+    counted on all tokens, though it runs on the supervised ones.
     """
     config, language = model.config, model.language_model
     used = model.used_blocks / len(model.vision_tower.encoder.layers)  # those above do not run
 
     clip = 2 * used * count(model.vision_tower.encoder) * (config.image_tokens + 1) * images
+    clip *= 3 if recipe.tower else 1
     projector = 3 * 2 * count(model.mm_projector) * config.image_tokens * images
     matrices = count(language.layers) + language.lm_head.weight.numel()
     # forward, and one or both backwards: a frozen weight has no gradient of its own
@@ -83,10 +84,10 @@ def step_flops(model, recipe, tokens, images):
     return clip + projector + passes * 2 * matrices * tokens
 
 
-def memory(model, tokens, ranks, shard, checkpointing, width, accumulate=1, quantize=None):
+def memory(model, tokens, images, ranks, shard, checkpointing, width, accumulate=1, quantize=None):
     """{item: bytes} on one GPU, "in all" at the worst moment.
 
-    tokens: of the micro-batch on this GPU; width: bytes of a number that is computed with;
+    tokens, images: of the micro-batch on this GPU; width: bytes of a number that is computed with;
     quantize: the frozen blocks of a LoRA in "int8" or "int4".
     """
     config = model.config.language_config
@@ -102,7 +103,7 @@ def memory(model, tokens, ranks, shard, checkpointing, width, accumulate=1, quan
         "weights": 4 * trained + frozen_bytes,
         "optimizer": 8 * trained,
         "gradients": 4 * trained,
-        "activations": tokens * kept_by_all,
+        "activations": tokens * kept_by_all + images * kept_by_tower(model, width),
         "logits": min(HEAD_CHUNK, tokens) * config.vocab_size * logits,
     }
 
@@ -150,12 +151,22 @@ def kept_per_token(config, width):
     return norms + attention + mlp
 
 
+def kept_by_tower(model, width):
+    """Bytes that a picture leaves in CLIP for its backward, where it is trained."""
+    if not model.trains_tower:
+        return 0
+    config = model.config.vision_config
+    # what norms, q k v, attention and its output get and give; of the MLP three times its width
+    per_token = (8 * config.hidden_size + 3 * config.intermediate_size) * width
+    return model.used_blocks * (config.num_patches + 1) * per_token
+
+
 def plan_lines(config, recipe, ranks, shard, dtype, mfu, quantize=None):
     """The plan as text."""
     model = skeleton(config, recipe)
     accumulate = max(1, recipe.batch // (recipe.per_gpu * ranks))
     width = 4 if dtype == "float32" else 2
-    items = memory(model, recipe.per_gpu * recipe.max_length, ranks, shard,
+    items = memory(model, recipe.per_gpu * recipe.max_length, recipe.per_gpu, ranks, shard,
                    recipe.checkpointing, width, accumulate, quantize)
     steps = -(-recipe.samples // recipe.batch) * recipe.epochs
     flops = step_flops(model, recipe, recipe.batch * recipe.mean, recipe.batch)

@@ -114,7 +114,7 @@ def seven_billion(stage, layers, samples, length=2048, steps=5):
     recipe = RECIPES["v1.5-finetune" if stage == 2 else "v1.5-pretrain"]
     skeleton = plan.skeleton(config, recipe)
     peak = plan.peak_flops(torch.device("cuda")) or float("nan")
-    foretold = plan.memory(skeleton, tokens, 1, shard, True, 2)["in all"]
+    foretold = plan.memory(skeleton, tokens, samples, 1, shard, True, 2)["in all"]
     used = torch.cuda.max_memory_allocated()
     print(f"7B shapes, stage {stage}, {layers} layers, {samples} x {length} tokens: {tokens / seconds:,.0f} tokens/s, "
           f"MFU {plan.step_flops(skeleton, recipe, tokens, samples) / seconds / peak:.1%}, peak {used / 2**30:.1f} GiB "
