@@ -36,7 +36,7 @@ def test_the_loss_is_the_mean_over_supervised_tokens_however_the_batch_is_cut(mo
     input_ids, pixels, labels = batch()
     labels[1, 5] = IGNORE_INDEX  # two supervised tokens in the first row, one in the second: a mean of means would differ
     whole = model(input_ids, pixels, labels=labels)
-    parts = sum(model(input_ids[i : i + 1], pixels[i : i + 1], labels=labels[i : i + 1], supervised=3) for i in range(2))
+    parts = sum(model(input_ids[i : i + 1], pixels[i : i + 1], labels=labels[i : i + 1], divisor=3) for i in range(2))
     torch.testing.assert_close(parts, whole)
     log_probs = model(input_ids, pixels).log_softmax(-1)
     expected = -sum(log_probs[b, t - 1, labels[b, t]] for b, t in (labels != IGNORE_INDEX).nonzero().tolist()) / 3
