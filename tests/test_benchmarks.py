@@ -363,8 +363,8 @@ def test_what_does_not_belong_together_is_one_line(tmp_path, run, pope, spoil, m
 # -------------------------------------------------------------------------------------------- POPE of the toy world
 
 def test_the_toy_worlds_pope_asks_for_what_is_there_and_for_what_is_likeliest_not():
-    scenes = {"1": ["red circle", "red star", "red circle"], "2": ["red circle", "blue square"],
-              "3": ["blue square", "green star"], "4": ["red star"]}
+    scenes = {"1": ["red circle", "red square"], "2": ["red circle", "red square"], "3": ["red circle", "red circle"],
+              "4": ["blue star"], "5": ["blue star"], "6": ["blue star"]}
     rows = pope_rows(scenes, random.Random(0))
     for category in ("adversarial", "popular", "random"):
         members = [row for row in rows if row["category"] == category]
@@ -374,8 +374,8 @@ def test_the_toy_worlds_pope_asks_for_what_is_there_and_for_what_is_likeliest_no
             assert sum(label == "no" for _, label in asked) == len(set(things))
             assert not {f"Is there a {thing}?" for thing in things} & {text for text, label in asked if label == "no"}
     absent = {(row["category"], row["image"]): row["text"] for row in rows if row["label"] == "no"}
-    assert absent["popular", "4"] in ("Is there a red circle?", "Is there a blue square?")
-    assert absent["adversarial", "4"] == "Is there a red circle?"  # the star has been seen beside it
+    assert absent["popular", "3"] == "Is there a blue star?"
+    assert absent["adversarial", "3"] == "Is there a red square?"  # rarer, but seen beside a red circle
     assert len({row["question_id"] for row in rows}) == len(rows)
 
 

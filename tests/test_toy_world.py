@@ -9,7 +9,6 @@ from minillava.instruct.symbols import read_symbols
 from minillava.toy import annotations, objects, world
 from minillava.toy.annotations import make_world
 from minillava.toy.objects import Thing
-from minillava.toy.pope import pope_rows
 from minillava.toy.questions import QUESTIONS, heldout_questions
 from minillava.toy.world import draw, make_scene, split_of
 
@@ -102,19 +101,3 @@ def test_heldout_questions_are_as_many_of_each_type():
     alone = {"1.png": ([], annotations.as_fractions([("red circle", [3, 3, 29, 29])]))}
     with pytest.raises(ValueError, match="of 1 scenes there are too few questions of the type .*--heldout"):
         heldout_questions(alone, 3, seed=0)  # nothing can be beside a shape that is alone
-
-
-def test_pope_asks_as_often_for_what_is_not_there_and_each_kind_for_other_things():
-    # a blue star is the most frequent; beside the lone red circle of "c" a red square is seen more often
-    scenes = {"a": ["red circle", "red square"], "b": ["red circle", "red square"], "c": ["red circle"],
-              "d": ["blue star"], "e": ["blue star"], "f": ["blue star"]}
-    rows = pope_rows(scenes, random.Random(0))
-    for row in rows:
-        thing = row["text"].removeprefix("Is there ").removesuffix("?").split(" ", 1)[1]
-        assert (thing in scenes[row["image"]]) == (row["label"] == "yes")
-    asked = {(row["category"], row["image"], row["label"]): row["text"] for row in rows}
-    assert asked["popular", "c", "no"] == "Is there a blue star?"
-    assert asked["adversarial", "c", "no"] == "Is there a red square?"
-    for category in ("random", "popular", "adversarial"):
-        labels = [row["label"] for row in rows if row["category"] == category]
-        assert labels.count("yes") == labels.count("no") == sum(map(len, scenes.values()))
