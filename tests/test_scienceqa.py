@@ -18,6 +18,7 @@ from minillava.evaluation.scienceqa_answers import choice_of, official_choice_of
 from minillava.evaluation.scienceqa_ensemble import disagree
 from minillava.toy.scienceqa import make_problem, make_scienceqa
 from minillava.weights.saving import save_llava
+from tests.comparing import write_jsonl
 from tests.servers import serving
 
 ROOT = Path(__file__).parent.parent
@@ -174,8 +175,7 @@ def evaluate(capsys, *arguments):
 
 
 def jsonl(path, texts, **more):
-    path.write_text("".join(json.dumps({"question_id": i, "text": text, **more}) + "\n" for i, text in texts.items()))
-    return path
+    return write_jsonl(path, [{"question_id": i, "text": text, **more} for i, text in texts.items()])
 
 
 # Per cent right of 185 questions, by the official scripts.
