@@ -10,11 +10,9 @@ import shutil
 import torch
 
 from minillava.checkpoint import TOY, load_llava
-from minillava.instruct.symbols import read_symbols
 from minillava.llama import LanguageConfig, LanguageModel
 from minillava.tokenizer import Tokenizer
 from minillava.toy import annotations
-from minillava.toy.instruct import toy_samples
 from minillava.toy.pope import pope_rows
 from minillava.toy.scienceqa import make_scienceqa
 from minillava.training.lora import adapter_of, add_lora
@@ -77,7 +75,7 @@ def adapter(model, base, path):
 def pictures(root):
     # COCO
     annotations.make_world(root, "train", 12, seed=0)
-    symbols = read_symbols(root / "captions_train.json", root / "instances_train.json")
+    symbols = annotations.symbols_of(root, "train")
     for name in ("captions", "instances"):
         (root / f"{name}_train.json").rename(root / f"{name}_train2014.json")
     shutil.copytree(root / "train", root / "val2014")

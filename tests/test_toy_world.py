@@ -5,7 +5,6 @@ import random
 import numpy as np
 import pytest
 
-from minillava.instruct.symbols import read_symbols
 from minillava.toy import annotations, objects, world
 from minillava.toy.annotations import make_world
 from minillava.toy.objects import Thing
@@ -81,7 +80,7 @@ def test_boxes_enclose_what_is_drawn():
 
 def test_a_world_on_disk_is_coco_and_reads_back_as_what_was_drawn(tmp_path):
     make_world(tmp_path, "val", 5, seed=0)
-    symbols = read_symbols(tmp_path / "captions_val.json", tmp_path / "instances_val.json")
+    symbols = annotations.symbols_of(tmp_path, "val")
     rng, captions = random.Random("0 val"), json.loads((tmp_path / "captions_val.json").read_text())
     assert len(captions["annotations"]) == 25 and set(captions["annotations"][0]) == {"id", "image_id", "caption"}
     instance = json.loads((tmp_path / "instances_val.json").read_text())["annotations"][0]
