@@ -91,14 +91,6 @@ def test_half_a_character_in_a_caption_costs_no_run(tmp_path, run):
     assert "A cat ? sleeps." in (tmp_path / "out.json").read_text(encoding="utf-8")
 
 
-def test_the_toy_world_is_read_as_coco_is(tmp_path):
-    annotations.make_world(tmp_path, "val", 5, seed=0)
-    rng = random.Random("0 val")
-    symbols = read_symbols(tmp_path / "captions_val.json", tmp_path / "instances_val.json")
-    assert list(symbols) == [f"{i:012}.png" for i in range(1, 6)]
-    assert symbols["000000000001.png"][1] == annotations.as_fractions(world.make_scene(rng, "val"))
-
-
 def test_the_request_is_instructions_examples_and_the_picture_describe(coco):
     teacher, got = asking(reply_to)
     name = "000000000007.jpg"

@@ -86,8 +86,8 @@ def test_a_world_on_disk_is_coco_and_reads_back_as_what_was_drawn(tmp_path):
     instance = json.loads((tmp_path / "instances_val.json").read_text())["annotations"][0]
     assert set(instance) == {"id", "image_id", "category_id", "iscrowd", "bbox", "area"}
     first = make_scene(rng, "val")
-    name, (texts, boxes) = next(iter(symbols.items()))
-    assert name == "000000000001.png" and len(texts) == 5
+    texts, boxes = symbols["000000000001.png"]
+    assert list(symbols) == [f"{i:012}.png" for i in range(1, 6)] and len(texts) == 5
     assert boxes == [(category, [round(v / world.SIDE, 3) for v in box]) for category, box in first]
     assert str(Thing(*boxes[0])).endswith(first[0][0])
 
