@@ -303,6 +303,14 @@ def test_llava_bench_of_a_published_review(tmp_path, run):
     assert done.returncode == 0 and score_of(tmp_path / "s.score.json")["score"] == 64.7, done.err
 
 
+def test_reviews_that_name_their_scores_as_the_oldest_files_do_are_scored(tmp_path, run):
+    reviews = write_jsonl(tmp_path / "r.jsonl", [{"category": name, "score": [8, 6]} for name in ("conv", "detail")])
+    done = run("score", "llava-bench", "--answers", reviews, "--out", tmp_path / "s.score.json")
+    assert done.returncode == 0, done.err
+    assert score_of(tmp_path / "s.score.json")["rows"]["all"] == {
+        "relative": 75.0, "reference": 80.0, "candidate": 60.0, "reviews": 2}
+
+
 # --------------------------------------------------------------------------------------------------------- table
 
 def test_the_table_stands_beside_the_papers(tmp_path, run, pope):
