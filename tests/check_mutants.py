@@ -48,7 +48,7 @@ MUTANTS = {  # file: [(text, what it becomes, a test that must fail)]
     "minillava/vit.py": [
         ("1.702", "1.0", "test_parity.py::test_clip"),
         ("layer += len(blocks) + 1", "layer += len(blocks)", "test_parity.py::test_clip"),
-        ("k[:, :, :tokens], v[:, :, :tokens]", "k, v", "test_model.py::test_the_padding_of_one_picture_changes_nothing"),
+        ("k[:, :, :length], v[:, :, :length]", "k, v", "test_model.py::test_the_padding_of_one_picture_changes_nothing"),
         ("return tokens[:, 1:]", "return tokens[:, :-1]", "test_parity.py::test_clip"),
         ("self.pre_layrnorm(self.embeddings(pixels))", "self.embeddings(pixels)",
          "test_parity.py::test_clip"),
@@ -67,7 +67,7 @@ MUTANTS = {  # file: [(text, what it becomes, a test that must fail)]
     "minillava/llava.py": [
         ("labels.flatten()[learn_at + 1]", "labels.flatten()[learn_at]",
          "test_model.py::test_the_loss_is_the_mean_over_supervised_tokens_however_the_batch_is_cut"),
-        ("loss / (supervised or max(1, len(targets)))", "loss / max(1, len(targets))",
+        ("loss / (divisor or max(1, len(targets)))", "loss / max(1, len(targets))",
          "test_model.py::test_the_loss_is_the_mean_over_supervised_tokens_however_the_batch_is_cut"),
         ("max(1, len(targets))", "len(targets)",
          "test_model.py::test_a_batch_with_nothing_to_learn_has_loss_zero_and_a_gradient"),

@@ -126,7 +126,7 @@ def test_a_cache_grows_and_changes_nothing(toy, monkeypatch):
     image, = pictures(1)
     turns = [("human", "<image>\nDescribe the image in detail.")]
     ample = [generate(*toy, ["Hello!"], [image], 20), list(stream(*toy, turns, image, 20))]
-    monkeypatch.setattr("minillava.llama.BLOCK", 1)
+    monkeypatch.setattr("minillava.llama.GROWTH", 1)
     assert [generate(*toy, ["Hello!"], [image], 20), list(stream(*toy, turns, image, 20))] == ample
 
 
