@@ -93,6 +93,11 @@ def write(path, text):
     replace_file(new, path)
 
 
+def write_jsonl(path, rows, ensure_ascii=True):
+    """One row a line, in `write`'s way; ensure_ascii: of json.dumps."""
+    write(path, "".join(json.dumps(row, ensure_ascii=ensure_ascii) + "\n" for row in rows))
+
+
 def replace_file(new, path):
     """os.replace, with patience: Windows refuses while a virus scanner, say, has `path` open."""
     for seconds in WAITS:

@@ -19,14 +19,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from minillava.instruct.symbols import read_symbols  # noqa: E402
 from minillava.toy import annotations  # noqa: E402
 from minillava.toy.instruct import toy_samples  # noqa: E402
 
 
 def make_world(folder, scenes=40):
     annotations.make_world(folder, "train", scenes, seed=0)
-    symbols = read_symbols(folder / "captions_train.json", folder / "instances_train.json")
+    symbols = annotations.symbols_of(folder, "train")
     for name, kinds in (("brief", {"brief": 1}), ("chat", {"conversation": 1, "reasoning": 1, "text": 0.3})):
         (folder / f"{name}.json").write_text(json.dumps(toy_samples(symbols, kinds, 0)))
 

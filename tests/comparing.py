@@ -1,4 +1,6 @@
-"""Two models, and what a person is told: what tests of weights ask of both."""
+"""Two models, what a person is told, and JSON lines: what tests write down and look at."""
+import json
+
 import pytest
 import torch
 
@@ -15,3 +17,14 @@ def message(kind, function, *args, **named):
         function(*args, **named)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
     return str(caught.value)
+
+
+def write_jsonl(path, rows):
+    """One row a line; a folder that is not there is made. Returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read_jsonl(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]

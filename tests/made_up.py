@@ -10,23 +10,17 @@ import shutil
 import torch
 
 from minillava.checkpoint import TOY, load_llava
-from minillava.instruct.symbols import read_symbols
 from minillava.llama import LanguageConfig, LanguageModel
 from minillava.tokenizer import Tokenizer
 from minillava.toy import annotations
-from minillava.toy.instruct import toy_samples
 from minillava.toy.pope import pope_rows
 from minillava.toy.scienceqa import make_scienceqa
 from minillava.training.lora import adapter_of, add_lora
 from minillava.weights.adapters import save_adapter
 from minillava.weights.saving import save_language, save_original_llava
+from tests.comparing import write_jsonl
 from tests.doc_commands import ROOT
 from tests.test_tokenizer import byte_level, folder
-
-
-def write(path, *rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def folders(root):
@@ -81,7 +75,7 @@ def adapter(model, base, path):
 def pictures(root):
     # COCO
     annotations.make_world(root, "train", 12, seed=0)
-    symbols = read_symbols(root / "captions_train.json", root / "instances_train.json")
+    symbols = annotations.symbols_of(root, "train")
     for name in ("captions", "instances"):
         (root / f"{name}_train.json").rename(root / f"{name}_train2014.json")
     shutil.copytree(root / "train", root / "val2014")
@@ -93,8 +87,8 @@ def pictures(root):
 
     # one's own pictures
     (root / "train").rename(root / "my-pictures")
-    write(root / "my-pictures/metadata.jsonl",
-          *({"file_name": name, "question": "What is it?", "answer": symbols[name][0][0]} for name in names))
+    write_jsonl(root / "my-pictures/metadata.jsonl",
+                [{"file_name": name, "question": "What is it?", "answer": symbols[name][0][0]} for name in names])
 
     make_scienceqa(root / "ScienceQA", {"train": 8, "test": 4}, seed=0)
 
@@ -102,14 +96,15 @@ def pictures(root):
     scenes = {name: [category for category, _ in boxes] for name, (_, boxes) in symbols.items()}
     rows = pope_rows(dict(list(scenes.items())[:2]), random.Random(0))
     for row in rows:
-        write(root / "coco" / f"coco_pope_{row['category']}.json", *(r for r in rows if r["category"] == row["category"]))
-    write(root / "llava_pope_test.jsonl", *rows)
+        write_jsonl(root / "coco" / f"coco_pope_{row['category']}.json",
+                    [r for r in rows if r["category"] == row["category"]])
+    write_jsonl(root / "llava_pope_test.jsonl", rows)
 
     # LLaVA-Bench
-    write(root / "questions.jsonl", {"question_id": 1, "image": names[0], "text": "What?", "category": "conv"})
-    write(root / "caps_boxes.jsonl", {"image": names[0], "captions": symbols[names[0]][0], "instances": []})
+    write_jsonl(root / "questions.jsonl", [{"question_id": 1, "image": names[0], "text": "What?", "category": "conv"}])
+    write_jsonl(root / "caps_boxes.jsonl", [{"image": names[0], "captions": symbols[names[0]][0], "instances": []}])
     for name in ("gpt4", "answers"):
-        write(root / f"bench/{name}.jsonl", {"question_id": 1, "text": "A scene.", "category": "conv"})
+        write_jsonl(root / f"bench/{name}.jsonl", [{"question_id": 1, "text": "A scene.", "category": "conv"}])
 
 
 def answers(root):
@@ -118,22 +113,22 @@ def answers(root):
     scene = root / "MME_Benchmark_release_version/count"
     scene.mkdir(parents=True)
     (scene / "1.txt").write_text("Two? Please answer yes or no.\tYes\nThree? Please answer yes or no.\tNo\n")
-    write(root / "answers/mme.jsonl", said | {"question_id": "count/1.png", "text": "Yes"},
-          said | {"question_id": "count/1.png", "prompt": "Three?", "text": "No"})
+    counted = said | {"question_id": "count/1.png"}
+    write_jsonl(root / "answers/mme.jsonl", [counted | {"text": "Yes"}, counted | {"prompt": "Three?", "text": "No"}])
 
-    write(root / "llava_test.jsonl", {"question_id": 1, "image": "1.jpg", "text": "Two?"})
-    write(root / "answers/vizwiz.jsonl", said | {"question_id": 1, "text": "Yes"})
+    write_jsonl(root / "llava_test.jsonl", [{"question_id": 1, "image": "1.jpg", "text": "Two?"}])
+    write_jsonl(root / "answers/vizwiz.jsonl", [said | {"question_id": 1, "text": "Yes"}])
 
     (root / "mmbench_dev_20230712.tsv").write_text("index\tquestion\tA\tB\tanswer\timage\n1\tTwo?\tyes\tno\tA\tx\n")
-    write(root / "answers/mmbench.jsonl", said | {"question_id": 1, "text": "A"})
+    write_jsonl(root / "answers/mmbench.jsonl", [said | {"question_id": 1, "text": "A"}])
 
     for number in (1, 2):
         review = {"question_id": number, "category": "conv", "content": "8 6", "tuple": [8, 6]}
-        write(root / f"runs/reviews/reviews_7b_{number}.jsonl", review)
+        write_jsonl(root / f"runs/reviews/reviews_7b_{number}.jsonl", [review])
 
     # a text-only teacher of ScienceQA, who says A to all
     problems = json.loads((root / "ScienceQA/pid_splits.json").read_text())["test"]
-    write(root / "gpt4.jsonl", *({"question_id": n, "text": "The answer is A."} for n in problems))
+    write_jsonl(root / "gpt4.jsonl", [{"question_id": n, "text": "The answer is A."} for n in problems])
 
 
 def endpoint(server, request):

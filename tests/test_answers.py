@@ -16,15 +16,7 @@ from minillava.evaluation.asking import share_of_this_process
 from minillava.evaluation.benchmarks import BENCHMARKS
 from minillava.evaluation.questions import FORMS, check_pictures, picture_of, read_questions, with_control
 from minillava.toy import world
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+from tests.comparing import read_jsonl, write_jsonl
 
 
 def test_answers_can_be_stopped_and_gone_on_with(tmp_path):
@@ -45,7 +37,7 @@ def test_answers_can_be_stopped_and_gone_on_with(tmp_path):
         file.write('{"question_id": 1, "te')  # killed while it wrote
     asked.clear()
     rows = answer_file(questions, path, answer, "m", {}, batch=2)
-    assert sorted(asked) == [0, 1] and read(path) == rows
+    assert sorted(asked) == [0, 1] and read_jsonl(path) == rows
     assert [(row["question_id"], row["text"]) for row in rows] == [(i, f"answer {i}") for i in range(6)]
     assert set(rows[0]) == {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}
     assert answer_file(questions, path, None, "m", {}) == rows  # nothing left to ask
@@ -94,7 +86,7 @@ def test_a_run_in_shares_goes_on_in_another_number_of_them(tmp_path):
         file.write('{"question_id": 1, "te')  # another share, killed while it wrote or still at work
     answer_file(ten_questions(), path, remember, "m", {}, batch=3)
     assert sorted(asked) == list(range(10))
-    assert [row["question_id"] for row in read(path)] == list(range(10)) and len(list(tmp_path.iterdir())) == 1
+    assert [row["question_id"] for row in read_jsonl(path)] == list(range(10)) and len(list(tmp_path.iterdir())) == 1
 
 
 def test_torchrun_says_which_share_is_whose(monkeypatch):
@@ -121,7 +113,7 @@ def test_what_cannot_be_answered_costs_no_other_its_answer_and_is_asked_again(tm
     mended.append(True)
     rows = answer_file(ten_questions(), tmp_path / "a.jsonl", answer, "m", {}, batch=5)
     assert rows[4]["text"] == "4 among 5" and not any("error" in row for row in rows)
-    assert read(tmp_path / "a.jsonl") == rows
+    assert read_jsonl(tmp_path / "a.jsonl") == rows
 
 
 def test_answers_of_other_weights_are_not_mixed_with_new_ones(tmp_path):
@@ -148,8 +140,8 @@ def test_controls_show_no_picture_or_another(tmp_path):
 
 def test_a_wish_for_the_form_is_added_once(tmp_path):
     wish = FORMS["short_answer"]
-    path = write(tmp_path / "q.jsonl", [{"question_id": 1, "text": "What?", "image": "a.png"},
-                                        {"question_id": 2, "text": f"What?\n{wish}", "image": "a.png"}])
+    path = write_jsonl(tmp_path / "q.jsonl", [{"question_id": 1, "text": "What?", "image": "a.png"},
+                                              {"question_id": 2, "text": f"What?\n{wish}", "image": "a.png"}])
     assert [row["prompt"] for row in read_questions(path, "short_answer")] == [f"What?\n{wish}"] * 2
     assert [row["prompt"] for row in read_questions(path)] == ["What?", f"What?\n{wish}"]
 
@@ -174,7 +166,7 @@ def test_mmbench_is_read_as_it_is_published(tmp_path, run):
     done = run("answer", "--questions", tmp_path / "mm.tsv", "--out", tmp_path / "a.jsonl", "--option-letter-cn",
                "--max-new-tokens", 8)
     assert done.returncode == 0, done.err
-    rows = read(tmp_path / "a.jsonl")
+    rows = read_jsonl(tmp_path / "a.jsonl")
     assert [row["question_id"] for row in rows] == [241, 242] and rows[0]["prompt"].endswith("\n请直接回答选项字母。")
 
 
@@ -223,14 +215,14 @@ def test_one_damaged_picture_or_endless_prompt_is_named_and_counted(tmp_path, ru
     assert done.returncode == 0 and "4 of 5 questions have an empty answer" in done.err
     assert "no answer to question 4: a prompt of" in done.err and "object at" not in done.err
     assert done.err.count("its picture in the .tsv is missing or damaged") == 3
-    rows = read(tmp_path / "made/a.jsonl")
+    rows = read_jsonl(tmp_path / "made/a.jsonl")
     assert [bool(row["text"]) for row in rows] == [True, False, False, False, False]
     assert rows[0]["round_id"] == 0 and rows[0]["option_char"] == ["A", "B"]
     assert rows[0]["metadata"] | {"fingerprint": ""} == {
         "benchmark": "mmbench", "template": "llava_v1", "control": None, "temperature": 0.0, "top_p": 1.0, "seed": 0,
         "max_new_tokens": 2, "batch": 8, "dtype": "float32", "fingerprint": ""}
     again = run(*typed[:-1], tmp_path / "b.jsonl", "--limit", 1, "--control", "none", "--temperature", 2, "--seed", 3)
-    assert again.returncode == 0 and len(read(tmp_path / "b.jsonl")) == 1, again.err
+    assert again.returncode == 0 and len(read_jsonl(tmp_path / "b.jsonl")) == 1, again.err
     other = run(*typed[:-1], tmp_path / "b.jsonl", "--limit", 1, "--control", "none", "--temperature", 2, "--seed", 4)
     assert other.returncode == 2 and "seed 3 (now 4)" in other.err
 
@@ -253,15 +245,15 @@ def test_the_miniature_answers_a_question_file(tmp_path, run):
     rng = random.Random(0)
     scene = [("red circle", world.make_box(0, rng)), ("blue star", world.make_box(5, rng))]
     world.draw(scene, rng).save(tmp_path / "scene.png")
-    questions = write(tmp_path / "q.jsonl", [
+    questions = write_jsonl(tmp_path / "q.jsonl", [
         {"question_id": 0, "image": "scene.png", "text": "How many shapes are there?", "category": "conv"},
         {"question_id": 1, "text": "What is a star?"},
         {"question_id": 2, "image": "scene.png", "text": "What shape is at the top-left?"}])
     done = run("answer", "--questions", questions, "--images", tmp_path, "--out", tmp_path / "a.jsonl")
     assert done.returncode == 0 and done.out == f"3 answers are in {tmp_path / 'a.jsonl'}\n"
-    assert [row["text"] for row in read(tmp_path / "a.jsonl")] == [
+    assert [row["text"] for row in read_jsonl(tmp_path / "a.jsonl")] == [
         "There are two shapes.", "A star is a shape with five points.", "The shape at the top-left is a circle."]
-    metadata = read(tmp_path / "a.jsonl")[0]["metadata"]
+    metadata = read_jsonl(tmp_path / "a.jsonl")[0]["metadata"]
     assert re.fullmatch("[0-9a-f]{8}", metadata.pop("fingerprint"))
     assert metadata == {"benchmark": None, "template": "vicuna_v1", "control": None, "temperature": 0.0, "top_p": 1.0,
                         "seed": 0, "max_new_tokens": 1024, "batch": 8, "dtype": "bfloat16"}
@@ -279,8 +271,9 @@ def test_the_miniature_answers_a_question_file(tmp_path, run):
     ([{"question_id": 1, "text": "Q"}] * 2, [], "question_id 1 occurs twice"),
     ([{"question_id": i, "text": "Q", "image": "x.png"} for i in range(3)], [], "x.png, of question 0, is not in"),
     ([{"question_id": 1, "text": "Q"}], ["--control", "another"], "two pictures"),
-    ([{"question_id": 1, "text": "Q"}], ["--temperature", "nan"], "--temperature"),
-    ([{"question_id": 1, "text": "Q"}], ["--top-p", "0"], "--top-p"),
+    ([{"question_id": 1, "text": "Q"}], ["--temperature", "nan"], "the temperature is 0 or more, not nan"),
+    ([{"question_id": 1, "text": "Q"}], ["--top-p", "0"], "top-p is above 0"),
+    ([{"question_id": 1, "text": "Q"}], ["--max-new-tokens", "0"], "max-new-tokens"),
     ([{"question_id": 1, "text": "Q"}], ["--limit", "0"], "--limit"),
     ([{"question_id": 1, "text": "Q"}], ["--num-chunks", "2", "--chunk-idx", "2"], "--chunk-idx"),
     ([], [], "holds no questions"),
@@ -289,8 +282,8 @@ def test_the_miniature_answers_a_question_file(tmp_path, run):
 ])
 def test_what_is_wrong_with_the_questions_is_one_line(tmp_path, run, rows, typed, message):
     (tmp_path / "images").mkdir()
-    done = run("answer", "--questions", write(tmp_path / "q.jsonl", rows), "--images", tmp_path / "images", "--out",
-               tmp_path / "a.jsonl", *typed)
+    done = run("answer", "--questions", write_jsonl(tmp_path / "q.jsonl", rows), "--images", tmp_path / "images",
+               "--out", tmp_path / "a.jsonl", *typed)
     assert done.returncode == 2 and message in done.err and done.err.splitlines()[-1].startswith("error: ")
 
 

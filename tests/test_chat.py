@@ -297,11 +297,6 @@ def test_what_is_wrong_is_said_in_one_line(run, scene, tmp_path, arguments, mess
     assert message in last and last.startswith(("error: ", "main: error: "))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_a_gpu_that_is_not_there_is_said_in_one_line(run):
-    assert "there is no device 'cuda' here" in run("--prompt", "Hi!", "--device", "cuda").err
-
-
 def test_weights_that_compute_nan_are_an_error(run, tmp_path):
     model, tokenizer = load_llava(device="cpu")
     model.language_model.layers[1].mlp.up_proj.weight.data[0, 0] = math.nan

@@ -671,6 +671,7 @@ def test_auto_takes_the_best_device_there_is(monkeypatch):
     assert "cuda" in message(ValueError, find_device, "cuda") and "mps" in message(ValueError, find_device, "mps")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert find_device("auto") == find_device("mps") == torch.device("mps")
+    assert "no device 'cuda' here, only mps and cpu" in message(ValueError, find_device, "cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert find_device("auto") == torch.device("cuda")
 

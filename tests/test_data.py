@@ -8,7 +8,7 @@ from PIL import Image
 
 from minillava.checkpoint import load_llava
 from minillava.data import LlavaData, collate, words_of
-from minillava.files import index_of, read_jsonl, samples_in, write
+from minillava.files import index_of, read_jsonl, samples_in, write, write_jsonl
 from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN
 from minillava.training.sampler import grouped_order, micro_batches
 
@@ -99,6 +99,14 @@ def test_a_file_in_another_encoding_says_so(tmp_path):
     byte = path.read_bytes().index(b"\xe9")
     with pytest.raises(ValueError, match=f"data.json is not UTF-8 text .* at byte {byte}.; save it as UTF-8"):
         index_of(path, tmp_path, words_of)
+
+
+def test_jsonl_is_written_whatever_its_text_half_a_character_too(tmp_path):
+    rows = [{"text": "caf\u00e9 \ud83d"}, {"text": "two\u2028lines"}]
+    write_jsonl(tmp_path / "new/a.jsonl", rows)
+    assert (tmp_path / "new/a.jsonl").read_bytes().isascii() and read_jsonl(tmp_path / "new/a.jsonl") == rows
+    write_jsonl(tmp_path / "new/a.jsonl", rows[1:], ensure_ascii=False)
+    assert "two\u2028lines".encode() in (tmp_path / "new/a.jsonl").read_bytes()
 
 
 def test_jsonl_lines_end_at_a_newline_alone_not_at_a_line_separator(tmp_path):

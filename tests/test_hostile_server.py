@@ -14,6 +14,7 @@ from minillava.instruct.budget import Budget
 from minillava.instruct.endpoint import Endpoint
 from minillava.instruct.exchange import BadReply, LimitReached, TeacherError
 from minillava.instruct.teacher import MAX_FAILURES, Teacher
+from tests.comparing import read_jsonl, write_jsonl
 from tests.servers import completion, serving
 
 ROOT = Path(__file__).parent.parent
@@ -35,8 +36,7 @@ def open_at(server, folder, key="", timeout=5.0, **more):
 def typed(tmp_path):
     """The words of a command that asks for 40 descriptions, one request at a time."""
     rows = [{"image": f"{i:02}.jpg", "captions": [f"Picture {i}."], "instances": []} for i in range(40)]
-    path = tmp_path / "symbols.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = write_jsonl(tmp_path / "symbols.jsonl", rows)
     return ["--captions", path, "--kinds", "detail", "--teacher", "openai", "--concurrency", "1",
             "--retries", "0", "--cache", tmp_path / "cache", "--out", tmp_path / "out.json"]
 
@@ -50,7 +50,7 @@ def samples(tmp_path, name="out.json"):
 
 
 def rejects(tmp_path):
-    return [json.loads(line) for line in (tmp_path / "out.rejects.jsonl").read_text().splitlines()]
+    return read_jsonl(tmp_path / "out.rejects.jsonl")
 
 
 # ------------------------------------------------------------------------------------------- Ctrl-C

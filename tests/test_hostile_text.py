@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests.comparing import write_jsonl
+
 EVIL = "a\x1b[2J\x07\u202eb\nc"  # clears the screen, rings, turns the line round, begins another
 
 
@@ -19,11 +21,11 @@ def files(tmp_path):
     (folder / "data.json").write_text(json.dumps([sample]))
     (folder / "text.png").write_text("no picture")
     reviews = [{"question_id": EVIL, "category": EVIL, "tuple": [8, 7]}] * 3
-    (folder / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reviews))
+    write_jsonl(folder / "reviews.jsonl", reviews)
     question = {"question_id": EVIL, "image": f"{EVIL}.png", "text": EVIL, "category": EVIL}
-    (folder / "questions.jsonl").write_text(json.dumps(question) + "\n")
+    write_jsonl(folder / "questions.jsonl", [question])
     (folder / "broken.json").write_text("{")
-    (folder / "answers.jsonl").write_text(json.dumps({"question_id": EVIL, "prompt": EVIL, "text": EVIL}) + "\n")
+    write_jsonl(folder / "answers.jsonl", [{"question_id": EVIL, "prompt": EVIL, "text": EVIL}])
     score = {"benchmark": "pope", "title": EVIL, "score": 1.0, "answers": 1, "unit": EVIL, "model": EVIL}
     (folder / "pope.score.json").write_text(json.dumps(score))
     return folder

@@ -21,6 +21,7 @@ from minillava.instruct.symbols import choose, describe, read_symbols, samples_p
 from minillava.instruct.teacher import free_teacher
 from minillava.toy import annotations, objects, questions, teacher, world
 from minillava.toy.instruct import TEACHERS, toy_samples
+from tests.comparing import write_jsonl
 from tests.servers import serving
 
 ROOT = Path(__file__).parent.parent
@@ -83,20 +84,11 @@ def test_coco_files_are_read_as_symbols(coco):
 
 
 def test_half_a_character_in_a_caption_costs_no_run(tmp_path, run):
-    rows = [{"image": "1.jpg", "captions": ["A cat \ud83d sleeps."]}]
-    (tmp_path / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = run("--captions", tmp_path / "s.jsonl", "--kinds", "brief", "--keep-all",
+    symbols = write_jsonl(tmp_path / "s.jsonl", [{"image": "1.jpg", "captions": ["A cat \ud83d sleeps."]}])
+    done = run("--captions", symbols, "--kinds", "brief", "--keep-all",
                "--out", tmp_path / "out.json")
     assert done.returncode == 0, done.err
     assert "A cat ? sleeps." in (tmp_path / "out.json").read_text(encoding="utf-8")
-
-
-def test_the_toy_world_is_read_as_coco_is(tmp_path):
-    annotations.make_world(tmp_path, "val", 5, seed=0)
-    rng = random.Random("0 val")
-    symbols = read_symbols(tmp_path / "captions_val.json", tmp_path / "instances_val.json")
-    assert list(symbols) == [f"{i:012}.png" for i in range(1, 6)]
-    assert symbols["000000000001.png"][1] == annotations.as_fractions(world.make_scene(rng, "val"))
 
 
 def test_the_request_is_instructions_examples_and_the_picture_describe(coco):
@@ -267,12 +259,10 @@ def command(*typed):
 
 @pytest.fixture
 def jsonl(tmp_path):
-    path = tmp_path / "symbols.jsonl"
     rows = [{"id": name[:-4], "image": name, "captions": captions,
              "instances": [{"category": category, "bbox": box} for category, box in boxes]}
             for name, (captions, boxes) in SYMBOLS.items()]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_jsonl(tmp_path / "symbols.jsonl", rows)
 
 
 def test_a_run_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(jsonl, tmp_path, run):

@@ -18,18 +18,10 @@ from minillava.evaluation.judge import (
 )
 from minillava.evaluation.report import interval, relative
 from minillava.toy import bench as toy_bench
+from tests.comparing import read_jsonl, write_jsonl
 from tests.servers import serving
 
 COCO = Path(__file__).parent.parent / "../shared/data/coco"
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 # ----------------------------------------------------------------------------------------------------------- the judge
@@ -75,11 +67,12 @@ def test_scores_are_read_tolerantly_and_officially(review, scores, official):
 def bench(folder, count=12):
     """A question file, contexts, a reference and a candidate, and the flags that name them."""
     ids, categories = range(count), ("conv", "detail", "complex")
-    write(folder / "q.jsonl", [{"question_id": i, "image": f"{i // 3}.jpg", "text": f"Question {i}?",
-                                "category": categories[i % 3]} for i in ids])
-    write(folder / "c.jsonl", [{"image": f"{i}.jpg", "captions": [f"Picture {i}."], "instances": []} for i in ids])
-    write(folder / "ref.jsonl", [{"question_id": i, "text": "good", "category": categories[i % 3]} for i in ids])
-    write(folder / "cand.jsonl", [{"question_id": i, "text": "fair", "answer_id": f"id{i}"} for i in ids[::-1]])
+    write_jsonl(folder / "q.jsonl", [{"question_id": i, "image": f"{i // 3}.jpg", "text": f"Question {i}?",
+                                      "category": categories[i % 3]} for i in ids])
+    write_jsonl(folder / "c.jsonl",
+                [{"image": f"{i}.jpg", "captions": [f"Picture {i}."], "instances": []} for i in ids])
+    write_jsonl(folder / "ref.jsonl", [{"question_id": i, "text": "good", "category": categories[i % 3]} for i in ids])
+    write_jsonl(folder / "cand.jsonl", [{"question_id": i, "text": "fair", "answer_id": f"id{i}"} for i in ids[::-1]])
     return ["judge", "--questions", folder / "q.jsonl", "--context", folder / "c.jsonl", "--answers",
             folder / "ref.jsonl", folder / "cand.jsonl", "--teacher", "openai", "--cache", folder / "cache",
             "--out", folder / "reviews.jsonl"]
@@ -101,7 +94,7 @@ def test_a_biased_judge_is_found_out(tmp_path, run):
         assert done.returncode == 0 and len(server.requests) == 24, done.err
         assert server.requests[0]["temperature"] == 0.2 and server.requests[0]["max_tokens"] == 1024
         assert run(*bench(tmp_path), "--both-orders").returncode == 0 and len(server.requests) == 24  # a rerun is free
-    rows = read(tmp_path / "reviews.jsonl")
+    rows = read_jsonl(tmp_path / "reviews.jsonl")
     assert rows[0] == {"id": 1, "question_id": 0, "answer1_id": 0, "answer2_id": "id0", "category": "conv",
                        "content": "9, 6 \nExplained.", "tuple": [-1, -1], "scores": [9, 6],
                        "swapped_content": "7 8\nExplained.", "swapped_tuple": [8, 7],
@@ -122,7 +115,7 @@ def test_the_official_arithmetic(tmp_path, run):
     contents = ["8 9", "7 9.5", "10 8, 9", "8 9\n", "6.5 5", "9 9"]
     rows = [{"category": f"llava_bench_{('conv', 'detail')[i % 2]}", "content": content, "tuple": [0, 0]}
             for i, content in enumerate(contents)]
-    done = run("report", "--strict-official", write(tmp_path / "r.jsonl", rows))
+    done = run("report", "--strict-official", write_jsonl(tmp_path / "r.jsonl", rows))
     # conv: (8, 9), (-1, -1), (6.5, 5) -> 4.5, 4.333; detail: (7, 9.5), (8, 9), (9, 9) -> 8, 9.167; all -> 6.25, 6.75
     assert done.out.splitlines()[1:] == ["all 108.0 62.5 67.5", "llava_bench_conv 96.3 45.0 43.3",
                                          "llava_bench_detail 114.6 80.0 91.7"]
@@ -148,9 +141,9 @@ def test_the_judge_stops_at_the_limit_and_goes_on(tmp_path, run):
         done = run(*bench(tmp_path), "--max-tokens", 20, "--max-tokens-spent", 2000, **environment)
         paid = len(server.requests)
         assert 0 < paid < 12 and done.returncode == 1 and f"{12 - paid} were not asked for" in done.out
-        assert len(read(tmp_path / "reviews.jsonl")) == paid
+        assert len(read_jsonl(tmp_path / "reviews.jsonl")) == paid
         assert run(*bench(tmp_path), "--max-tokens", 20, **environment).returncode == 0
-        assert len(server.requests) == 12 == len(read(tmp_path / "reviews.jsonl"))
+        assert len(server.requests) == 12 == len(read_jsonl(tmp_path / "reviews.jsonl"))
 
 
 @pytest.mark.parametrize("break_it, message", [
@@ -159,7 +152,8 @@ def test_the_judge_stops_at_the_limit_and_goes_on(tmp_path, run):
     (lambda folder: (folder / "q.jsonl").write_text('{"question_id": 1}\n'), "q.jsonl is no question file"),
     (lambda folder: (folder / "q.jsonl").write_text("{\n"), "line 1 of"),
     (lambda folder: (folder / "ref.jsonl").unlink(), "No such file"),
-    (lambda folder: write(folder / "q.jsonl", [QUESTION | {"image": "1.jpg", "category": "poems"}]), "category poems"),
+    (lambda folder: write_jsonl(folder / "q.jsonl", [QUESTION | {"image": "1.jpg", "category": "poems"}]),
+     "category poems"),
 ])
 def test_what_is_wrong_with_the_judges_files_is_one_line(tmp_path, run, break_it, message):
     typed = bench(tmp_path)
@@ -170,7 +164,7 @@ def test_what_is_wrong_with_the_judges_files_is_one_line(tmp_path, run, break_it
 
 
 def test_a_file_without_reviews_is_told(tmp_path, run):
-    done = run("report", write(tmp_path / "r.jsonl", [{"category": "conv"}]))
+    done = run("report", write_jsonl(tmp_path / "r.jsonl", [{"category": "conv"}]))
     assert done.returncode == 2 and "holds no reviews" in done.err
 
 
@@ -183,9 +177,9 @@ def test_the_toy_bench_answers_judges_and_reports(tmp_path, run, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "main", toy_bench.main)
     done = run("--out", tmp_path, "--scenes", 4)
     assert done.returncode == 0, done.err
-    rows = read(tmp_path / "reviews.jsonl")
+    rows = read_jsonl(tmp_path / "reviews.jsonl")
     assert len(rows) == 12 and all(row["tuple"][0] == 10 for row in rows)  # the reference is the teacher's own
-    answers, reference = read(tmp_path / "answers.jsonl"), read(tmp_path / "reference.jsonl")
+    answers, reference = read_jsonl(tmp_path / "answers.jsonl"), read_jsonl(tmp_path / "reference.jsonl")
     for row, answer, right in zip(rows, answers, reference):
         assert (row["tuple"][1] == 10) == (answer["text"] == right["text"])
     assert done.out.splitlines()[-4].split()[0] == "all" and done.out.splitlines()[-1].split()[-2:] == ["4", "0"]
@@ -197,7 +191,7 @@ def test_the_real_bench_through_a_server_with_moods(tmp_path, run):
         moods = {2: (429, {"Retry-After": "0"}, b"slow down"), 5: (500, {"Retry-After": "0"}, b""), 7: ("cut",)}
         return moods.get(len(server.requests) % 9, "9 8\nWell.")
 
-    candidate = write(tmp_path / "cand.jsonl", [{"question_id": i, "text": f"Answer {i}."} for i in range(90)])
+    candidate = write_jsonl(tmp_path / "cand.jsonl", [{"question_id": i, "text": f"Answer {i}."} for i in range(90)])
     with serving(behave) as server:
         done = run("judge", "--questions", COCO / "qa90_questions.jsonl",
                    "--context", COCO / "caps_boxes_coco2014_val_80.jsonl",

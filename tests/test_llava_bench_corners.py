@@ -7,8 +7,9 @@ import pytest
 
 from minillava.evaluation.__main__ import main
 from minillava.evaluation.judge import RULE, SYSTEM
+from tests.comparing import read_jsonl, write_jsonl
 from tests.servers import completion, serving
-from tests.test_llava_bench import bench, number_of, read, write
+from tests.test_llava_bench import bench, number_of
 
 
 def environment(server):
@@ -43,7 +44,7 @@ def test_one_question_that_always_fails_is_one_failed_review(tmp_path, run):
 
     with serving(behave) as server:
         done = run(*bench(tmp_path), "--retries", "0", **environment(server))
-    rows = read(tmp_path / "reviews.jsonl")
+    rows = read_jsonl(tmp_path / "reviews.jsonl")
     assert done.returncode == 0 and len(rows) == 12
     assert rows[5]["tuple"] == [-1, -1] and "HTTP 500" in rows[5]["content"]
     assert "1" == run("report", tmp_path / "reviews.jsonl").out.splitlines()[2].split()[-1]
@@ -78,7 +79,7 @@ def test_a_dry_run_and_folders_that_are_not_there(tmp_path, run):
         done = run(*typed, "--both-orders", "--dry-run", **environment(server))
         assert done.returncode == 0 and "24 requests" in done.out and not server.requests
         assert run(*typed, **environment(server)).returncode == 0
-        assert len(read(tmp_path / "new" / "reviews.jsonl")) == 12
+        assert len(read_jsonl(tmp_path / "new" / "reviews.jsonl")) == 12
         sent = len(server.requests)
         for flag, name in (("--out", tmp_path), ("--cache", tmp_path / "q.jsonl"),
                            ("--rule", tmp_path / "q.jsonl"), ("--system", tmp_path / "nowhere.txt")):
@@ -90,7 +91,7 @@ def test_a_dry_run_and_folders_that_are_not_there(tmp_path, run):
 def test_a_category_without_a_rule_is_told_before_the_first_request(tmp_path, run):
     typed = bench(tmp_path)
     last = {"question_id": 11, "image": "3.jpg", "text": "Question 11?", "category": "poems\x1b[2J"}
-    write(tmp_path / "q.jsonl", [*read(tmp_path / "q.jsonl")[:-1], last])
+    write_jsonl(tmp_path / "q.jsonl", [*read_jsonl(tmp_path / "q.jsonl")[:-1], last])
     with serving(lambda server, request: "8 7\nWell.") as server:
         done = run(*typed, **environment(server))
         assert done.returncode == 2 and not server.requests
@@ -103,7 +104,7 @@ def test_the_official_summary_of_our_file_is_ours(tmp_path, run):
     with serving(lambda server, request: replies[number_of(request) % 5]) as server:
         assert run(*bench(tmp_path), **environment(server)).returncode == 0
     groups = defaultdict(list)
-    for row in read(tmp_path / "reviews.jsonl"):
+    for row in read_jsonl(tmp_path / "reviews.jsonl"):
         for name in ("all", row["category"]):
             groups[name].append(row["tuple"])
     lines = []
@@ -113,7 +114,7 @@ def test_the_official_summary_of_our_file_is_ours(tmp_path, run):
                      f"{round(second * 10, 1)}")
     done = run("report", "--strict-official", tmp_path / "reviews.jsonl")
     assert done.out.splitlines()[1:] == lines
-    scores = [row["scores"] for row in read(tmp_path / "reviews.jsonl")[:5]]
+    scores = [row["scores"] for row in read_jsonl(tmp_path / "reviews.jsonl")[:5]]
     assert scores == [[9, 8], [9, 6], [8, 9], [7, 10], None]
 
 
@@ -122,7 +123,7 @@ def test_the_official_summary_of_our_file_is_ours(tmp_path, run):
 def reviews(folder, name, *contents, **more):
     rows = [{"question_id": i, "category": ("conv", "detail")[i % 2], "content": content, **more}
             for i, content in enumerate(contents)]
-    return write(folder / name, rows)
+    return write_jsonl(folder / name, rows)
 
 
 def table(out):
@@ -142,7 +143,7 @@ def test_files_of_a_folder_are_selected_by_name_and_averaged(tmp_path, run):
     for number, score in enumerate((5, 6, 7), 1):
         reviews(tmp_path, f"reviews_7b_run{number}.jsonl", f"10 {score}", f"10 {score}")
     reviews(tmp_path, "reviews_13b_run1.jsonl", "10 9")
-    write(tmp_path / "answers.jsonl", [{"text": "no review"}])
+    write_jsonl(tmp_path / "answers.jsonl", [{"text": "no review"}])
     done = run("report", tmp_path)
     assert done.out.count("reviews_7b") == 3 and "reviews_13b" in done.out
     done = run("report", tmp_path, "--select", "7b", "run", "--average")
@@ -157,7 +158,7 @@ def test_files_of_a_folder_are_selected_by_name_and_averaged(tmp_path, run):
 def test_reviews_without_a_category_and_of_scores_alone(tmp_path, run):
     rows = [{"question_id": 0, "tuple": [10, 5]}, {"question_id": 1, "score": [10, 7]},
             {"question_id": 2, "tuple": [10.0, 9.0], "category": "conv"}]
-    path = write(tmp_path / "r.jsonl", rows)
+    path = write_jsonl(tmp_path / "r.jsonl", rows)
     done = run("report", path)
     assert table(done.out)["all"][0] == "70.0" and table(done.out)["conv"][0] == "90.0"
     assert run("report", "--strict-official", path).out.splitlines()[1:] == [
@@ -177,12 +178,12 @@ def test_a_reference_of_nothing_gives_no_share(tmp_path, run):
     {"category": "conv", "tuple": ["8", "9"]}, {"category": "conv", "content": "8 9", "swapped_content": 1},
 ])
 def test_what_is_no_review_is_one_line(tmp_path, run, row):
-    done = run("report", write(tmp_path / "r.jsonl", [{"category": "conv", "content": "8 9"}, row]))
+    done = run("report", write_jsonl(tmp_path / "r.jsonl", [{"category": "conv", "content": "8 9"}, row]))
     assert done.returncode == 2 and "line 2" in done.err and "Traceback" not in done.err
 
 
 def test_a_category_does_not_command_the_terminal(tmp_path, run):
-    path = write(tmp_path / "r.jsonl", [{"category": "\x1b[2Jconv", "content": "8 9"}])
+    path = write_jsonl(tmp_path / "r.jsonl", [{"category": "\x1b[2Jconv", "content": "8 9"}])
     for strict in ([], ["--strict-official"]):
         done = run("report", path, *strict)
         assert done.returncode == 0 and "conv" in done.out and "\x1b" not in done.out

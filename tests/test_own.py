@@ -27,6 +27,7 @@ from minillava.training.results import save_result, show_answers
 from minillava.training.samples import Together, draw_replay, folder_samples, lay_out
 from minillava.training.trained_parts import choose_trained
 from minillava.training.validation import Validation
+from tests.comparing import read_jsonl, write_jsonl
 
 ROOT = Path(__file__).parent.parent
 LORA = replace(RECIPES["own-lora"], lora=4, lora_alpha=8.0)
@@ -41,7 +42,7 @@ def folder(tmp_path):
     for n in range(8):
         Image.new("RGB", (96, 96), (30 * n, 90, 90)).save(folder / f"{n}.png")
         rows.append({"file_name": f"{n}.png", "question": "Which number?", "answer": f"It is {n}."})
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(folder / "metadata.jsonl", rows)
     return folder
 
 
@@ -153,8 +154,7 @@ def test_the_same_samples_in_every_form(folder, tmp_path):
     samples = folder_samples(folder)
     assert samples[3]["conversations"] == [{"from": "human", "value": "<image>\nWhich number?"},
                                            {"from": "gpt", "value": "It is 3."}]
-    lines = tmp_path / "data.jsonl"
-    lines.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    lines = write_jsonl(tmp_path / "data.jsonl", samples)
     for data in (folder, lines):
         files = lay_out(data, folder, tmp_path / data.name.replace(".", "_"))
         assert json.loads(files.train.read_text()) == samples and files.images == folder
@@ -209,8 +209,7 @@ def test_a_file_without_samples_is_named(tmp_path):
 
 
 def test_a_caption_is_the_answer_to_a_question(folder):
-    (folder / "metadata.jsonl").write_text("".join(json.dumps({"file_name": f"{n}.png", "text": "A number."}) + "\n"
-                                                   for n in range(8)))
+    write_jsonl(folder / "metadata.jsonl", [{"file_name": f"{n}.png", "text": "A number."} for n in range(8)])
     question, answer = folder_samples(folder)[0]["conversations"]
     assert "description" in question["value"] and answer["value"] == "A number."
 
@@ -339,7 +338,7 @@ def test_a_mirrored_picture_is_told_of_as_it_shows_itself(tmp_path):
 # ------------------------------------------------------------------------------------ whole runs
 
 def rows(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return read_jsonl(out / "metrics.jsonl")
 
 
 def test_a_run_measures_keeps_and_resumes_the_same_on_one_rank_and_on_two(folder, tmp_path):

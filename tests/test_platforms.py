@@ -13,7 +13,6 @@ from minillava import files
 from minillava.data import safe_name
 from minillava.terminal import print_in_utf8
 from minillava.training import records
-from minillava.weights.devices import find_device
 
 
 def refusing(times):
@@ -59,14 +58,6 @@ def test_without_the_module_resource_as_on_windows_memory_is_not_told(monkeypatc
     monkeypatch.setattr(records, "STATUS", Path("no-such-file"))
     monkeypatch.setattr(records, "resource", None)
     assert records.peak_memory(torch.device("cpu")) is None
-
-
-def test_auto_takes_the_gpu_of_a_mac(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert find_device("auto").type == "mps" and find_device("cpu").type == "cpu"
-    with pytest.raises(ValueError, match="no device 'cuda' here, only mps and cpu"):
-        find_device("cuda")
 
 
 def test_a_windows_path_does_not_lead_out_of_the_image_folder(monkeypatch):

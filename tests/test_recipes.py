@@ -1,5 +1,4 @@
 """A recipe is one published run: its steps, its clipping, its mean of the loss."""
-import json
 import shutil
 from dataclasses import replace
 
@@ -21,6 +20,7 @@ from minillava.training.run_folder import Sources
 from minillava.training.trained_parts import choose_trained
 from minillava.vit import VisionConfig
 from minillava.weights.adapters import save_adapter
+from tests.comparing import write_jsonl
 
 PUBLISHED = {  # optimiser steps, peak rate, gradient norm, template: of the scripts and the paper
     "v1-pretrain": (4652, 2e-3, None, "plain"),
@@ -156,7 +156,7 @@ def test_a_flag_that_would_change_nothing_is_refused(typed, message):
 
 def test_a_run_says_at_its_end_what_was_not_learned_whole(tmp_path):
     rows = [{"step": 0, "loss": 2.0, "bad": 1, "cut": 3}, {"step": 1, "loss": 1.0, "bad": 0, "cut": 2, "ignored": 0}]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(tmp_path / "metrics.jsonl", rows)
     recipe = changed(RECIPES["v1.5-finetune"], max_length=45)
     said = closing_words(recipe, 8, tmp_path).splitlines()
     assert "Samples passed over: 1; --check-data names them." in said

@@ -5,8 +5,6 @@ import random
 import re
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,8 @@ from minillava.evaluation.scienceqa_answers import choice_of, official_choice_of
 from minillava.evaluation.scienceqa_ensemble import disagree
 from minillava.toy.scienceqa import make_problem, make_scienceqa
 from minillava.weights.saving import save_llava
+from tests.comparing import write_jsonl
+from tests.servers import serving
 
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared/data/scienceqa"
@@ -175,8 +175,7 @@ def evaluate(capsys, *arguments):
 
 
 def jsonl(path, texts, **more):
-    path.write_text("".join(json.dumps({"question_id": i, "text": text, **more}) + "\n" for i, text in texts.items()))
-    return path
+    return write_jsonl(path, [{"question_id": i, "text": text, **more} for i, text in texts.items()])
 
 
 # Per cent right of 185 questions, by the official scripts.
@@ -220,34 +219,11 @@ def test_a_part_of_a_split_is_scored_and_said_to_be_one(capsys, folder, tmp_path
 
 # ----------------------------------------------------------------------------------------------------- the ensembles
 
-class Judge(BaseHTTPRequestHandler):
-    """A server that is busy once, then says B, and says nothing of use about Q9."""
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        prompt = body["messages"][-1]["content"]
-        self.server.prompts.append(prompt)
-        busy = len(self.server.prompts) == 1
-        text = "Hm." if "Q9?" in prompt else "Answer 2 is right. The answer is B."
-        reply = json.dumps({"choices": [{"message": {"content": text}}], "usage": {}}).encode()
-        self.send_response(429 if busy else 200)
-        self.send_header("Retry-After", "0")
-        self.send_header("Content-Length", str(len(reply)))
-        self.end_headers()
-        self.wfile.write(reply)
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def judge():
-    server = HTTPServer(("127.0.0.1", 0), Judge)
-    server.prompts = []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+def judge_that_is_busy_once(server, request):
+    """Busy, then B each time, and nothing of use about Q9."""
+    if len(server.requests) == 1:
+        return 429, {"Retry-After": "0"}, b""
+    return "Hm." if "Q9?" in request["messages"][-1]["content"] else "Answer 2 is right. The answer is B."
 
 
 def test_the_judge_is_also_asked_where_neither_gave_an_answer():
@@ -255,26 +231,28 @@ def test_the_judge_is_also_asked_where_neither_gave_an_answer():
     assert disagree(ours, teacher) == ["1", "3", "4"]
 
 
-def test_the_judge_is_asked_where_the_two_differ_and_a_rerun_asks_nobody(capsys, folder, tmp_path, judge, monkeypatch):
-    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{judge.server_port}/v1")
-    monkeypatch.setenv("OPENAI_MODEL", "judge-1")
-    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+def test_the_judge_is_asked_where_the_two_differ_and_a_rerun_asks_nobody(capsys, folder, tmp_path, monkeypatch):
     said = {"7": "Ants. The answer is A.", "8": "The answer is C.", "9": "The answer is A."}
     ours = jsonl(tmp_path / "ours.jsonl", said)
     teacher = jsonl(tmp_path / "gpt4.jsonl", said | {"7": "Cats. The answer is B.", "9": "I cannot see."})
     command = ["--data", folder, "--score-only", ours, "--teacher", teacher, "--ensemble", "judge", "--judge", "openai",
                "--cache", tmp_path / "cache", "--concurrency", 1]
-    rows, printed = evaluate(capsys, *command, "--requery", tmp_path / "second.jsonl")
+    again = command[:-6] + ["--requery", tmp_path / "second.jsonl"]
+    with serving(judge_that_is_busy_once) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        monkeypatch.setenv("OPENAI_MODEL", "judge-1")
+        monkeypatch.setenv("OPENAI_API_KEY", "secret")
+        rows, printed = evaluate(capsys, *command, "--requery", tmp_path / "second.jsonl")
+        prompts = [request["messages"][-1]["content"] for request in server.requests]
+        assert evaluate(capsys, *command)[0] == rows         # all in the cache
+        assert evaluate(capsys, *again)[0] == rows           # from the official file
+        assert len(server.requests) == len(prompts) == 3     # the busy server was asked again
     assert [rows[name][-1] for name in ("ours", "teacher", "complement", "judge", "upper bound")] == [
         "66.67", "66.67", "100.00", "100.00", "100.00"]
     assert "asked 2 questions and gave no answer to 1" in printed and "1 of 3 (33.33 %)" in printed
-    asked = len(judge.prompts)
-    assert asked == 3 and not any("Q8?" in prompt for prompt in judge.prompts)  # the busy server was asked again
+    assert not any("Q8?" in prompt for prompt in prompts)
     for part in ("Which is bigger?", "(B) a cat", "Ants. The answer is A.", "Cats. The answer is B.", "not shown"):
-        assert part in judge.prompts[0]
-    assert evaluate(capsys, *command)[0] == rows and len(judge.prompts) == asked             # all in the cache
-    again = command[:-6] + ["--requery", tmp_path / "second.jsonl"]
-    assert evaluate(capsys, *again)[0] == rows and len(judge.prompts) == asked               # from the official file
+        assert part in prompts[0]
 
 
 # ------------------------------------------------------------------------------------------------------- bad input

@@ -5,11 +5,9 @@ import random
 import numpy as np
 import pytest
 
-from minillava.instruct.symbols import read_symbols
 from minillava.toy import annotations, objects, world
 from minillava.toy.annotations import make_world
 from minillava.toy.objects import Thing
-from minillava.toy.pope import pope_rows
 from minillava.toy.questions import QUESTIONS, heldout_questions
 from minillava.toy.world import draw, make_scene, split_of
 
@@ -82,14 +80,14 @@ def test_boxes_enclose_what_is_drawn():
 
 def test_a_world_on_disk_is_coco_and_reads_back_as_what_was_drawn(tmp_path):
     make_world(tmp_path, "val", 5, seed=0)
-    symbols = read_symbols(tmp_path / "captions_val.json", tmp_path / "instances_val.json")
+    symbols = annotations.symbols_of(tmp_path, "val")
     rng, captions = random.Random("0 val"), json.loads((tmp_path / "captions_val.json").read_text())
     assert len(captions["annotations"]) == 25 and set(captions["annotations"][0]) == {"id", "image_id", "caption"}
     instance = json.loads((tmp_path / "instances_val.json").read_text())["annotations"][0]
     assert set(instance) == {"id", "image_id", "category_id", "iscrowd", "bbox", "area"}
     first = make_scene(rng, "val")
-    name, (texts, boxes) = next(iter(symbols.items()))
-    assert name == "000000000001.png" and len(texts) == 5
+    texts, boxes = symbols["000000000001.png"]
+    assert list(symbols) == [f"{i:012}.png" for i in range(1, 6)] and len(texts) == 5
     assert boxes == [(category, [round(v / world.SIDE, 3) for v in box]) for category, box in first]
     assert str(Thing(*boxes[0])).endswith(first[0][0])
 
@@ -102,19 +100,3 @@ def test_heldout_questions_are_as_many_of_each_type():
     alone = {"1.png": ([], annotations.as_fractions([("red circle", [3, 3, 29, 29])]))}
     with pytest.raises(ValueError, match="of 1 scenes there are too few questions of the type .*--heldout"):
         heldout_questions(alone, 3, seed=0)  # nothing can be beside a shape that is alone
-
-
-def test_pope_asks_as_often_for_what_is_not_there_and_each_kind_for_other_things():
-    # a blue star is the most frequent; beside the lone red circle of "c" a red square is seen more often
-    scenes = {"a": ["red circle", "red square"], "b": ["red circle", "red square"], "c": ["red circle"],
-              "d": ["blue star"], "e": ["blue star"], "f": ["blue star"]}
-    rows = pope_rows(scenes, random.Random(0))
-    for row in rows:
-        thing = row["text"].removeprefix("Is there ").removesuffix("?").split(" ", 1)[1]
-        assert (thing in scenes[row["image"]]) == (row["label"] == "yes")
-    asked = {(row["category"], row["image"], row["label"]): row["text"] for row in rows}
-    assert asked["popular", "c", "no"] == "Is there a blue star?"
-    assert asked["adversarial", "c", "no"] == "Is there a red square?"
-    for category in ("random", "popular", "adversarial"):
-        labels = [row["label"] for row in rows if row["category"] == category]
-        assert labels.count("yes") == labels.count("no") == sum(map(len, scenes.values()))

@@ -17,7 +17,7 @@ from minillava.toy.recipes import TOY_RECIPES
 from minillava.training.run_folder import Setup, Sources, asked_for, refuse_mixing, write_config
 from minillava.training.signals import Stop
 from tests.check_kill import bits, command, make_world
-from tests.comparing import message
+from tests.comparing import message, read_jsonl
 
 ROOT = Path(__file__).parent.parent
 QUIET = dict(cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -48,13 +48,13 @@ def test_a_run_says_what_it_made_and_warns_of_repeated_samples(world, tmp_path, 
 
 
 def losses(out):
-    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in read_jsonl(out / "metrics.jsonl")]
 
 
 def test_a_run_is_a_folder(peace):
     config = json.loads((peace / "config.json").read_text())
     assert "--recipe v1.5-finetune" in config["command"] and config["recipe"]["batch"] == 8 and config["settings"]["seed"] == 0
-    row = json.loads((peace / "metrics.jsonl").read_text().splitlines()[-1])
+    row = read_jsonl(peace / "metrics.jsonl")[-1]
     assert {"step", "loss", "lr", "gradient_norm", "tokens_per_second", "supervised", "memory_gib", "bad", "cut"} <= set(row)
     assert (peace / "loss.png").exists() and len(list(peace.glob("checkpoint-*"))) == 2
     model, _ = load_llava(peace / "llava", device="cpu")

@@ -32,6 +32,7 @@ from minillava.evaluation.judge import add_judge_flags, judge
 from minillava.evaluation.questions import FORMS, check_pictures, read_questions
 from minillava.evaluation.report import add_report_flags, report
 from minillava.evaluation.scoring import score, table, upload
+from minillava.generate import check_sampling
 from minillava.instruct.command import open_from_flags, run_command
 
 ANSWER = """
@@ -159,12 +160,15 @@ def add_answer_flags(parser):
 
 
 def run_answer(args):
-    check_answer_flags(args.batch, args.limit, args.max_new_tokens, args.temperature, args.top_p)
-    share = share_of_this_process(args.num_chunks, args.chunk_idx)
     benchmark = BENCHMARKS.get(args.benchmark)
+    max_new_tokens = args.max_new_tokens
+    if max_new_tokens is None:
+        max_new_tokens = benchmark.max_new_tokens if benchmark else 1024
+    check_counts(args.batch, args.limit)
+    check_sampling(max_new_tokens, args.temperature, args.top_p)
+    share = share_of_this_process(args.num_chunks, args.chunk_idx)
     form = form_of({name: getattr(args, name) for name in FORMS}, benchmark)
     questions = read_questions(args.questions, form, args.all_rounds)[: args.limit]
-    max_new_tokens = args.max_new_tokens or (benchmark.max_new_tokens if benchmark else 1024)
     check_pictures(questions, args.images)  # before the model is read
     model, tokenizer = open_model(args.model, args.vision, args.language, args.projector,
                                   args.base, args.quantize, args.device, args.dtype)
@@ -187,11 +191,9 @@ def form_of(flags, benchmark):
     return None if flags.get(wish) is False else wish
 
 
-def check_answer_flags(batch, limit, max_new_tokens, temperature, top_p):
-    if min(batch, limit or 1, max_new_tokens or 1) < 1 or limit == 0 or max_new_tokens == 0:
-        raise ValueError("--batch, --limit and --max-new-tokens are at least 1")
-    if not 0 <= temperature < float("inf") or not 0 < top_p <= 1:
-        raise ValueError("--temperature is a number of at least 0, --top-p above 0 and at most 1")
+def check_counts(batch, limit):
+    if batch < 1 or limit is not None and limit < 1:
+        raise ValueError("--batch and --limit are at least 1")
 
 
 def run_score(args):

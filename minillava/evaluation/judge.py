@@ -5,13 +5,12 @@ of a text-only GPT-4 which was told the same; the second is the candidate's. Its
 score for each, "8 7", and goes on with its reasons.
 """
 import argparse
-import json
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from minillava.files import read_jsonl, read_object, write
+from minillava.files import read_jsonl, read_object, write_jsonl
 from minillava.instruct.command import add_teacher_flags, check_output, print_dry_run
 from minillava.instruct.exchange import LimitReached, TeacherError
 from minillava.terminal import printable
@@ -93,7 +92,7 @@ def finish(path, reviews, wanted, teacher):
         print(f"error: of {len(reviews)} reviews none names two scores, and no file is written; "
               f"the first one says: {first!r}", file=sys.stderr)
         return 1
-    write(path, "".join(json.dumps(row) + "\n" for row in reviews))
+    write_jsonl(path, reviews)
     print(f"{len(reviews)} reviews are in {printable(path)}")
     if len(reviews) < wanted:
         print(f"{wanted - len(reviews)} were not asked for: {teacher.why_stopped()}")

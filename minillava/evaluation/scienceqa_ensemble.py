@@ -4,12 +4,11 @@ complement: the teacher's answer counts, ours where it gave none. judge: where t
 somebody weighs both and answers anew. All choices are {id: index of a choice, or -1 where there is
 none}.
 """
-import json
 import sys
 
 from minillava.evaluation.scienceqa import texts as texts_of
 from minillava.evaluation.scienceqa_answers import choices_of
-from minillava.files import write
+from minillava.files import write_jsonl
 from minillava.instruct.exchange import BadReply
 from minillava.terminal import printable
 
@@ -100,4 +99,4 @@ def ask_judge(judge, prompts):
 def write_verdicts(path, prompts, replies):
     """The judge's answers, a line each, as the official script of the ensemble reads them."""
     rows = [{"question_id": i, "prompt": prompts[i], "text": text} for i, text in replies.items()]
-    write(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(path, rows)

@@ -8,9 +8,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minillava.evaluation.judge import parse_scores_officially
 from minillava.evaluation.questions import without_wish
-from minillava.evaluation.report import by_category
+from minillava.evaluation.report import by_category, official_scores
 from minillava.evaluation.vqa_text import normalize
 from minillava.files import read_jsonl, read_object, read_text
 
@@ -283,13 +282,8 @@ def listed(path, name):
 
 def score_llava_bench(reviews, questions, labels):
     """As the official summary: the candidate in % of the reference, failures as -1 : -1."""
-    pairs = [parse_scores_officially(review["content"]) if "content" in review else review["tuple"]
-             for review in reviews]
-    rows = {}
-    for name, scores in by_category(reviews, pairs).items():
-        reference, candidate = (round(mean, 3) for mean in scores.mean(0).tolist())
-        rows[name] = {
-            "relative": round(100 * candidate / reference, 1) if reference else float("nan"),
-            "reference": 10 * reference, "candidate": 10 * candidate, "reviews": len(scores),
-        }
+    reviewed = by_category(reviews, [(0, 0)] * len(reviews))  # for their number alone
+    rows = {name: {"relative": share, "reference": reference, "candidate": candidate,
+                   "reviews": len(reviewed[name])}
+            for name, (share, reference, candidate) in official_scores(reviews).items()}
     return Score(rows["all"]["relative"], rows, len(reviews), digits=1)

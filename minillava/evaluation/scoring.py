@@ -25,10 +25,7 @@ def score(name, answers_file, questions_file=None, labels=None, out=None, title=
 
 def count(name, answers_file, questions_file=None, labels=None, title=None):
     """-> (what the score file says, Score)."""
-    benchmark = benchmark_of(name)
-    if benchmark.score is None:
-        raise ValueError(f"{benchmark.title} is scored by its server or by a judge: see `upload "
-                         f"{name}`")
+    benchmark = BENCHMARKS[name]
     if benchmark.labels and not labels and not Path(answers_file).is_dir():
         raise ValueError(f"name the labels with --labels: {benchmark.labels}")
     if labels and not benchmark.labels:
@@ -60,9 +57,7 @@ def write_score(answers_file, row, out=None):
 
 def upload(name, answers_file, questions_file, out):
     """Writes the file that the benchmark's server takes."""
-    benchmark = benchmark_of(name)
-    if benchmark.upload is None:
-        raise ValueError(f"{benchmark.title} has no server: see `score {name}`")
+    benchmark = BENCHMARKS[name]
     questions = questions_by_id(questions_file)
     if name not in ("gqa", "mm-vet") and not questions:
         raise ValueError(f"name the question file with --questions: {benchmark.questions}")
@@ -100,12 +95,6 @@ def published_of(row):
 
 
 # ------------------------------------------------------------------------------------- what is read
-
-def benchmark_of(name):
-    if name not in BENCHMARKS:
-        raise ValueError(f"there is no benchmark {name!r}, only {', '.join(BENCHMARKS)}")
-    return BENCHMARKS[name]
-
 
 def questions_by_id(path):
     """{question_id as text: question}, with the "texts" of all that share the id, as in MME."""

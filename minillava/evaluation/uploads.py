@@ -7,7 +7,7 @@ import json
 
 from minillava.evaluation.scores import gqa_text
 from minillava.evaluation.vqa_text import normalize
-from minillava.files import write
+from minillava.files import write, write_jsonl
 
 
 def texts_by_id(answers):
@@ -41,7 +41,7 @@ def upload_gqa(answers, questions, out):
 def upload_seed(answers, questions, out):
     texts = whole(texts_by_id(answers), questions)
     rows = [{"question_id": i, "prediction": texts[i]} for i in questions]
-    write(out, "".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(out, rows)
     return []
 
 

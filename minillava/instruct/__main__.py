@@ -18,7 +18,7 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from minillava.files import write
+from minillava.files import write, write_jsonl
 from minillava.instruct.captions import brief_samples
 from minillava.instruct.command import (
     add_teacher_flags,
@@ -115,21 +115,17 @@ def is_jsonl(path):
 
 def write_samples(path, samples):
     if is_jsonl(path):
-        write_lines(path, samples)
+        write_jsonl(path, samples, ensure_ascii=False)
     else:
         write(path, json.dumps(samples, ensure_ascii=False, indent=1))
 
 
 def write_rejects(path, rejects):
-    write_lines(path, rejects)
+    write_jsonl(path, rejects, ensure_ascii=False)
     print(f"{len(rejects)} replies were set aside in {printable(path)}")
     reasons = Counter(reject["reason"] for reject in rejects)
     for reason, count in reasons.most_common(3):
         print(f"{count:8}  {printable(reason, keep='')}")
-
-
-def write_lines(path, rows):
-    write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 # ------------------------------------------------------------------------------- what was made

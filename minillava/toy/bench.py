@@ -4,14 +4,13 @@
     python -m minillava.toy.bench --model runs/toy/llava --out runs/bench
 """
 import argparse
-import json
 import random
 import shlex
 from pathlib import Path
 
 from minillava.evaluation.__main__ import make_parser
 from minillava.evaluation.scoring import keep_score
-from minillava.files import write
+from minillava.files import write_jsonl
 from minillava.instruct.command import run_command
 from minillava.toy.annotations import make_world, symbols_of
 from minillava.toy.instruct import TEACHERS
@@ -27,7 +26,7 @@ def bench(model, scenes, seed, out):
     files = {name: out / f"{name}.jsonl"
              for name in ("questions", "context", "reference", "answers", "reviews")}
     for name, rows in bench_rows(symbols, random.Random(seed)).items():
-        write(files[name], "".join(json.dumps(row) + "\n" for row in rows))
+        write_jsonl(files[name], rows)
     files["answers"].unlink(missing_ok=True)  # of a model of the same name, perhaps
 
     evaluate("answer", "--questions", files["questions"], "--images", out / "val",

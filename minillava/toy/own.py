@@ -9,7 +9,6 @@ The miniature has never seen pink, nor anything but its four shapes. Pictures of
 seed than those that are learned from show other scenes.
 """
 import argparse
-import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 from PIL import ImageOps
 
 from minillava.checkpoint import load_llava
-from minillava.files import write
+from minillava.files import write_jsonl
 from minillava.images import load_image
 from minillava.terminal import errors_in_one_line, printable
 from minillava.toy import world
@@ -156,9 +155,8 @@ def draw(kind, out, pictures, split, seed):
     out.mkdir(parents=True, exist_ok=True)
     drawing = {"pink": draw_pink, "things": draw_things}[kind]
     rows = drawing(out, pictures, split, seed)
-    lines = [json.dumps({"file_name": name, "question": question, "answer": answer}) + "\n"
-             for name, question, answer in rows]
-    write(out / "metadata.jsonl", "".join(lines))
+    names = "file_name", "question", "answer"
+    write_jsonl(out / "metadata.jsonl", [dict(zip(names, row)) for row in rows])
     drawn = {name for name, _, _ in rows}
     print(f"{len(drawn)} pictures and {len(rows)} questions in {out}")
 

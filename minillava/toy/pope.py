@@ -8,12 +8,11 @@ latter are drawn at random, or are the most frequent of all (popular), or those 
 often beside the things of this scene (adversarial). Both are counted in the annotated boxes, as
 POPE counts in COCO's.
 """
-import json
 import random
 from collections import Counter
 
 from minillava.evaluation.scoring import score
-from minillava.files import write
+from minillava.files import write_jsonl
 from minillava.toy.annotations import ID_OF, make_world, symbols_of
 from minillava.toy.bench import evaluate, run_on_scenes
 from minillava.toy.objects import with_article
@@ -29,9 +28,9 @@ def pope(model, scenes, seed, out):
     things = {name: [category for category, _ in boxes] for name, (_, boxes) in symbols.items()}
     questions, answers, labels = out / "questions.jsonl", out / "answers.jsonl", out / "labels"
     rows = pope_rows(things, random.Random(seed))
-    write_lines(questions, [without_label(row) for row in rows])
+    write_jsonl(questions, [without_label(row) for row in rows])
     for category in KINDS:
-        write_lines(labels / f"toy_pope_{category}.json",
+        write_jsonl(labels / f"toy_pope_{category}.json",
                     [row for row in rows if row["category"] == category])
     answers.unlink(missing_ok=True)
 
@@ -79,10 +78,6 @@ KINDS = {"adversarial": adversarial, "popular": popular, "random": at_random}
 
 def without_label(row):
     return {name: value for name, value in row.items() if name != "label"}
-
-
-def write_lines(path, rows):
-    write(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def main():

@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from minillava.files import read_object, read_whole_lines, write
+from minillava.files import read_object, read_whole_lines, write, write_jsonl
 from minillava.training.recipes import Recipe
 
 
@@ -163,5 +163,5 @@ def val_losses(out):
 
 def rewind(out, step):
     """Forgets what was measured from `step` on: it will be done again."""
-    rows = [json.dumps(row) + "\n" for row in measured(out) if row["step"] < step]
-    write(out / "metrics.jsonl", "".join(rows))
+    rows = [row for row in measured(out) if row["step"] < step]
+    write_jsonl(out / "metrics.jsonl", rows)

@@ -22,7 +22,6 @@ sys.path.insert(0, str(ROOT))
 from minillava import bench  # noqa: E402
 from minillava.attention import attention  # noqa: E402
 from minillava.checkpoint import TOY  # noqa: E402
-from minillava.instruct.symbols import read_symbols  # noqa: E402
 from minillava.llama import KVCache, LanguageConfig, LanguageModel  # noqa: E402
 from minillava.llava import Llava, LlavaConfig  # noqa: E402
 from minillava.tokenizer import Tokenizer  # noqa: E402
@@ -61,7 +60,7 @@ def one_billion(folder):
         model = LanguageModel(config)
     save_language(model.cpu().bfloat16(), tokenizer, folder / "language")
     annotations.make_world(folder / "world", "train", 64, seed=0)
-    symbols = read_symbols(folder / "world/captions_train.json", folder / "world/instances_train.json")
+    symbols = annotations.symbols_of(folder / "world", "train")
     (folder / "data.json").write_text(json.dumps(toy_samples(symbols, {"conversation": 1, "reasoning": 1}, 0)))
     command = [sys.executable, ROOT / "train.py", "--recipe", "v1.5-finetune", "--vision", TOY / "clip", "--language",
                folder / "language", "--data", folder / "data.json", "--images", folder / "world/train", "--batch", "16",
