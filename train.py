@@ -98,11 +98,16 @@ def run(recipe, sources, setup, device):
     wrapped = train(model, data, recipe, setup, device, validation)
     save(wrapped, out / recipe.result)
     if leads:
-        draw_loss([(f"stage {recipe.stage}", losses(out))], out / "loss.png", val_losses(out))
-        if validation and recipe.stage == 2:
-            show_answers(out / "best", kept_apart)
-        print(closing_words(recipe, len(data), out, validation))
+        show_result(recipe, len(data), out, validation)
     distributed.barrier()
+
+
+def show_result(recipe, samples, out, validation):
+    """The curve of the loss as a picture, a few answers, and what can be done with the weights."""
+    draw_loss([(f"stage {recipe.stage}", losses(out))], out / "loss.png", val_losses(out))
+    if validation and recipe.stage == 2:
+        show_answers(out / "best", validation.data)
+    print(closing_words(recipe, samples, out, validation))
 
 
 def make_model(recipe, sources):
@@ -261,9 +266,7 @@ def main():
         name = options.recipe_name(args.recipe, args.init)
         recipe = recipes[name]
         toy = name in TOY_RECIPES
-        options.refuse_lora(recipe, args.lora, args.quantize)
-        options.refuse_new_words(recipe, args.new_word)
-        options.refuse_tower(recipe, args.tower)
+        options.refuse_for_recipe(recipe, args)
         setup = options.setup_of(args, recipe, toy)
         sources = options.sources_of(args, recipe, toy, shipped=TOY)
         options.refuse_parts(sources, args.projector, args.feature_layer)

@@ -1,6 +1,5 @@
 """Where it looked and what it needed: the maps point at the shape, and hide what they say they hide."""
 import random
-import sys
 
 import pytest
 import torch

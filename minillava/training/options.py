@@ -231,26 +231,19 @@ def refuse_missing(recipe_name, sources):
         raise ValueError(f"--recipe {recipe_name} needs {' and '.join(missing)}")
 
 
-def refuse_lora(recipe, lora, quantize):
-    if lora and recipe.stage == 1:
-        raise ValueError("--lora goes with a recipe of stage 2: stage 1 trains the projector alone")
-    if quantize and not recipe.lora:
+def refuse_for_recipe(recipe, args):
+    """What the recipe's stage, or its LoRA, has no use for."""
+    for name in ("lora", "new_word", "tower"):
+        if getattr(args, name) and recipe.stage == 1:
+            raise ValueError(f"--{name.replace('_', '-')} goes with a recipe of stage 2: "
+                             "stage 1 trains the projector alone")
+    if args.quantize and not recipe.lora:
         raise ValueError("--quantize is for a base that is frozen: give --lora RANK with it")
-    if recipe.words and (quantize or not recipe.lora):
+    if recipe.words and (args.quantize or not recipe.lora):
         raise ValueError("--words, which --new-word asks for, goes with --lora, which else leaves "
                          "words alone, and not with --quantize (which takes --no-words)")
-
-
-def refuse_new_words(recipe, new_words):
-    if new_words and recipe.stage == 1:
-        raise ValueError("--new-word goes with a recipe of stage 2: stage 1 trains no words")
-    if new_words and recipe.lora and not recipe.words:
+    if args.new_word and recipe.lora and not recipe.words:
         raise ValueError("--new-word has rows to be trained: with LoRA it takes --words")
-
-
-def refuse_tower(recipe, tower):
-    if tower and recipe.stage == 1:
-        raise ValueError("--tower goes with a recipe of stage 2")
 
 
 def refuse_parts(sources, projector, feature_layer):
