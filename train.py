@@ -79,6 +79,8 @@ def run(recipe, sources, setup, device):
         refuse_projector(model.config.projector)  # it could not be saved at the end
     data, kept_apart = make_data(recipe, sources, setup, tokenizer, model.config)
     data, recipe = fit_together(data, recipe, sources, setup)
+    asked["settings"]["samples_a_step"] = recipe.batch
+    refuse_mixing(setup, asked)  # other GPUs may want steps of another size
     recipe.accumulation(distributed.ranks())  # a batch that does not divide is refused here
     if leads:
         warn_of_repeats(recipe.batch, len(data))
@@ -259,7 +261,7 @@ def save_checkpoint(step, wrapped, optimizers, setup, records):
 def main():
     all_recipes = RECIPES | TOY_RECIPES
     args = options.make_parser(__doc__, all_recipes).parse_args()
-    with errors_in_one_line(STOPPED, speaks=int(os.environ.get("RANK", 0)) == 0):
+    with errors_in_one_line(STOPPED, rank=int(os.environ.get("RANK", 0))):
         options.refuse_wrong_numbers(args)
         options.refuse_alone(args)
         recipes = options.changed_recipes(args, all_recipes)

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import sys
 import textwrap
+import time
 import unicodedata
 from contextlib import contextmanager
 from functools import lru_cache
@@ -28,6 +29,7 @@ STYLES = {"plain": 0, "bold": 1, "dim": 2, "magenta": 35, "cyan": 36}
 CUBE = (0, 95, 135, 175, 215, 255)  # levels of red, green and blue in the palette of 256
 GREYS = range(8, 248, 10)           # and its greys
 QUOTES = '"""'
+PRECEDENCE = 3.0                    # seconds that rank 0 has to say what is wrong
 
 
 # ------------------------------------------------------------------------------------- text
@@ -65,22 +67,22 @@ def exit_with(error, code=2):
 
 
 @contextmanager
-def errors_in_one_line(stopped="stopped", speaks=True):
+def errors_in_one_line(stopped="stopped", rank=0):
     """Around a command: its text is UTF-8, and no error ends it with a traceback.
 
     Exit code 2: wrong input; 1: a loss that is not finite; 130: Ctrl-C, after which `stopped` is
-    said. Of several processes only one `speaks`.
+    said. rank: of this process, where torchrun has started several.
     """
     print_in_utf8()
     try:
         yield
     except (OSError, ValueError, FloatingPointError) as error:
-        code = 1 if isinstance(error, FloatingPointError) else 2
-        if speaks:
-            exit_with(error, code)
-        sys.exit(code)
+        if rank > 0:
+            # What is wrong for all rank 0 says, and torchrun ends the others before they do too.
+            time.sleep(PRECEDENCE)
+        exit_with(error, code=1 if isinstance(error, FloatingPointError) else 2)
     except KeyboardInterrupt:
-        if speaks:
+        if rank == 0:
             print(f"\n{stopped}", file=sys.stderr)
         sys.exit(130)
 

@@ -22,6 +22,7 @@ from minillava.toy.own import draw
 from minillava.toy.world import COLORS
 from minillava.training.lora import add_lora
 from minillava.training.optimizer import loss_and_gradients
+from minillava.training.options import changed_recipes, make_parser
 from minillava.training.recipes import RECIPES, fitted
 from minillava.training.results import save_result, show_answers
 from minillava.training.samples import Together, draw_replay, folder_samples, lay_out
@@ -285,6 +286,15 @@ def test_batch_steps_and_rate_follow_the_data_and_the_width():
     assert fitted(RECIPES["own"], 10**5, 4096, 1) == RECIPES["own"]
     assert fitted(RECIPES["own-lora"], 10**5, 4096, 1) == RECIPES["own-lora"]
     assert fitted(RECIPES["v1.5-finetune"], 10, 128, 1) == RECIPES["v1.5-finetune"]
+    eight = fitted(RECIPES["own"], 1000, 4096, ranks=8)  # as many samples a step on any number of GPUs
+    assert (eight.batch, eight.per_gpu, eight.epochs) == (16, 2, 3)
+
+
+def test_what_a_gpu_shall_hold_and_the_projectors_rate_stay_as_they_are_given():
+    args = make_parser("", RECIPES).parse_args("--per-gpu 1 --checkpointing --projector-lr 2e-5".split())
+    recipe = fitted(changed_recipes(args, RECIPES)["own"], samples=100, width=128, ranks=1)
+    assert (recipe.per_gpu, recipe.batch, recipe.checkpointing) == (1, 16, True)
+    assert recipe.projector_lr == 2e-5 and recipe.lr == pytest.approx(32 * RECIPES["own"].lr)
 
 
 def test_the_best_is_kept_and_patience_ends():
@@ -363,6 +373,10 @@ def test_a_run_measures_keeps_and_resumes_the_same_on_one_rank_and_on_two(folder
     for file in (out / "adapter").iterdir():
         file.unlink()
     (out / "adapter").rmdir()
+    config = (out / "config.json").read_text()
+    (out / "config.json").write_text(config.replace('"samples_a_step": 4', '"samples_a_step": 3'))  # as on three GPUs
+    assert "cannot change samples_a_step 3 to 4" in run(*command, "--out", out, "--resume").stderr
+    (out / "config.json").write_text(config)
     assert run(*command, "--out", out, "--resume").returncode == 0
     assert (out / "adapter/adapter_model.safetensors").read_bytes() == before
 

@@ -10,7 +10,7 @@ from minillava.checkpoint import TOY, load_llava
 from minillava.llama import LanguageConfig
 from minillava.llava import IGNORE_INDEX, Llava, LlavaConfig, find_places
 from minillava.training.batches import StepBatch
-from minillava.training.optimizer import clip_gradients
+from minillava.training.optimizer import clip_gradients, make_optimizers
 from minillava.training.lora import add_lora, adapter_of
 from minillava.training.options import make_parser, refuse_alone, refuse_parts
 from minillava.training.plan import count, kept_by_tower, planned_config, skeleton, step_flops
@@ -76,6 +76,14 @@ def test_gradients_are_scaled_to_their_norm_where_a_recipe_says_so():
     norm = clip_gradients(model)
     torch.testing.assert_close(clip_gradients(model, limit=float(norm) / 4), norm)
     torch.testing.assert_close(clip_gradients(model), norm / 4)
+
+
+def test_there_is_no_group_of_nothing():
+    """Such a group is not in a checkpoint, and --resume would look for it."""
+    model, _ = load_llava(device="cpu")
+    model.freeze_for(1)
+    optimizer, = make_optimizers(model, 1e-3, projector_lr=1e-4)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [4]
 
 
 def test_a_plan_takes_a_run_for_the_llava_that_is_in_it(tmp_path):

@@ -4,6 +4,7 @@ import os
 import pytest
 from PIL import Image
 
+from minillava import terminal
 from minillava.terminal import (
     TRUE_COLOR,
     WrappedText,
@@ -144,3 +145,11 @@ def test_wrong_input_and_ctrl_c_end_a_command_without_a_traceback(capsys, error,
     with pytest.raises(SystemExit) as ended, errors_in_one_line():
         raise error
     assert ended.value.code == code and capsys.readouterr().err == said
+
+
+def test_what_another_rank_alone_finds_wrong_is_said_too(capsys, monkeypatch):
+    waits = []
+    monkeypatch.setattr(terminal.time, "sleep", waits.append)  # in which torchrun ends it, if rank 0 says the same
+    with pytest.raises(SystemExit) as ended, errors_in_one_line(rank=1):
+        raise ValueError("there is no CLIP here")
+    assert ended.value.code == 2 and capsys.readouterr().err == "error: there is no CLIP here\n" and waits == [3.0]

@@ -31,7 +31,9 @@ def make_optimizers(model, lr, muon_lr=None, projector_lr=None, tower_lr=None, b
         else:
             others.append(p)
 
-    groups = [{"params": others, "lr": lr}]
+    groups = []
+    if others:
+        groups.append({"params": others, "lr": lr})
     if projector:
         groups.append({"params": projector, "lr": projector_lr})
     if tower:

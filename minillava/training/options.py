@@ -148,6 +148,8 @@ def changed_recipes(args, recipes):
             muon_lr = recipe.muon_lr and recipe.muon_lr * args.lr / recipe.lr
             # a rate that is given is not fitted any more
             recipe = replace(recipe, muon_lr=muon_lr, width=0)
+        if args.per_gpu or args.checkpointing is not None:
+            recipe = replace(recipe, fits=False)  # nor is what a GPU shall hold
         if args.new_word and recipe.lora and words is None:
             words = True
         settled[name] = changed(

@@ -34,6 +34,7 @@ class Recipe:
     words: bool = False           # beside LoRA: embeddings and head are trained too, whole
     projector_lr: float | None = None   # the projector's own rate; None: lr
     min_steps: int = 0            # for data of any size: see fitted; 0: the recipe is as it stands
+    fits: bool = True             # a small model takes a whole batch at once: see fitted
     width: int = 0                # of the model that lr was chosen for: see fitted; 0: lr as given
     samples: int = 0              # of the published data, for the plan
     mean: int = 0                 # tokens of one of them with its image, for the plan
@@ -73,22 +74,21 @@ def fitted(recipe, samples, width, ranks):
     """A recipe for one's own data, fitted to how many samples there are and to the model's width.
 
     No step repeats a sample, and few samples are seen in more epochs. A narrower model learns at
-    higher rates, in inverse proportion to its width (Yang et al. 2022, table 8), needs no
+    a higher rate, in inverse proportion to its width (Yang et al. 2022, table 8), needs no
     activation checkpointing, and the whole batch fits at once.
     """
     if not recipe.min_steps:
         return recipe
-    narrow = width < 1024
-    per_gpu = recipe.batch // ranks if narrow else recipe.per_gpu
-    per_gpu = max(1, min(per_gpu, samples // ranks))
-    accumulate = max(1, min(recipe.batch, samples) // (per_gpu * ranks))
+    narrow = width < 1024 and recipe.fits
+    mine = max(1, min(recipe.batch, samples) // ranks)  # of a step's samples
+    per_gpu = mine if narrow else min(recipe.per_gpu, mine)
+    accumulate = mine // per_gpu
     batch = per_gpu * ranks * accumulate
     epochs = max(recipe.epochs, math.ceil(recipe.min_steps / math.ceil(samples / batch)))
 
     wider = recipe.width / width if recipe.width else 1.0
     return replace(
         recipe, per_gpu=per_gpu, batch=batch, epochs=epochs, lr=recipe.lr * wider,
-        projector_lr=recipe.projector_lr and recipe.projector_lr * wider,
         checkpointing=recipe.checkpointing and not narrow)
 
 
