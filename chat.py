@@ -176,23 +176,23 @@ def answer_prompts(model, tokenizer, prompts, images, settings, as_json):
 def make_parser():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    flag = parser.add_argument
-    flag("--model", help="folder of a LLaVA (default: the shipped miniature)")
+    add = parser.add_argument
+    add("--model", help="folder of a LLaVA (default: the shipped miniature)")
     for part in ("vision", "language", "projector", "base"):
-        flag(f"--{part}", help=f"the {part} where the model comes in parts, see the README")
-    flag("--image", action="append", help="the picture (default: a freshly drawn toy scene)")
-    flag("--prompt", action="append", help="a question, - for a pipe; several are one batch")
-    flag("--json", action=argparse.BooleanOptionalAction, default=False, help="JSON lines")
-    flag("--preview", action=argparse.BooleanOptionalAction, default=True, help="draw the pictures")
+        add(f"--{part}", help=f"the {part} where the model comes in parts, see the README")
+    add("--image", action="append", help="the picture (default: a freshly drawn toy scene)")
+    add("--prompt", action="append", help="a question, - for a pipe; several are one batch")
+    add("--json", action=argparse.BooleanOptionalAction, default=False, help="JSON lines")
+    add("--preview", action=argparse.BooleanOptionalAction, default=True, help="draw the pictures")
     for name, (kind, default, meaning) in SETTINGS.items():
-        flag(f"--{name}", type=kind, default=default, help=meaning)
-    flag("--stop", action="append", default=[], help="a text before which an answer ends")
-    flag("--seed", type=int, help="draws the same scene, and the same words, again")
-    flag("--device", default="auto", help="cuda, mps or cpu; auto: the first of these that is here")
-    flag("--quantize", choices=("int8", "int4"), help="a smaller language model, nearly as good")
-    flag("--verbose", action=argparse.BooleanOptionalAction, default=False,
-         help="say on stderr which product of the linear layers is the fastest here")
-    flag("--dtype", default="fast", help="float32, bfloat16, float16; fast: as suits the device")
+        add(f"--{name}", type=kind, default=default, help=meaning)
+    add("--stop", action="append", default=[], help="a text before which an answer ends")
+    add("--seed", type=int, help="draws the same scene, and the same words, again")
+    add("--device", default="auto", help="cuda, mps or cpu; auto: the first of these that is here")
+    add("--quantize", choices=("int8", "int4"), help="a smaller language model, nearly as good")
+    add("--verbose", action=argparse.BooleanOptionalAction, default=False,
+        help="say on stderr which product of the linear layers is the fastest here")
+    add("--dtype", default="fast", help="float32, bfloat16, float16; fast: as suits the device")
     return parser
 
 

@@ -85,9 +85,10 @@ def draw_questions(folder, split, count, seed):
 
 
 def ask(model, tokenizer, questions, settings, out, name, control=False):
-    """-> {id: text}, and with `control` {id: text given another question's image}, else {}.
+    """-> {id: text}, and with `control` the same given another question's image, else {}.
 
-    The answers are lines of the file `out`; what is answered there already is not asked again.
+    A question without an image keeps its answer there. The answers are lines of the file `out`;
+    what is answered there already is not asked again.
     """
     answer = answering(model, tokenizer, settings)
     rows = answer_file(questions, out, answer, name, settings, settings["batch"])

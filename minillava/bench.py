@@ -161,7 +161,7 @@ def answering(shape, folder, dtype, kinds, limits, device, rounds):
             loaders["transformers"] = lambda: open_in_transformers(folder, DTYPES[dtype], device)
         yield row(name, "loading", race(loaders, 1), files / limits["read"])
 
-        # The floor is that of the weights as they lie on disk, before the fastest product is chosen.
+        # The floor is of the weights as they lie on disk, before the fastest product is chosen.
         model, _ = loaders["minillava"]()
         floor = floors(model, limits, max(limits[dtype], limits["fp32"]))
         choose_products(model.language_model)
@@ -172,7 +172,8 @@ def answering(shape, folder, dtype, kinds, limits, device, rounds):
             runners["transformers"] = their_steps(theirs, *prompt(model), ANSWER)
         steps = floor if kind is None else ["prefill", "decode"]  # the rest is as in `dtype`
         for step in steps:
-            of_step = {who: steps[step] for who, steps in runners.items() if step in steps}
+            of_step = {who: functions[step] for who, functions in runners.items()
+                       if step in functions}
             with torch.inference_mode():
                 taken = race(of_step, rounds)
             figure = row(name, step, taken, floor[step])
@@ -297,7 +298,8 @@ class Apart:
     def __init__(self, make_step, *args):
         context = multiprocessing.get_context("spawn")
         self.pipe, other_end = context.Pipe()
-        process = context.Process(target=take_steps, args=(other_end, make_step, *args), daemon=True)
+        process = context.Process(
+            target=take_steps, args=(other_end, make_step, *args), daemon=True)
         process.start()
 
     def __call__(self):

@@ -42,11 +42,11 @@ def load_llava(path=None, *, vision=None, language=None, projector=None, base=No
 
     device "auto" is the GPU if there is one (CUDA, then MPS). dtype "auto" is that of the file,
     "fast" the one of 16 bits that the device is good at. quantize "int8" or "int4" makes the
-    language model smaller (a folder that was saved so needs no word).
+    language model smaller (a folder that was saved quantised needs no quantize=).
 
     A folder without minillava.json does not say its template: it is taken for vicuna_v1, that of
-    v1.1 to v1.5, unless its tokenizer is one of v0. OSError or ValueError, in one line, if it cannot
-    be had.
+    v1.1 to v1.5, unless its tokenizer is one of v0. OSError or ValueError, in one line, if it
+    cannot be had.
     """
     if base is not None and (path is None or not is_adapter(path)):
         raise ValueError(f"base= (--base) goes with an adapter, and {path or 'the model'} is none")

@@ -119,9 +119,10 @@ def index_of(path, cache, measure):
 
     The folder `cache` keeps the index for the next time. Memory never holds the file.
     """
-    # The file is the same one as last time if its size and its time are.
-    stat = os.stat(path)
-    kept = Path(cache) / f"index-{stat.st_size}-{stat.st_mtime_ns}.npy"
+    # The file is the same one as last time if its name, its size and its time are.
+    path = Path(path)
+    stat = path.stat()
+    kept = Path(cache) / f"index-{path.name}-{stat.st_size}-{stat.st_mtime_ns}.npy"
 
     if not kept.exists():
         rows = [(first, end, measure(sample)) for first, end, sample in samples_in(path)]

@@ -312,8 +312,9 @@ def read_message(prompt):
     if not text.startswith(QUOTES):
         return text
     lines = [text[len(QUOTES) :]]
+    dots = "." * (len(prompt) - 1) + " " if prompt else ""
     while not lines[-1].rstrip().endswith(QUOTES):
-        lines.append(input("." * max(0, len(prompt) - 1) + " " if prompt else ""))
+        lines.append(input(dots))
     return "\n".join(lines).rstrip()[: -len(QUOTES)].strip()
 
 

@@ -1,4 +1,4 @@
-"""The same work in transformers, for `bench` to compare with: where it is installed, never needed."""
+"""The same work in transformers, for `bench` to compare with, where it is installed."""
 import importlib
 import importlib.util
 import tempfile

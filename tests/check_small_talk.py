@@ -3,7 +3,7 @@
     python tests/check_small_talk.py                                   # the shipped miniature, a minute on a core
     python tests/check_small_talk.py --model runs/toy/llava --photographs FOLDER
 
-Three things are counted:
+Four things are counted:
 
 1. **Lines**: twice 40 lines of small talk, follow-ups and questions beyond its world (fixtures/small_talk*.json), each said
    about three held-out scenes; a line counts when all three answers fit. "before" are the questions asked first, "fits" and
@@ -188,7 +188,7 @@ def face(rng):
 
 def bars(rng):
     """A bar chart with its axes."""
-    image, pen = Image.new("RGB", (SIDE, SIDE), "white"), None
+    image = Image.new("RGB", (SIDE, SIDE), "white")
     pen, fill, count = ImageDraw.Draw(image), any_color(rng), rng.randint(3, 8)
     for k in range(count):
         x = 12 + k * 80 / count

@@ -172,18 +172,18 @@ def run_answer(args):
     check_pictures(questions, args.images)  # before the model is read
     model, tokenizer = open_model(args.model, args.vision, args.language, args.projector,
                                   args.base, args.quantize, args.device, args.dtype)
+    quiet = args.num_chunks == 1 and share[0] > 0  # of torchrun's ranks, one shows its progress
     rows = answer_questions(
         questions, args.out, model, tokenizer, args.images,
         name=str(args.model or args.language or "miniature"), benchmark=args.benchmark,
         template=args.template, control=args.control, max_new_tokens=max_new_tokens,
         temperature=args.temperature, top_p=args.top_p, seed=args.seed, batch=args.batch,
-        share=share, quiet=args.num_chunks == 1 and share[0] > 0)  # of torchrun's ranks, one shows its progress
+        share=share, quiet=quiet)
     report_answers(rows, args.out)
-    return 0
 
 
 def form_of(flags, benchmark):
-    """The key of FORMS that is asked for: the flag's, else the benchmark's unless a flag says no."""
+    """The key of FORMS that is asked for: a flag's, else the benchmark's unless a flag says no."""
     for name, asked in flags.items():
         if asked:
             return name
@@ -198,12 +198,10 @@ def check_counts(batch, limit):
 
 def run_score(args):
     score(args.benchmark, args.answers, args.questions, args.labels, args.out)
-    return 0
 
 
 def run_upload(args):
     upload(args.benchmark, args.answers, args.questions, args.out)
-    return 0
 
 
 def run_judge(args, teachers):
@@ -215,12 +213,10 @@ def run_judge(args, teachers):
 
 def run_report(args):
     report(args.reviews, args.select, args.ignore, args.strict_official, args.average)
-    return 0
 
 
 def run_table(args):
     table(args.folder)
-    return 0
 
 
 def main():

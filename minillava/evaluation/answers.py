@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minillava.files import read_text, read_whole_lines, write
+from minillava.files import read_text, read_whole_lines, replace_file, write
 
 
 def fingerprint(model):
@@ -168,7 +168,7 @@ def finish(questions, path, model_id, metadata):
     if not path.exists() or read_text(path) != text:
         new = path.with_name(f"{path.name}.{os.getpid()}")  # two may be the last at the same moment
         write(new, text)
-        os.replace(new, path)
+        replace_file(new, path)
     for part in parts_of(path):
         part.unlink(missing_ok=True)
     return rows

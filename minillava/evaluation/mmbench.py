@@ -6,13 +6,13 @@ of them are answered right ("circular").
 """
 import csv
 import io
-import os
 from pathlib import Path
 
 from minillava.evaluation.questions import has
 from minillava.evaluation.scienceqa_answers import choice_of
 from minillava.evaluation.scores import Score, grouped, join_labels, percent
 from minillava.evaluation.xlsx import xlsx
+from minillava.files import replace_file
 
 CIRCLE = 1_000_000
 NOT_UPLOADED = ("hint", "category", "source", "image", "comment", "l2-category")
@@ -86,9 +86,8 @@ def upload_mmbench(answers, questions, out):
         raise ValueError(f"MMBench takes a .xlsx, or a .tsv to look into; {out} is neither")
     new = out.with_name(f"{out.name}.tmp")
     new.write_bytes(data)
-    os.replace(new, out)
-    missing = [index for index in questions if index not in texts]
-    return missing
+    replace_file(new, out)
+    return [index for index in questions if index not in texts]
 
 
 def cell_of(question, name):

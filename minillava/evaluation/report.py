@@ -32,10 +32,10 @@ def report(paths, select=(), ignore=(), strict_official=False, average=False):
             shares = official_scores(reviews)
             print_officially(shares)
         else:
-            pairs, bias = pairs_of(reviews)
+            pairs = pairs_of(reviews)
             shares = mean_scores(by_category(reviews, pairs))
             print_table(reviews, pairs)
-            print(bias, end="")
+            print_position_bias(reviews)
         averaged.append(shares)
     if average:
         print_average(averaged)
@@ -90,15 +90,16 @@ def stated_scores(review):
 # -------------------------------------------------------------------------------------- scores
 
 def pairs_of(reviews):
-    """-> for each review a pair of scores or None, the mean of both orders if the judge saw both;
-    in words what standing first was worth, or ""."""
-    straight = [scores_of(review) for review in reviews]
+    """For each review a pair of scores or None: the mean of both orders if the judge saw both."""
     if not any("swapped_content" in review for review in reviews):
-        return straight, ""
-    swapped = [swapped_scores_of(review) for review in reviews]
-    both = [(one, other) if one and other else None for one, other in zip(straight, swapped)]
-    pairs = [np.mean(pair, 0) if pair else None for pair in both]
-    return pairs, position_bias([pair for pair in both if pair])
+        return [scores_of(review) for review in reviews]
+    return [np.mean(pair, 0) if pair else None for pair in both_orders(reviews)]
+
+
+def both_orders(reviews):
+    """For each review (scores, scores with the answers changed over), None if either is missing."""
+    pairs = [(scores_of(review), swapped_scores_of(review)) for review in reviews]
+    return [pair if all(pair) else None for pair in pairs]
 
 
 def scores_of(review):
@@ -199,15 +200,16 @@ def print_average(runs):
               f"{reference:11.1f}{candidate:11.1f}")
 
 
-def position_bias(judged):
-    """judged: [(scores, scores with the answers changed over)], each [reference, candidate]."""
+def print_position_bias(reviews):
+    """What standing first was worth, where the judge saw both orders."""
+    judged = [pair for pair in both_orders(reviews) if pair]
     if not judged:
-        return ""
+        return
     straight, swapped = np.moveaxis(np.asarray(judged), 1, 0)  # [N,2] each
     # the reference stood first in `straight`, the candidate in `swapped`
     gains = straight - swapped
     gain = np.mean((gains[:, 0] - gains[:, 1]) / 2)
     leads = (straight[:, 0] - straight[:, 1]) * (swapped[:, 0] - swapped[:, 1])
-    return (f"position bias: an answer gets {gain:+.2f} points for standing first; "
-            f"{(leads < 0).sum()} of {len(judged)} verdicts turn round when the answers change "
-            "places\n")
+    print(f"position bias: an answer gets {gain:+.2f} points for standing first; "
+          f"{(leads < 0).sum()} of {len(judged)} verdicts turn round when the answers change "
+          "places")

@@ -32,10 +32,11 @@ def upload_vizwiz(answers, questions, out):
 
 
 def upload_gqa(answers, questions, out):
+    texts = texts_by_id(answers)
     rows = [{"questionId": row["question_id"], "prediction": gqa_text(row["text"])}
             for row in answers]
     write(out, json.dumps(rows))
-    return [i for i in questions if i not in texts_by_id(answers)]
+    return [i for i in questions if i not in texts]
 
 
 def upload_seed(answers, questions, out):
@@ -46,9 +47,10 @@ def upload_seed(answers, questions, out):
 
 
 def upload_mmvet(answers, questions, out):
+    texts = texts_by_id(answers)
     rows = {f"v1_{row['question_id']}": row["text"] for row in answers}
     write(out, json.dumps(rows, indent=2))
-    return [i for i in questions if i not in texts_by_id(answers)]
+    return [i for i in questions if i not in texts]
 
 
 def whole(texts, questions):

@@ -8,7 +8,7 @@ from minillava.training.loss_picture import smoothed
 
 COLORS = ("#3b6ea8", "#d9822b", "#4f9d5d", "#a0569c", "#8a8f99")
 PAPER_BAR = "#d5d9e2"
-HEIGHT, PANEL, MARGIN = 330, 400, 46
+HEIGHT, PANEL = 330, 400
 POINTS = 120  # of a curve: more would not be seen
 
 

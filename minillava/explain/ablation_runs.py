@@ -51,18 +51,18 @@ class Seed:
     def world(self):
         return self.folder / "world"
 
-    def of_run(self, name):
+    def run_folder(self, name):
         return self.folder / name.replace(" ", "-")
 
-    def of_pretrain(self, run):
-        """Of the stage 1 that a run shares with all others of its flags and pictures."""
+    def pretrain_folder(self, run):
+        """Stage 1 is shared by all runs of the same flags and pictures."""
         words = [flag.strip("-") for flag in (*run.flags, run.pictures)]
         return self.folder / "-".join(["pretrain", *words])
 
 
 def result_of(name, seed):
     """-> {"right": [0 or 1 for each question], ...}; what is done already is read."""
-    path = seed.of_run(name) / "result.json"
+    path = seed.run_folder(name) / "result.json"
     if not path.exists():
         print(f"seed {seed.number}: {name}", file=sys.stderr, flush=True)
         draw_world(seed.world, seed.size, seed.number)
@@ -77,13 +77,13 @@ def result_of(name, seed):
 def losses_of(name, seed):
     """Of its last stage, a step each."""
     run = RUNS[name]
-    return losses(seed.of_run(name) if run.finetuned else seed.of_pretrain(run))
+    return losses(seed.run_folder(name) if run.finetuned else seed.pretrain_folder(run))
 
 
 # ------------------------------------------------------------------------------------- training
 
 def pretrain(run, seed):
-    folder = seed.of_pretrain(run)
+    folder = seed.pretrain_folder(run)
     if not (folder / "mm_projector.bin").exists():
         train("toy-pretrain", folder, seed, "--data", seed.world / "pretrain.json",
               "--images", seed.world / run.pictures, *run.flags)
@@ -91,13 +91,13 @@ def pretrain(run, seed):
 
 def finetune(name, seed):
     run = RUNS[name]
-    folder = seed.of_run(name)
+    folder = seed.run_folder(name)
     if (folder / "llava").exists():
         return
     data = training_file(seed.world, run.data, seed.size, seed.number)
     flags = [*run.flags, *run.finetune_flags, "--data", data]
     if run.pretrained:
-        flags += ["--init", seed.of_pretrain(run)]
+        flags += ["--init", seed.pretrain_folder(run)]
     if run.data != "ScienceQA":
         train("toy-finetune", folder, seed, "--images", seed.world / run.pictures, *flags)
         return
@@ -125,7 +125,7 @@ def examined(name, seed):
     if run.both_forms:
         questions = both_forms(questions, run.data == "with the wish")
     folder = seed.world / run.pictures.replace("train", "val")
-    pictures = {name: load_image(folder / name) for name in symbols_of(seed.world, "val")}
+    pictures = {file: load_image(folder / file) for file in symbols_of(seed.world, "val")}
     shown = [pictures[question["image"]] for question in questions]
 
     answers = answers_to(model, tokenizer, questions, shown, "held-out questions")
@@ -136,12 +136,12 @@ def examined(name, seed):
 
 def trained_model(name, seed):
     if RUNS[name].finetuned:
-        return load_llava(seed.of_run(name) / "llava", dtype="float32")
+        return load_llava(seed.run_folder(name) / "llava", dtype="float32")
     return before_stage_2(RUNS[name], seed)
 
 
 def before_stage_2(run, seed):
-    projector = seed.of_pretrain(run) / "mm_projector.bin"
+    projector = seed.pretrain_folder(run) / "mm_projector.bin"
     return load_llava(vision=TOY / "clip", language=TOY / "vicuna", projector=projector,
                       dtype="float32")
 
@@ -151,7 +151,7 @@ def before_stage_2(run, seed):
 def science_result(model, tokenizer, name, seed):
     """Of the end, and "curve": [(step, share right)], with the checkpoints on the way."""
     run = RUNS[name]
-    folder = seed.of_run(name)
+    folder = seed.run_folder(name)
     data = training_file(seed.world, run.data, seed.size, seed.number)
     prompt_format = model.config.prompt_format
     right = science_right(model, tokenizer, data, prompt_format)

@@ -29,7 +29,7 @@ third of the questions is of conversation, detail and reasoning each; --only for
 sentences and words, --only reasoning is of the toy ScienceQA, --only data has the toy judge's
 marks. A difference stands with its interval of 95 %; a verdict wants it to leave out 0."""
 
-TO_PERCENT = {"right": 100, "judged": 10}  # of all answers, and of the ten marks that are the most
+TO_PERCENT = {"right": 100, "judged": 10}  # an answer is right (1) or not; the best mark is 10
 
 
 def main():
@@ -39,7 +39,8 @@ def main():
     seeds = [Seed(number, args.out / f"seed-{number}", size)
              for number in range(1 if args.quick else args.seeds)]
     with errors_in_one_line("stopped; the same command goes on where it was"):
-        if min(args.seeds, args.scenes, args.heldout - 1, args.problems, args.questions - 7) < 1:
+        too_few = args.heldout < 2 or args.questions < 8
+        if too_few or min(args.seeds, args.scenes, args.problems) < 1:
             raise ValueError("--heldout is 2 or more, --questions 8 or more, the others 1 or more")
         refuse_other_size(args.out, size)
         for seed in seeds:

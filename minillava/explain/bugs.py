@@ -1,6 +1,6 @@
 """Famous bugs of VLM code, each by one small change to the real pipeline.
 
-    with labels_shifted_twice():  # a function that returns mock's patch of another one
+    with labels_shifted_twice():  # replaces a function of the core, by unittest.mock
         ...                       # training and evaluation have the bug
                                   # and here it is gone again
 

@@ -4,7 +4,7 @@ import math
 from minillava.training.loss_picture import COLORS, FLOOR, frame, legend, smoothed
 
 MARKS = "ox+*"
-LOWEST = 1e-3  # in characters: what is below is drawn there
+LOWEST = 1e-3  # a loss below is drawn there
 
 
 def in_characters(curves, columns=60, rows=10):

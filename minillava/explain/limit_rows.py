@@ -218,12 +218,10 @@ def two_pictures(model, tokenizer, count):
     rng = random.Random(0)
     answers = Counter()
     for _ in range(count):
-        # Two scenes of different numbers of shapes, so that an answer tells them apart.
-        one = other = asked_scenes(1, rng, ["total"])
-        while other[2] == one[2]:
-            other = asked_scenes(1, rng, ["total"])
-        [scene], [question], [right] = one
-        [other_scene], _, [other_right] = other
+        [scene], [question], [right] = asked_scenes(1, rng, ["total"])
+        other_right = right
+        while other_right == right:  # of another number of shapes, so that an answer tells which
+            [other_scene], _, [other_right] = asked_scenes(1, rng, ["total"])
         alone = ask_about(model, tokenizer, question, [scene])
         both = ask_about(model, tokenizer, question, [scene, other_scene])
         answers["the first, alone"] += alone == right

@@ -25,7 +25,7 @@ from minillava.terminal import errors_in_one_line
 from minillava.toy import world
 
 LOOKING = (0.25, 0.5)  # of the layers: from where to where the words look most clearly
-BLOCKS = 8             # tokens a side that are hidden one by one; of a finer grid, blocks of them
+BLOCKS = 8             # blocks a side that are hidden in turn; of 8 x 8 tokens each is one
 CACHE_BYTES = 2**31    # of keys and values that stand in memory at once
 
 

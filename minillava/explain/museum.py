@@ -43,7 +43,7 @@ def visit(museum, name):
     print(textwrap.indent(inspect.getsource(exhibit.bug), "    "))
 
     well, ill = museum.compare(name)
-    symptoms(well, ill, exhibit.title.lower())
+    print_symptoms(well, ill, exhibit.title.lower())
     if ill["losses"]:
         path = museum.folder / f"{name}.png"
         as_picture({"healthy": well["losses"], name: ill["losses"]}, path)
@@ -52,8 +52,8 @@ def visit(museum, name):
     paragraph(f"Here: {exhibit.here}")
 
 
-def symptoms(well, ill, title):
-    """Curves, scores and answers of the healthy run and of the other one."""
+def print_symptoms(well, ill, title):
+    """Prints curves, scores and answers of the healthy run and of the one with the bug."""
     curves = {"healthy": well["losses"], title: ill["losses"]}
     if ill["losses"]:
         print("\n".join(in_characters(curves)) + "\n")
@@ -96,7 +96,7 @@ def quiz(museum, seed):
     found = asked = 0
     for case, name in enumerate(names, 1):
         print(f"\nCase {case} of {len(names)}\n")
-        symptoms(*museum.compare(name), "with the bug")
+        print_symptoms(*museum.compare(name), "with the bug")
         choices = options_for(name, rng)
         for number, choice in enumerate(choices, 1):
             print(f"  {number}  {EXHIBITS[choice].title}")

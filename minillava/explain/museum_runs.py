@@ -31,7 +31,7 @@ class Museum:
     """Where runs are kept, and how long they are."""
 
     out: Path
-    scenes: int     # that stage 2 learns from: 3 samples each, 16 to a step
+    scenes: int     # that stage 2 learns from: 2.5 samples each, 16 to a step
     per_type: int   # held-out questions of each of the 13 types
 
     @property

@@ -1,10 +1,11 @@
-"""One question through LLaVA, step by step, with shapes: pixels, patches, words, logits, the answer.
+"""One question through LLaVA, step by step, with shapes: pixels, patches, words, logits, answer.
 
-    python -m minillava.explain.walk                                   # the miniature, on a scene it has never seen
-    python -m minillava.explain.walk --image photo.jpg --question "What is this?" --model DIR --out runs/walk
+    python -m minillava.explain.walk         # the miniature, on a scene it has never seen
+    python -m minillava.explain.walk --image photo.jpg --question "What is this?" \\
+        --model DIR --out runs/walk
 
-Nothing here computes: hooks on the real modules note what goes through them. Pictures of what cannot be said in
-words lie in the folder that --out names.
+The model runs as it always does: hooks on its modules note the shapes of what goes through them.
+What cannot be said in words is drawn, into the folder that --out names.
 """
 import argparse
 import random
@@ -116,7 +117,7 @@ def walk_answer(model, tokenizer, ids, image, most=64):
     answer = []
     rows = []
     with Shapes(parts) as shapes, torch.inference_mode():
-        while len(answer) < most:
+        while len(answer) < most:  # all tokens anew for each word: the cache comes in step 8
             input_ids = torch.tensor([ids + answer], device=model.device)
             probabilities = model(input_ids, pixel_values)[0, -1].float().softmax(-1)
             best = probabilities.topk(3)

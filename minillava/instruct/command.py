@@ -56,77 +56,67 @@ def json_object(text):
 
 
 def open_from_flags(name, args, teachers=None):
-    """What `add_teacher_flags` was given -> Teacher, opened by `name`."""
-    return open_teacher(
-        name, teachers, cache=args.cache, temperature=args.temperature, max_tokens=args.max_tokens,
-        max_tokens_spent=args.max_tokens_spent, max_cost=args.max_cost, prices=args.prices,
-        concurrency=args.concurrency, timeout=args.timeout, retries=args.retries,
-        token_field=args.token_field, send_temperature=args.send_temperature, fields=args.fields)
+    """What `add_teacher_flags` was given -> Teacher.
 
-
-def open_teacher(name, teachers=None, *, cache, temperature, max_tokens=1024, max_tokens_spent=None,
-                 max_cost=None, prices=(0.0, 0.0), concurrency=8, timeout=120.0, retries=6,
-                 token_field="max_tokens", send_temperature=True, fields=None):
-    """-> Teacher. name: one of `teachers`, "openai", or the folder of a Vicuna.
-
-    teachers: {name: ask(messages) -> text}, further ones that cost nothing.
-    ValueError or OSError, in one line, if it cannot be had.
+    name: one of `teachers`, "openai", or the folder of a Vicuna; teachers: {name: ask(messages) ->
+    text}, further ones that cost nothing. ValueError or OSError, in one line, if it cannot be had.
     """
-    check_numbers(temperature, max_tokens, max_tokens_spent, max_cost, prices, concurrency, timeout,
-                  retries)
+    check_numbers(args)
     known = ", ".join([*(teachers or {}), "openai"]) + " or the folder of a Vicuna"
     if not name:
         raise ValueError(f"--teacher says who is asked: {known}")
     if teachers and name in teachers:
         return free_teacher(teachers[name])
 
-    budget = Budget(max_tokens_spent, max_cost, prices)
+    concurrency = args.concurrency
     if name == "openai":
-        settings = {token_field: max_tokens} | (fields or {})
-        if send_temperature:
-            settings["temperature"] = temperature
-        endpoint, base_url = open_endpoint(settings, timeout)
+        settings = {args.token_field: args.max_tokens} | args.fields
+        if args.send_temperature:
+            settings["temperature"] = args.temperature
+        endpoint, base_url = open_endpoint(settings, args.timeout)
         settings = endpoint.settings | {"base_url": base_url}  # in the name of a cached answer
         complete = endpoint.complete
     else:
         if not Path(name).is_dir():
-            raise ValueError(f"--teacher {name} is nobody: it is {known}")
+            raise ValueError(f"{name} is nobody who can be asked: that is {known}")
         # a folder that was trained on gives other answers
-        newest = max(file.stat().st_mtime_ns for file in Path(name).iterdir())
-        settings = {"temperature": temperature, "max_tokens": max_tokens,
+        newest = max((file.stat().st_mtime_ns for file in Path(name).iterdir()), default=0)
+        settings = {"temperature": args.temperature, "max_tokens": args.max_tokens,
                     "folder": str(Path(name).resolve()), "newest": newest}
-        complete = LocalVicuna(name, temperature, max_tokens).complete
+        complete = LocalVicuna(name, args.temperature, args.max_tokens).complete
         concurrency = 1
-    make_folder(cache, "--cache")
-    return Teacher(complete, settings, cache, max_tokens, concurrency, retries, budget=budget)
+
+    make_folder(args.cache, "--cache")
+    budget = Budget(args.max_tokens_spent, args.max_cost, args.prices)
+    return Teacher(complete, settings, args.cache, args.max_tokens, concurrency, args.retries,
+                   budget=budget)
 
 
 def open_endpoint(settings, timeout):
     """The endpoint that the environment names, and its address."""
     model = os.environ.get("OPENAI_MODEL")
     if not model:
-        raise ValueError("--teacher openai asks the model that OPENAI_MODEL names; set it")
+        raise ValueError("openai is the model that OPENAI_MODEL names; set it")
     base_url = os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
     key = os.environ.get("OPENAI_API_KEY", "")
     return Endpoint(base_url, key, settings | {"model": model}, timeout), base_url.rstrip("/")
 
 
-def check_numbers(temperature, max_tokens, max_tokens_spent, max_cost, prices, concurrency, timeout,
-                  retries):
-    """ValueError names the flag whose number is none that can be meant."""
-    if not 0 <= temperature <= 100:
+def check_numbers(args):
+    """ValueError names the flag whose number makes no sense."""
+    if not 0 <= args.temperature <= 100:
         raise ValueError("--temperature is a number from 0 on")
-    if max_tokens < 1 or concurrency < 1 or retries < 0:
+    if args.max_tokens < 1 or args.concurrency < 1 or args.retries < 0:
         raise ValueError("--max-tokens and --concurrency are above 0, --retries not below")
-    if not 0 < timeout <= DAY:
+    if not 0 < args.timeout <= DAY:
         raise ValueError("--timeout is a number of seconds, above 0 and at most a day")
-    if not all(0 <= price < math.inf for price in prices):
+    if not all(0 <= price < math.inf for price in args.prices):
         raise ValueError("--prices are dollars per million tokens, 0 or above")
-    if max_tokens_spent is not None and max_tokens_spent < 1:
+    if args.max_tokens_spent is not None and args.max_tokens_spent < 1:
         raise ValueError("--max-tokens-spent is at least 1")
-    if max_cost is not None and not 0 < max_cost < math.inf:
+    if args.max_cost is not None and not 0 < args.max_cost < math.inf:
         raise ValueError("--max-cost is a number of dollars, above 0")
-    if max_cost is not None and not all(price > 0 for price in prices):
+    if args.max_cost is not None and not all(price > 0 for price in args.prices):
         raise ValueError("--max-cost needs --prices IN OUT, in dollars per million tokens")
 
 
@@ -164,8 +154,9 @@ def print_dry_run(teacher, requests):
 
 
 def run_command(parser):
-    """Parses the command line and calls `args.run(args)`, whose result is the exit code."""
+    """Parses the command line and calls `args.run(args)`; its result, None or 1, is the exit code."""
     with errors_in_one_line("stopped; what was answered is kept, the same command goes on"):
         args = parser.parse_args()
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: answers are waited for
-        parser.exit(args.run(args))
+        # As Ctrl-C: answers under way are waited for.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        parser.exit(args.run(args) or 0)

@@ -27,9 +27,10 @@ class LocalVicuna:
         text = "".join(pieces).strip()
         if not text:
             raise BadReply("the model answered nothing")
-        answer = len(self.tokenizer.encode(text))
+        answer = len(self.tokenizer.encode(text))  # with <s>: max_tokens + 1 where none was left
         prompt = max(0, len(self.cache.ids) - answer)
-        return Answer(text, (prompt, answer), "length" if answer > self.max_tokens else None)
+        full = answer > self.max_tokens or len(self.cache.ids) >= self.cache.max_length
+        return Answer(text, (prompt, answer), "length" if full else None)
 
 
 def turns_of(messages):

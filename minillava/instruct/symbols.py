@@ -30,6 +30,8 @@ def read_symbols(captions, instances=None):
     -> {image file: (captions, boxes)}. ValueError if a file is of another format.
     """
     if Path(captions).suffix == ".jsonl":
+        if instances:
+            raise ValueError(f"{captions} has instances of its own; leave out --instances")
         with one_line_errors(captions):
             return dict(symbols_of_row(row) for row in read_jsonl(captions))
     with one_line_errors(captions):

@@ -1,4 +1,4 @@
-"""Conversations of more than one kind of line -> [(question, answer)].
+"""Chats of the toy world, each a list of (question, answer).
 
     chat        about a scene: its questions, with follow-ups, repetitions and any other line
     odd_chat    about a picture that is no scene: whatever is asked about it, it is not known
@@ -30,17 +30,17 @@ def chat(boxes, rng):
     """boxes: [(category, box)], corners as fractions of the picture."""
     things = read(boxes)
     pairs = []
-    whole = []
+    repeatable = []  # pairs that refer to nothing before them, so that they may be asked again
     turns = rng.randint(4, 7)
     while len(pairs) < turns:
         kind = rng.choices(list(NEXT), list(NEXT.values()))[0]
-        if kind == "again" and whole:
-            new = [rng.choice(whole)]
-        else:
+        if kind == "again" and repeatable:
+            new = [rng.choice(repeatable)]
+        else:  # "again" at the very start is a new question
             new = next_pairs(kind, things, rng)
         question, answer = new[0]
         new[0] = as_typed(question, rng), answer
-        whole.append(new[0])  # it refers to nothing before it, so it may be asked again
+        repeatable.append(new[0])
         pairs += new
     return pairs
 

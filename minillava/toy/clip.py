@@ -98,7 +98,7 @@ class Clip(nn.Module):
             fits = patches[here].flatten(0, 1) @ words[here].flatten(0, 1).T  # [size*N,size*T]
             fits = fits.view(size, N, size, T).amax(1)                        # [size,size,T]
             fits = (fits.float() * real[here]).sum(-1) / real[here].sum(-1)   # [size,size]
-            loss = loss + contrast(self.fine_scale, fits) * chunk / B
+            loss = loss + contrast(self.fine_scale, fits) * size / B
         return loss
 
 

@@ -91,8 +91,7 @@ def about_one(things, rng):
         question = worded(NAMED[aspect], rng).replace("NAME", name)
         pairs = [(question, stated(name, aspect, thing))]
         if rng.random() < 0.4:
-            pairs += about_another(aspect, thing, things, rng)
-            return pairs
+            return pairs + about_another(aspect, thing, things, rng)
     for aspect in aspects[: rng.randint(1, 2)]:
         pairs.append(refer_back(name, aspect, thing, rng))
     return pairs
@@ -101,14 +100,13 @@ def about_one(things, rng):
 def about_another(aspect, thing, things, rng):
     """The same aspect of another thing, 'And the star?', and one more question about that."""
     for other in rng.sample(things, len(things)):
-        names = [name for name, open_aspects in names_of(other, things).items()
-                 if aspect in open_aspects]
+        left_open = names_of(other, things)  # {name: the aspects that it leaves open}
+        names = [name for name in left_open if aspect in left_open[name]]
         if other is thing or not names:
             continue
         name = rng.choice(names)
         question = worded("{And|How about|And what of|What of|And now} the NAME?", rng)
-        one_more = rng.choice([open_aspect for open_aspect in names_of(other, things)[name]
-                               if open_aspect != aspect])
+        one_more = rng.choice([another for another in left_open[name] if another != aspect])
         return [(question.replace("NAME", name), stated(name, aspect, other)),
                 refer_back(name, one_more, other, rng)]
     return []

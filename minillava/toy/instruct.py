@@ -14,7 +14,8 @@ from minillava.toy.chats import NO_SCENE, chat, odd_chat, text_chat
 from minillava.toy.oddities import draw_odd
 from minillava.toy.teacher import ask, ask_carelessly
 
-TEACHERS = {"toy": ask, "toy-careless": ask_carelessly}  # who may be named by --teacher, beside an endpoint and a folder
+# Whom --teacher may name, beside an endpoint and a folder.
+TEACHERS = {"toy": ask, "toy-careless": ask_carelessly}
 
 # What the miniature learns from in its two stages: samples of each kind for each of its scenes.
 PRETRAIN = {"brief": 1.0, "odd_brief": 0.2}

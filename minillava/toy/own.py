@@ -56,13 +56,13 @@ def draw_pink(folder, pictures, split, seed):
     del world.COLORS["pink"]
 
     # rows that follow each other are one conversation: the parts of a picture stand apart
-    return [row for parts in zip(*conversations) for part in parts for row in part]
+    return [row for nth_parts in zip(*conversations) for part in nth_parts for row in part]
 
 
 def pink_scene(rng, split):
-    """Any number of its shapes become pink: it has four or five, so that there is much to learn.
+    """A scene of four or five shapes, any number of them pink: there is much to learn from it.
 
-    A scene to be scored with ("val") has one to five, of which one or two become pink.
+    One to be scored with ("val") has one to five shapes, of which one or two are pink.
     """
     while True:
         scene = world.make_scene(rng, split)

@@ -21,12 +21,12 @@ VALUES = {"color": tuple(COLORS), "shape": SHAPES, "size": tuple(SIZES)}
 
 def ask_color(things, rng):
     shape = rng.choice(SHAPES)
-    found = [t for t in things if t.shape == shape]
-    if rng.random() < 0.4:
+    if rng.random() < 0.4:  # by its place
         thing = rng.choice(things)
         question = rng.choice((f"What color is the shape at the {thing.place}?",
                                f"Which color does the {thing.place} shape have?"))
         return question, f"The shape at the {thing.place} is {thing.color}."
+    found = [t for t in things if t.shape == shape]
     if len(found) > 1 or (not found and rng.random() < 0.6):
         return None
     question = rng.choice((f"What color is the {shape}?", f"Which color does the {shape} have?"))
@@ -37,12 +37,12 @@ def ask_color(things, rng):
 
 def ask_shape(things, rng):
     color = rng.choice(list(COLORS))
-    found = [t for t in things if t.color == color]
-    if rng.random() < 0.4:
+    if rng.random() < 0.4:  # by its place
         thing = rng.choice(things)
         question = rng.choice((f"What shape is at the {thing.place}?",
                                f"Which shape do you see at the {thing.place}?"))
         return question, f"The shape at the {thing.place} is {with_article(thing.shape)}."
+    found = [t for t in things if t.color == color]
     if len(found) > 1 or (not found and rng.random() < 0.8):
         return None
     question = rng.choice((f"What shape is the {color} one?", f"Which shape is {color}?"))
@@ -76,15 +76,13 @@ def ask_count(things, rng):
 def ask_place(things, rng):
     thing = rng.choice(things)
     name = name_of(thing, things)
-    if rng.random() < 0.1:  # of something that is not there
+    absent = rng.random() < 0.1
+    if absent:
         name = f"{rng.choice(list(COLORS))} {rng.choice(SHAPES)}"
-        thing = None
-        if any(str(t).endswith(name) for t in things):
-            return None
-    if not name:
+    if not name or (absent and any(str(t).endswith(name) for t in things)):
         return None
     question = rng.choice((f"Where is the {name}?", f"Where do you see the {name}?"))
-    if not thing:
+    if absent:
         return question, f"There is no {name} in the image."
     return question, f"The {name} is at the {thing.place}."
 
@@ -215,7 +213,7 @@ CONVERSATION = {"color": ask_color, "shape": ask_shape, "size": ask_size, "total
 REASONING = {"compare": ask_compare, "remove": ask_remove, "nearest": ask_nearest,
              "most": ask_most}
 QUESTIONS = {**CONVERSATION, "detail": ask_detail, **REASONING}
-TRIES = 1000  # for each question; over many scenes, two in five or more give one
+TRIES = 1000  # at most, for each question wanted; of many scenes, two in five tries succeed
 
 
 def heldout_questions(symbols, per_type, seed):

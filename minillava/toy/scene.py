@@ -42,7 +42,7 @@ class Scene:
 
 
 def edit_scene(scene, text, rng):
-    """[(category, box)] and one of EXAMPLES, in other words -> the changed scene.
+    """[(category, box)] and a change, worded as in EXAMPLES -> the changed scene.
 
     A shape is named by any words that are true of it alone: "circle", "red", "small red circle".
     ValueError says what cannot be.
@@ -107,9 +107,9 @@ def changed_shape(shape, word, others, rng):
 
 def free_box(others, place, size, rng):
     """A box of a size, somewhere at a place where no other shape is."""
-    if place in [Thing(name, box).place for name, box in as_fractions(others)]:
+    if place in [thing.place for thing in read(as_fractions(others))]:
         raise ValueError(f"there is a shape at the {place} already")
     while True:
         box = make_box(PLACES.index(place), rng)
-        if Thing("any shape", as_fractions([("", box)])[0][1]).size == size:
+        if Thing(*as_fractions([("any shape", box)])[0]).size == size:
             return box

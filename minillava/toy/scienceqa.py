@@ -63,6 +63,7 @@ def make_scienceqa(folder, sizes, seed):
                 picture = folder / "images" / split / number / "image.png"
                 picture.parent.mkdir(parents=True, exist_ok=True)
                 draw(scene, rng).save(picture, compress_level=1)
+                # the fourth caption: "a picture of ..."
                 captions[number] = captions_of(as_fractions(scene), rng)[3] + "."
             problems[number] = problem | {"image": "image.png" if scene else None, "split": split}
             splits[split].append(number)

@@ -50,9 +50,10 @@ def small_talk(rng):
 def line(rng, shares):
     """A line of one of the groups of `shares` -> (question, answer)."""
     group = rng.choices(list(shares), list(shares.values()))[0]
-    text = HELD_OUT[0]
-    while any(words in text.lower() for words in HELD_OUT):
+    while True:
         text = worded(rng.choice(lines_of(group)), rng)
+        if not any(words in text.lower() for words in HELD_OUT):
+            break
     if group in TWOFOLD and rng.random() < 0.25:  # "Thanks! That helped me."
         text = f"{text} {worded(rng.choice(lines_of(group)), rng)}"
     return text, answer_of(group)

@@ -7,16 +7,16 @@ import random
 import re
 import zlib
 
+from minillava.toy.annotations import ID_OF
 from minillava.toy.judge import judge
 from minillava.toy.objects import read
 from minillava.toy.questions import BRIEF, CONVERSATION, REASONING, ask_detail
 from minillava.toy.world import COLORS, PLACES, SHAPES, SIDE, SIZES
 
-KINDS = ("conversation", "reasoning", "detail")
+KINDS = ("conversation", "reasoning", "detail")  # the prompt for reasoning says "in detail" too
 IN_WORDS = re.compile(f"({'|'.join(SIZES)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)}) "
                       f"at the ({'|'.join(PLACES)})")
 IN_BOXES = re.compile(r"^(.+): \[([-\d., e]+)\]$", re.M)
-CATEGORIES = {f"{color} {shape}" for color in COLORS for shape in SHAPES}
 
 
 def teach(kind, captions, boxes, rng, turns=6):
@@ -64,7 +64,9 @@ def ask_carelessly(messages):
 def reply(messages, boxes):
     system, text = messages[0]["content"], messages[-1]["content"]
     rng = random.Random(zlib.crc32((system + text).encode()))
-    kind = next(kind for kind in KINDS if kind in system)
+    kind = next((kind for kind in KINDS if kind in system), None)
+    if kind is None:
+        raise ValueError(f"the toy teacher writes {', '.join(KINDS)} alone, and is asked for none")
     pairs = teach(kind, text.split("\n"), boxes, rng)
     if kind == "detail":
         return pairs[0][1]
@@ -95,7 +97,7 @@ def boxes_in(text):
     if not boxes:
         first_caption = text.split("\n")[0]
         boxes = [box_from_words(*words) for words in IN_WORDS.findall(first_caption)]
-    if not boxes or not all(name in CATEGORIES for name, _ in boxes):
+    if not boxes or not all(name in ID_OF for name, _ in boxes):
         raise ValueError("the toy teacher knows the toy world alone, and this is something else")
     return boxes
 

@@ -18,7 +18,7 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]  # for what has no piece
 SYSTEM = TEMPLATES["vicuna_v1"].system
 
 
-def symbols(rng):
+def new_symbols(rng):
     """A new training scene -> its captions and boxes."""
     boxes = as_fractions(make_scene(rng, "train"))
     return captions_of(boxes, rng), boxes
@@ -63,11 +63,11 @@ def texts(rng, scenes=3000):
     """All that will be said in this world: captions, chats, and questions with options."""
     found = []
     for _ in range(scenes):
-        captions, boxes = symbols(rng)
+        captions, boxes = new_symbols(rng)
         pairs = [small_talk(rng)]
         for kind in ("brief", "conversation", "detail", "reasoning"):
             pairs += teach(kind, captions, boxes, rng)
-        told, deck = options(symbols(rng)[1], rng)
+        told, deck = options(new_symbols(rng)[1], rng)
 
         found += captions + [SYSTEM, "Context: N/A"]
         found += [f"USER: {question}\n{question} ASSISTANT: {answer}" for question, answer in pairs]

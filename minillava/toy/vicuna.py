@@ -17,7 +17,7 @@ from minillava.toy.clip import VISION
 from minillava.toy.objects import read
 from minillava.toy.talk import small_talk
 from minillava.toy.teacher import teach
-from minillava.toy.tokenizer import symbols
+from minillava.toy.tokenizer import new_symbols
 from minillava.training.optimizer import (forward_backward_in, make_optimizers, set_lr,
                                           take_step)
 from minillava.weights.devices import training_dtype
@@ -51,11 +51,11 @@ def text_sample(rng, tokenizer, shares):
 
     shares: how often each kind is drawn, as in AT_FIRST.
     """
-    captions, boxes = symbols(rng)
+    captions, boxes = new_symbols(rng)
     told = in_words(captions, boxes, rng)
     kind = rng.choices(list(shares), list(shares.values()))[0]
     if kind == "options":
-        told, deck = options(symbols(rng)[1], rng)
+        told, deck = options(new_symbols(rng)[1], rng)
     elif kind == "cards":
         deck = cards(boxes, rng)
     elif kind == "caption":

@@ -39,7 +39,10 @@ def split_of(categories):
 
 
 def make_scene(rng, split):
-    """-> [(category, box)] of the split, as above; half the scenes repeat colours and shapes."""
+    """-> [(category, box)] of the split, as above.
+
+    Half the scenes have two colours at most; half, drawn apart from that, two shapes at most.
+    """
     while True:
         colors = rng.sample(list(COLORS), rng.choice((2, len(COLORS))))
         shapes = rng.sample(list(SHAPES), rng.choice((2, len(SHAPES))))
@@ -52,7 +55,7 @@ def make_scene(rng, split):
 def make_box(place, rng, width=None):
     """A square box, up to 4 pixels off the middle of a cell, 0 to 8 in reading order.
 
-    width: in pixels, 26 at most; None: of either size.
+    width: in pixels, 30 at most; None: that of either size.
     """
     if width is None:
         width = rng.randint(*SIZES[rng.choice(list(SIZES))])

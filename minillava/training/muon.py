@@ -3,9 +3,9 @@
     momentum    m <- 0.95 m + 0.05 g          and Nesterov's look ahead: u = 0.05 g + 0.95 m
     step        W <- W - rate sqrt(max(1, out / in)) U V^T        where u = U S V^T
 
-What one direction has learned much of and another little is thereby learned alike. U V^T comes
-without S, by matrix products alone. As torch.optim.Muon, which multiplies in bf16 always: on a
-processor that is slow in it, that was half of a step of the miniature.
+So a direction in which the gradient is small is learned as fast as one in which it is large. U V^T
+comes without S, by matrix products alone. As torch.optim.Muon, which multiplies in bf16 always: on
+a processor that is slow in bf16 that took half of a step of the miniature.
 """
 import math
 
@@ -14,7 +14,8 @@ import torch
 from minillava.on_cpu import product_dtype
 
 MOMENTUM = 0.95
-# Of the polynomial: five times, it takes all singular values from 0.001 to 1 to about 0.7 to 1.2.
+# The polynomial's coefficients. Applied five times, it brings all singular values between 0.001
+# and 1 to between about 0.7 and 1.2.
 A, B, C = 3.4445, -4.7750, 2.0315
 STEPS = 5
 

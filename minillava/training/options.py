@@ -140,7 +140,6 @@ def changed_recipes(args, recipes):
     """{name: recipe}, with what the command line changes in them."""
     settled = {}
     for name, recipe in recipes.items():
-        words = args.words
         if args.lora and recipe.stage == 2:
             alpha = args.lora_alpha or 2.0 * args.lora
             recipe = replace(recipe, lora=args.lora, lora_alpha=alpha, muon_lr=None)
@@ -150,7 +149,8 @@ def changed_recipes(args, recipes):
             recipe = replace(recipe, muon_lr=muon_lr, width=0)
         if args.per_gpu or args.checkpointing is not None:
             recipe = replace(recipe, fits=False)  # nor is what a GPU shall hold
-        if args.new_word and recipe.lora and words is None:
+        words = args.words
+        if words is None and args.new_word and recipe.lora:
             words = True
         settled[name] = changed(
             recipe, lr=args.lr, projector_lr=args.projector_lr, batch=args.batch,
@@ -170,9 +170,11 @@ def sources_of(args, recipe, toy, shipped):
     if toy and not Sources(init=init).starts_whole:
         vision, language = vision or shipped / "clip", language or shipped / "vicuna"
     new_words = tuple(read_new_word(text) for text in args.new_word or ()) or None
-    return Sources(vision, language, init, args.data, args.images,
-                   args.answer_first, args.text_only, args.val, args.replay, args.replay_data,
-                   args.replay_images, args.quantize, args.template, args.aspect, new_words)
+    return Sources(
+        vision=vision, language=language, init=init, data=args.data, images=args.images,
+        answer_first=args.answer_first, text_only=args.text_only, val=args.val,
+        replay=args.replay, replay_data=args.replay_data, replay_images=args.replay_images,
+        quantize=args.quantize, template=args.template, aspect=args.aspect, new_words=new_words)
 
 
 def setup_of(args, recipe, toy):
@@ -185,8 +187,10 @@ def setup_of(args, recipe, toy):
         workers = 4 if torch.cuda.is_available() and not toy else 0
     if shard and recipe.muon_lr:
         raise ValueError("Muon needs whole matrices: the toy recipes run with --no-shard")
-    return Setup(args.out, args.resume, args.seed, args.dtype, shard, workers,
-                 args.save_every, args.keep, args.eval_every, args.patience)
+    return Setup(
+        out=args.out, resume=args.resume, seed=args.seed, dtype=args.dtype, shard=shard,
+        workers=workers, save_every=args.save_every, keep=args.keep, eval_every=args.eval_every,
+        patience=args.patience)
 
 
 # --------------------------------------------------------------------------- what is wrong with it

@@ -199,8 +199,10 @@ def description(config, recipe, sources, out):
              "language model": model.language_model}
     lines = []
     for name, part in parts.items():
-        how = "trained" if count(part, trained=True) else "frozen"
-        lines.append(f"{how:8} {name:15} {count(part):>15,}")
+        trained, whole = count(part, trained=True), count(part)
+        how = "trained" if trained else "frozen"
+        of_it = f", {trained:,} of it" if 0 < trained < whole else ""  # LoRA
+        lines.append(f"{how:8} {name:15} {whole:>15,}{of_it}")
     for name in ("vision", "language", "init", "data", "images"):
         lines.append(f"{'reads':8} --{name:13} {getattr(sources, name)}")
     lines.append(f"{'writes':8} {out}/: config.json, metrics.jsonl, loss.png, checkpoint-N, "

@@ -86,9 +86,9 @@ def fitted(recipe, samples, width, ranks):
     batch = per_gpu * ranks * accumulate
     epochs = max(recipe.epochs, math.ceil(recipe.min_steps / math.ceil(samples / batch)))
 
-    wider = recipe.width / width if recipe.width else 1.0
+    lr_scale = recipe.width / width if recipe.width else 1.0
     return replace(
-        recipe, per_gpu=per_gpu, batch=batch, epochs=epochs, lr=recipe.lr * wider,
+        recipe, per_gpu=per_gpu, batch=batch, epochs=epochs, lr=recipe.lr * lr_scale,
         checkpointing=recipe.checkpointing and not narrow)
 
 

@@ -106,6 +106,7 @@ def peak_memory(device):
 
 def not_finite(out, step, loss, ids):
     everyone = [str(i) for part in distributed.gather(ids) for i in part]
-    last_good = list(checkpoints.checkpoints(out).values())[-1:] or "none"
+    done = list(checkpoints.checkpoints(out).values())
+    last_good = done[-1] if done else "none"
     return (f"the loss of step {step} is {loss}, of the samples {', '.join(everyone)}; "
             f"the last good checkpoint is {last_good}")

@@ -95,7 +95,7 @@ def closing_words(recipe, samples, out, validation=None):
 
     if validation:
         lines.append(f"Of the samples kept apart the loss was {validation.last:.3f} at the end and "
-                     f"{validation.best:.3f} at its best: these weights are {out / 'best'}.")
+                     f"{validation.best:.3f} at its best, by the weights in {out / 'best'}.")
         if validation.best < validation.last:
             result = out / "best"
     if recipe.stage == 1:

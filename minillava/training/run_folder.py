@@ -60,6 +60,7 @@ class Setup:
     patience: int | None = None  # looks without a better loss after which a run ends
 
 
+# in a folder of data: the files that say what its samples are
 TABLES = ("metadata.jsonl", "metadata.csv", "problems.json", "pid_splits.json")
 DEFAULTS = {field.name: field.default for kind in (Recipe, Sources, Setup)
             for field in fields(kind)}

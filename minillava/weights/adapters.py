@@ -219,12 +219,14 @@ def read_matrices(folder, rank):
     if not halves["A"] or halves["A"].keys() != halves["B"].keys():
         alone = sorted(halves["A"].keys() ^ halves["B"].keys())
         raise ValueError(f"{file} has not both A and B of {alone[0] if alone else 'any layer'}")
+    matrices = {}
     for layer, A in halves["A"].items():
         B = halves["B"][layer]
         if len(A) != rank or B.shape[1] != rank:
             raise ValueError(f"{file}: {layer} has A {list(A.shape)} and B {list(B.shape)}, "
                              f"but adapter_config.json says rank {rank}")
-    return {layer: (A, halves["B"][layer]) for layer, A in halves["A"].items()}
+        matrices[layer] = (A, B)
+    return matrices
 
 
 def names_here(tensors):
@@ -238,10 +240,9 @@ def names_here(tensors):
 def check_fit(adapter, tensors, folder, base, own_words):
     """own_words: embeddings and head may have more rows than the base's."""
     for name, (A, B) in adapter.matrices.items():
-        shape = [len(B), A.shape[1]]
-        if f"{name}.scale" in tensors:
-            continue  # its shape is that of integers: `attach` looks at the layer
-        check_one(f"{name}.weight", shape, tensors, folder, base)
+        # in few bits its shape is that of integers: `attach` looks at the layer
+        if f"{name}.scale" not in tensors:
+            check_one(f"{name}.weight", [len(B), A.shape[1]], tensors, folder, base)
     for name, tensor in adapter.others.items():
         if f"{name.removesuffix('.weight')}.scale" in tensors:
             raise ValueError(f"{folder} brings a {name} of its own, which {base} has in few bits: "
@@ -277,7 +278,7 @@ def count_layers(names):
 def save_adapter(adapter, config, folder, tokenizer=None):
     """As the official code writes it, and peft on the Llama inside reads it.
 
-    `config` is the LlavaConfig of the model that was trained; `tokenizer` is given where words were.
+    config: the LlavaConfig of the model that was trained; tokenizer: given where words were.
     """
     tensors = {}
     for name, (A, B) in adapter.matrices.items():

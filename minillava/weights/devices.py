@@ -57,7 +57,7 @@ def find_dtype(name):
 
 
 def training_dtype(name, device):
-    """What a training computes in: as asked; "auto": bf16, or fp32 on a CPU that is slow in bf16."""
+    """What a training computes in: as asked; "auto": bf16, or fp32 on a CPU that is slow in it."""
     return product_dtype(torch.bfloat16, device) if name == "auto" else find_dtype(name)
 
 

@@ -153,7 +153,7 @@ def load_config(vision, language, projector, image_size):
 
     None stands for a ViT-L/14 of that image size, and for a LLaMA-7B.
     """
-    vision_config = VisionConfig(1024, 4096, 24, 16, image_size, 14)
+    vision_config = VisionConfig(**(CLIP_L | {"image_size": image_size}))
     if vision:
         vision_config = read_vision_config(*open_folder(vision))
 

@@ -111,7 +111,7 @@ def place_quantized(module, tensors):
 def fit_to_machine(module):
     """What the kernels of this processor want: int4 in their blocks, int8 at every 16th byte.
 
-    What was saved on such a processor stays as it is in the file, memory-mapped. And what is slow in
+    What was saved on such a processor stays in the file as it is, memory-mapped. What is slow in
     bf16 is multiplied in fp32.
     """
     if next(module.parameters()).device.type != "cpu":

@@ -79,7 +79,7 @@ def read_tensor_file(path):
 
 @contextmanager
 def writing(path):
-    """What a writer of tensors says of a full disk, each in words of its own, becomes an OSError."""
+    """What a writer of tensors says of a full disk, each in its own words, becomes an OSError."""
     try:
         yield
     except (SafetensorError, RuntimeError) as error:
@@ -141,7 +141,7 @@ def read_ahead(tensor):
 
 
 def advise(tensor, what):
-    """Tells the system what will be done with the whole pages within a tensor; only Linux is told."""
+    """Tells the system what will be done with the whole pages in a tensor; only Linux is told."""
     if sys.platform != "linux" or tensor.device.type != "cpu":
         return
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
