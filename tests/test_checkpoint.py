@@ -601,11 +601,11 @@ def test_a_full_disk_is_one_line_and_the_old_files_stay(copy, tmp_path, what):
 def test_a_folder_is_there_when_it_is_whole(tmp_path, tokenizer):
     model = tiny("linear")
     (tmp_path / ".new-out-7").mkdir()  # of one that was killed
-    (tmp_path / ".new-other-7").mkdir()
+    (tmp_path / ".new-out-int4-7").mkdir()  # another's, who may be writing it now
     with pytest.raises(KeyboardInterrupt):
         write_folder(tmp_path / "out", dict(model.named_parameters()), {},
                      save_more=lambda new: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert [path.name for path in tmp_path.iterdir()] == [".new-other-7"]
+    assert [path.name for path in tmp_path.iterdir()] == [".new-out-int4-7"]
     save_llava(model, tokenizer, tmp_path / "out")
     save_llava(model, tokenizer, tmp_path / "out")  # over the old files
     assert same(load_llava(tmp_path / "out", device="cpu")[0].mm_projector, model.mm_projector)
