@@ -199,8 +199,7 @@ def test_scienceqa_is_scored_as_its_script_does(tmp_path, run):
                "solution": "", "subject": "natural science", "grade": "grade2", "topic": "t", "split": "val"}
     folder = tmp_path / "ScienceQA"
     folder.mkdir()
-    (folder / "problems.json").write_text(json.dumps({"1": problem, "2": problem | {"image": "image.png"}}))
-    (folder / "pid_splits.json").write_text(json.dumps({"val": ["1", "2"]}))
+    (folder / "problems.json").write_text(json.dumps({"1": problem, "2": problem | {"image": "image.png", "split": "train"}}))
     done = run("score", "scienceqa", "--labels", folder, "--answers",
                answers(tmp_path / "a.jsonl", [("1", "?", "B"), ("2", "?", "(B)")]))
     assert done.returncode == 0, done.err
