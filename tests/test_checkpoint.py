@@ -676,8 +676,8 @@ def test_auto_takes_the_best_device_there_is(monkeypatch):
     assert find_device("auto") == torch.device("cuda")
 
 
-@pytest.mark.parametrize("dtype", ["float99", "int8", "nn"])
-def test_a_dtype_that_no_weights_have(dtype):
+@pytest.mark.parametrize("dtype", ["float99", "int8", "nn", "double", "float8_e4m3fn"])
+def test_a_dtype_that_nothing_is_computed_in(dtype):
     assert "is none of bfloat16" in message(ValueError, load_vision, FIXTURES / "clip", dtype=dtype)
 
 
