@@ -695,3 +695,11 @@ def test_fast_is_the_dtype_that_the_device_is_good_at():
     for stored, fast in ((torch.float16, torch.bfloat16), (torch.bfloat16, torch.bfloat16), (torch.float32, torch.float32)):
         assert choose_dtype("fast", stored, cpu) == fast and choose_dtype("auto", stored, cpu) == stored
     assert choose_dtype("float16", torch.float32, cpu) == torch.float16
+    assert choose_dtype("auto", torch.float64, cpu) == choose_dtype("fast", torch.float64, cpu) == torch.float32
+
+
+def test_floats_of_8_bits_are_refused(copy):
+    folder = copy("vicuna")
+    edit_tensors(folder / "model.safetensors",
+                 lambda tensors: tensors.update({"model.norm.weight": tensors["model.norm.weight"].to(torch.float8_e5m2)}))
+    assert "norm.weight is torch.float8_e5m2" in message(ValueError, load_language, folder)

@@ -43,6 +43,8 @@ def has_index(device):
 
 def choose_dtype(name, stored, device):
     """"auto": as stored; "fast": what the device is good at; else find_dtype(name)."""
+    if stored not in DTYPES:  # float64
+        stored = torch.float32
     if name == "auto":
         return stored
     if name == "fast":
