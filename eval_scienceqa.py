@@ -98,6 +98,9 @@ def ask(model, tokenizer, questions, settings, out, name, control=False):
         return texts, {}
 
     shown = [question for question in questions if question["image"]]
+    if len(shown) < 2:
+        print("no control: there are no two pictures to swap")
+        return texts, {}
     swapped = with_control(shown, "another")
     settings = settings | {"control": "another question's image"}
     out = out.with_suffix(".control.jsonl")

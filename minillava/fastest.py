@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minillava.linear import Int8Linear, WidenedLinear
+from minillava.linear import Int8Linear, LoraLinear, WidenedLinear
 from minillava.llama import RMSNorm
 
 # Layers of so many bytes are timed in turn: more than a processor's cache keeps until the next one.
@@ -120,9 +120,12 @@ def choose_products(language_model, rows=1, verbose=False):
     Layers of a kind are replaced together; the head is of another kind than the blocks where it
     alone has 8 bits. Where fp32 wins, the whole language model is put into it: in a small one the
     other steps are the faster in it too. `verbose` prints what was found, on stderr.
+
+    A model stays as it is on a GPU, or where a LoRA stands beside its weights of few bits.
     """
     weights = language_model.embed_tokens.weight
-    if weights.device.type != "cpu":
+    has_lora = any(isinstance(module, LoraLinear) for module in language_model.modules())
+    if weights.device.type != "cpu" or has_lora:
         return
     layers = timed_layers(language_model)
     head = language_model.lm_head

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 # Of CLIP's training images, RGB in 0..1. A model's own values are in its config. With those of
 # ImageNet in their place nothing would fail; the answers would only get worse.
@@ -35,7 +35,7 @@ def to_rgb(image):
     shows the colour hidden under what is transparent, and turns most of a 16-bit picture white.
     """
     # Cameras store how they were held beside the picture: turn it upright.
-    image = ImageOps.exif_transpose(image)
+    image = upright(image)
 
     # 16 or 32 bits of grey, where 65535 is white, become 8.
     if image.mode.startswith("I"):
@@ -48,7 +48,9 @@ def to_rgb(image):
         paper = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(paper, image)
 
-    return image.convert("RGB")
+    image = image.convert("RGB")
+    image.info = {}  # the EXIF too: or the next to_rgb would turn it once more
+    return image
 
 
 def preprocess(images, config):
@@ -112,6 +114,31 @@ def normalize(image, mean, std):
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
+# ---- how the camera was held ----
+
+# The orientation that EXIF knows -> what turns the picture upright; 1 is upright already.
+ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def upright(image):
+    """Turned as the camera was held; as it lies, where the EXIF is damaged."""
+    image.load()  # in some formats the EXIF stands behind the pixels
+    try:
+        turn = TURNS.get(image.getexif().get(ORIENTATION))
+    except Exception:  # Pillow has a dozen ways to say that it is damaged
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
 # ---- what cannot be used, and what is said about it ----
 
 
@@ -131,7 +158,8 @@ def clear_errors(path):
     try:
         with warnings.catch_warnings():
             # Pillow warns of a large picture; at twice that size it raises, and then so do we.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # It warns of damaged EXIF too, and the picture can be seen all the same.
+            warnings.simplefilter("ignore")
             yield
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no image {path}") from None

@@ -94,6 +94,13 @@ def test_pope_joins_by_image_and_question_and_names_what_has_no_label(tmp_path, 
     assert found["score"] == pytest.approx(100 * (1.8 / 1.9 + 1) / 2)
 
 
+def test_popes_own_file_is_questions_and_labels_at_once(tmp_path, run, pope):
+    own = tmp_path / "coco/coco_pope_popular.json"
+    answers(tmp_path / "own.jsonl", [(119, "Is there a car in the image?", "Yes")])
+    done = run("score", "pope", "--questions", own, "--labels", own, "--answers", tmp_path / "own.jsonl")
+    assert done.returncode == 0 and score_of(tmp_path / "own.score.json")["rows"]["all"]["F1"] == 1.0
+
+
 @pytest.mark.parametrize("text, yes", [
     ("Yes", True), ("No", False), ("no, it is not", False), ("There is not. Yes", False), ("Nothing", True),
     ("Yes. No", True), ("", True), ("It is,not", True), ("NO", True),
@@ -192,8 +199,7 @@ def test_scienceqa_is_scored_as_its_script_does(tmp_path, run):
                "solution": "", "subject": "natural science", "grade": "grade2", "topic": "t", "split": "val"}
     folder = tmp_path / "ScienceQA"
     folder.mkdir()
-    (folder / "problems.json").write_text(json.dumps({"1": problem, "2": problem | {"image": "image.png"}}))
-    (folder / "pid_splits.json").write_text(json.dumps({"val": ["1", "2"]}))
+    (folder / "problems.json").write_text(json.dumps({"1": problem, "2": problem | {"image": "image.png", "split": "train"}}))
     done = run("score", "scienceqa", "--labels", folder, "--answers",
                answers(tmp_path / "a.jsonl", [("1", "?", "B"), ("2", "?", "(B)")]))
     assert done.returncode == 0, done.err

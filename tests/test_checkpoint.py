@@ -601,11 +601,11 @@ def test_a_full_disk_is_one_line_and_the_old_files_stay(copy, tmp_path, what):
 def test_a_folder_is_there_when_it_is_whole(tmp_path, tokenizer):
     model = tiny("linear")
     (tmp_path / ".new-out-7").mkdir()  # of one that was killed
-    (tmp_path / ".new-other-7").mkdir()
+    (tmp_path / ".new-out-int4-7").mkdir()  # another's, who may be writing it now
     with pytest.raises(KeyboardInterrupt):
         write_folder(tmp_path / "out", dict(model.named_parameters()), {},
                      save_more=lambda new: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert [path.name for path in tmp_path.iterdir()] == [".new-other-7"]
+    assert [path.name for path in tmp_path.iterdir()] == [".new-out-int4-7"]
     save_llava(model, tokenizer, tmp_path / "out")
     save_llava(model, tokenizer, tmp_path / "out")  # over the old files
     assert same(load_llava(tmp_path / "out", device="cpu")[0].mm_projector, model.mm_projector)
@@ -676,8 +676,8 @@ def test_auto_takes_the_best_device_there_is(monkeypatch):
     assert find_device("auto") == torch.device("cuda")
 
 
-@pytest.mark.parametrize("dtype", ["float99", "int8", "nn"])
-def test_a_dtype_that_no_weights_have(dtype):
+@pytest.mark.parametrize("dtype", ["float99", "int8", "nn", "double", "float8_e4m3fn"])
+def test_a_dtype_that_nothing_is_computed_in(dtype):
     assert "is none of bfloat16" in message(ValueError, load_vision, FIXTURES / "clip", dtype=dtype)
 
 
@@ -695,3 +695,11 @@ def test_fast_is_the_dtype_that_the_device_is_good_at():
     for stored, fast in ((torch.float16, torch.bfloat16), (torch.bfloat16, torch.bfloat16), (torch.float32, torch.float32)):
         assert choose_dtype("fast", stored, cpu) == fast and choose_dtype("auto", stored, cpu) == stored
     assert choose_dtype("float16", torch.float32, cpu) == torch.float16
+    assert choose_dtype("auto", torch.float64, cpu) == choose_dtype("fast", torch.float64, cpu) == torch.float32
+
+
+def test_floats_of_8_bits_are_refused(copy):
+    folder = copy("vicuna")
+    edit_tensors(folder / "model.safetensors",
+                 lambda tensors: tensors.update({"model.norm.weight": tensors["model.norm.weight"].to(torch.float8_e5m2)}))
+    assert "norm.weight is torch.float8_e5m2" in message(ValueError, load_language, folder)

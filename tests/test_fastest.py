@@ -10,7 +10,7 @@ from minillava.checkpoint import load_llava
 from minillava.fastest import FewRowsLinear, RoundingInt8Linear, choose_products, norm_of_one, trial
 from minillava.generate import generate
 from minillava.images import load_image
-from minillava.linear import Int4Linear, Int8Linear, to_int8
+from minillava.linear import Int4Linear, Int8Linear, LoraLinear, to_int8
 from minillava.llama import LanguageConfig, LanguageModel, RMSNorm
 
 pytestmark = pytest.mark.usefixtures("fast_bf16")
@@ -107,6 +107,16 @@ def test_quantised_layers_keep_their_numbers(monkeypatch, name):
     choose_products(model.language_model)
     after = model.language_model.layers[2].mlp.up_proj
     assert type(after) is RoundingInt8Linear and after.weight is before
+
+
+@pytest.mark.parametrize("name", ["mlp.gate_proj", "self_attn.q_proj"])
+def test_a_lora_stays_beside_weights_of_few_bits(monkeypatch, name):
+    model, _ = load_llava(device="cpu", quantize="int8")
+    block = model.language_model.layers[0]
+    block.set_submodule(name, LoraLinear(block.get_submodule(name), 2, 4))
+    take(monkeypatch, "x rounded too, W x")
+    choose_products(model.language_model)
+    assert type(block.get_submodule(name).base) is type(block.self_attn.v_proj) is Int8Linear
 
 
 def test_a_little_gain_changes_nothing(monkeypatch):

@@ -1,11 +1,13 @@
 """Text from outside reaches the terminal of no script unescaped: file names, ids, categories, templates, answers."""
 import importlib
 import json
+import shutil
 import signal
 import sys
 
 import pytest
 
+from minillava.checkpoint import TOY
 from tests.comparing import write_jsonl
 
 EVIL = "a\x1b[2J\x07\u202eb\nc"  # clears the screen, rings, turns the line round, begins another
@@ -28,6 +30,9 @@ def files(tmp_path):
     write_jsonl(folder / "answers.jsonl", [{"question_id": EVIL, "prompt": EVIL, "text": EVIL}])
     score = {"benchmark": "pope", "title": EVIL, "score": 1.0, "answers": 1, "unit": EVIL, "model": EVIL}
     (folder / "pope.score.json").write_text(json.dumps(score))
+    shutil.copytree(TOY / "llava", folder / "model")
+    config = json.loads((folder / "model/minillava.json").read_text())
+    (folder / "model/minillava.json").write_text(json.dumps(config | {"prompt_format": EVIL}))
     return folder
 
 
@@ -41,6 +46,7 @@ COMMANDS = {
     "check data": ["train", "--recipe", "toy-finetune", "--data", "{}/data.json", "--images", "{}",
                    "--out", "{}/run", "--check-data"],
     "scienceqa": ["eval_scienceqa", "--data", "{}", "--out", "{}/answers.jsonl"],
+    "prompt format": ["eval_scienceqa", "--model", "{}/model"],
     "answer": ["minillava.evaluation.__main__", "answer", "--questions", "{}/questions.jsonl", "--images", "{}",
                "--out", "{}/answers.jsonl"],
     "report": ["minillava.evaluation.__main__", "report", "{}/reviews.jsonl"],

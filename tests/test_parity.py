@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 from minillava.checkpoint import load_language, load_llava, load_vision
-from minillava.images import crop_middle, preprocess, to_rgb
+from minillava.images import crop_middle, load_image, preprocess, to_rgb
 from minillava.llava import IMAGE_TOKEN, LlavaConfig
 from minillava.vit import VisionConfig
 
@@ -141,3 +141,29 @@ def test_exif_turns_the_picture(tmp_path):
     turned = to_rgb(Image.open(tmp_path / "turned.png"))
     assert turned.size == (20, 40)
     assert turned.getpixel((10, 5)) == (0, 0, 0) and turned.getpixel((10, 35)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_each_orientation_is_turned_once(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "turned.png"
+    Image.effect_noise((4, 3), 50).save(path, exif=exif)
+    turned = load_image(path)
+    expected = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    for image in (turned, to_rgb(turned)):
+        assert (image.size, image.tobytes()) == (expected.size, expected.tobytes())
+
+
+@pytest.mark.parametrize("exif, size", [
+    (bytes(40), (40, 20)),                                           # not EXIF at all
+    (b"II*\0\x08\0\0\0\x05\0", (40, 20)),                            # it ends after "five tags follow"
+    (b"II*\0\x08\0\0\0\x02\0" b"\x12\x01\x03\0\x01\0\0\0\x06\0\0\0"  # orientation 6, and a resolution
+     b"\x1a\x01\x02\0\x01\0\0\0" b"5\0\0\0" b"\0\0\0\0", (20, 40))],     # that is text
+    ids=["none", "cut", "odd"])
+@pytest.mark.filterwarnings("error")
+def test_a_picture_with_damaged_exif_is_shown(tmp_path, exif, size):
+    Image.new("RGB", (40, 20)).save(tmp_path / "damaged.jpg", exif=b"Exif\0\0" + exif)
+    image = load_image(tmp_path / "damaged.jpg")
+    assert image.size == size
+    assert preprocess([image], config("pad")).shape == (1, 3, 24, 24)

@@ -422,6 +422,11 @@ def test_without_data_a_mini_scienceqa_is_drawn_and_scored_beside_its_controls(c
     assert "the checkpoint says nothing: as LLaVA-1.5" in printed and re.search(r"prompt_format +zero-shot", printed)
 
 
+def test_a_single_question_is_scored_without_a_control(capsys):
+    rows, printed = evaluate(capsys, "--model", TOY / "llava", "--questions", 1, "--max-new-tokens", 8, "--device", "cpu")
+    assert set(rows) == {"questions", "answers", "guessing"} and "no control" in printed
+
+
 @pytest.mark.skipif(not (TOY / "scienceqa").exists(), reason="the miniature for ScienceQA is not here")
 def test_the_shipped_miniature_answers_and_needs_its_picture(capsys):
     assert sum(file.stat().st_size for file in (TOY / "scienceqa").rglob("*")) <= 3e6

@@ -102,6 +102,13 @@ def test_checkpoints_that_are_too_many_or_half_written_go(tmp_path):
     assert checkpoints.resume(tmp_path, model, optimizers) == 11
 
 
+def test_a_step_that_is_saved_already_is_not_saved_again(tmp_path):
+    model, optimizers = small()
+    for _ in range(2):  # the run's own save, and then a signal's
+        checkpoints.save(tmp_path, 9, model, optimizers, keep=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-9"]
+
+
 def test_a_checkpoint_that_cannot_be_written_or_read_is_one_line(tmp_path, monkeypatch):
     model, optimizers = small()
     checkpoints.save(tmp_path, 9, model, optimizers, keep=1)

@@ -5,6 +5,7 @@ from minillava.evaluation import scienceqa
 from minillava.evaluation.answers import fingerprint
 from minillava.generate import generate
 from minillava.images import load_image
+from minillava.terminal import printable
 
 
 def settings_of(model, prompt_format, template, option_letter, use_caption, max_new_tokens,
@@ -42,7 +43,7 @@ def settings_of(model, prompt_format, template, option_letter, use_caption, max_
         "fingerprint": (fingerprint(model), "the checkpoint's"),
     }
     for name, (value, origin) in settings.items():
-        print(f"  {name:20}{value!s:12}  {origin}")
+        print(printable(f"  {name:20}{value!s:12}  {origin}", keep=""))
     return {name: value for name, (value, _) in settings.items()}
 
 

@@ -1,7 +1,7 @@
 """ScienceQA's table: accuracy by subject, by what comes with the question, by grade (table 7)."""
 from pathlib import Path
 
-from minillava.evaluation.scienceqa import SPLIT_SIZES, load
+from minillava.evaluation.scienceqa import SPLIT_SIZES, check_problem
 from minillava.evaluation.scienceqa_answers import choices_of, official_results
 from minillava.evaluation.scores import Score, join_labels, percent
 from minillava.files import read_jsonl, read_object
@@ -139,10 +139,10 @@ def read_scienceqa_answers(path):
 
 def score_scienceqa(answers, questions, folder):
     """The figures of the table, read as the official script reads; LLaVA-1.5 states that of IMG."""
-    everything = read_object(Path(folder, "problems.json"))
-    known = everything.get(str(answers[0]["question_id"]), {})
-    problems = load(folder, known.get("split", "test"))
+    problems = read_object(Path(folder, "problems.json"))  # of all splits: trainval mixes two
     labelled, unlabelled = join_labels(answers, lambda row: problems.get(str(row["question_id"])))
+    for row, problem in labelled:
+        check_problem(row["question_id"], problem)
     texts = {str(row["question_id"]): row["text"] for row, _ in labelled}
     chosen = choices_of(texts, problems, strict=True)
     rights = {i: choice == problems[i]["answer"] for i, choice in chosen.items()}

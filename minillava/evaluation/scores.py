@@ -57,21 +57,25 @@ def percent(rights):
 def score_pope(answers, questions, labels):
     """Li et al. 2023: is there such a thing in the image? F1 of "yes", the mean over categories."""
     asked = {row["question_id"]: questions[str(row["question_id"])] for row in answers}
-    categories = {str(question.get("category")) for question in asked.values()}
     known = {}  # what is asked -> "yes" or "no"
-    for category in categories:
+    for category in {category_of(question) for question in asked.values()}:
         for label in read_jsonl(pope_labels(labels, category)):
             known[pope_key(label, category)] = label.get("label")
 
     def label_of(row):
         question = asked[row["question_id"]]
-        return known.get(pope_key(question, str(question.get("category"))))
+        return known.get(pope_key(question, category_of(question)))
 
     labelled, unlabelled = join_labels(answers, label_of)
-    groups = grouped(labelled, lambda pair: str(asked[pair[0]["question_id"]]["category"]))
+    groups = grouped(labelled, lambda pair: category_of(asked[pair[0]["question_id"]]))
     rows = {name: binary_scores(pairs) for name, pairs in sorted(groups.items())}
     headline = 100 * sum(row["F1"] for row in rows.values()) / max(1, len(rows))
     return Score(headline, rows, len(labelled), unlabelled, digits=5)
+
+
+def category_of(question):
+    """POPE's own files, one for each category, do not state it; LLaVA's, of all three, does."""
+    return str(question.get("category", "all"))
 
 
 def pope_key(question, category):

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from minillava.files import replace_file
-from minillava.training.distributed import barrier, rank
+from minillava.training.distributed import add_up, barrier, rank
 
 # a checkpoint holds what changes
 TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
@@ -33,6 +33,10 @@ def state_of(model, optimizers):
 
 def save(out, step, model, optimizers, keep):
     """out/checkpoint-STEP, by all ranks; it has its name only once all of it is written."""
+    # a signal may come just after a step was saved, or before the first one after a resume
+    if add_up([step in checkpoints(out)])[0]:
+        return
+
     new = Path(out) / f"checkpoint-{step}.tmp"
     if rank() == 0:
         for unfinished in Path(out).glob("checkpoint-*.tmp"):  # of a run killed while it saved

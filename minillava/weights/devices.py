@@ -3,6 +3,8 @@ import torch
 
 from minillava.on_cpu import product_dtype
 
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
 
 def find_device(name):
     """"auto", "cuda", "cuda:1", "mps", "cpu" -> torch.device; ValueError if it is not here."""
@@ -41,6 +43,8 @@ def has_index(device):
 
 def choose_dtype(name, stored, device):
     """"auto": as stored; "fast": what the device is good at; else find_dtype(name)."""
+    if stored not in DTYPES:  # float64
+        stored = torch.float32
     if name == "auto":
         return stored
     if name == "fast":
@@ -49,9 +53,9 @@ def choose_dtype(name, stored, device):
 
 
 def find_dtype(name):
-    """"bfloat16" or torch.bfloat16 -> torch.bfloat16; ValueError if no weights can be of it."""
+    """"bfloat16" or torch.bfloat16 -> torch.bfloat16; ValueError if it is none of DTYPES."""
     dtype = getattr(torch, name, None) if isinstance(name, str) else name
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+    if dtype not in DTYPES:
         raise ValueError(f"dtype {name!r:.40} is none of bfloat16, float16 and float32")
     return dtype
 

@@ -5,7 +5,6 @@ It is written whole or not at all.
 import json
 import os
 import shutil
-from glob import escape
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -61,9 +60,11 @@ def write_folder(path, tensors, files, save_more=None, change=None, stem="model"
 
     # beside the old files or where the folder will stand, in a folder of its own
     beside = path if path.exists() else path.parent
-    for killed in beside.glob(f".new-{escape(path.name)}-*"):
-        shutil.rmtree(killed)
-    new = beside / f".new-{path.name}-{os.getpid()}"
+    own_name = f".new-{path.name}"
+    for killed in beside.glob(".new-*-*"):
+        if killed.name.rpartition("-")[0] == own_name:  # .new-llava-7, not .new-llava-int4-7
+            shutil.rmtree(killed)
+    new = beside / f"{own_name}-{os.getpid()}"
     new.mkdir(parents=True)
     try:
         for file, shard in shards.items():
