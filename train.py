@@ -45,7 +45,8 @@ from minillava.training.recipes import RECIPES, fitted, warn_of_repeats
 from minillava.training.records import Records
 from minillava.training.results import closing_words, is_finished, save_result, show_answers
 from minillava.training.run_folder import asked_for, carried_config, losses, measured
-from minillava.training.run_folder import refuse_mixing, rewind, val_losses, write_config
+from minillava.training.run_folder import refuse_mixing, refuse_overwriting, rewind, val_losses
+from minillava.training.run_folder import write_config
 from minillava.training.sampler import micro_batches
 from minillava.training.samples import Together, draw_replay, lay_out, load_samples
 from minillava.training.samples import share_of, write_samples
@@ -77,12 +78,13 @@ def run(recipe, sources, setup, device):
     model, tokenizer, base = make_model(recipe, sources)
     if recipe.stage == 2 and not recipe.lora:
         refuse_projector(model.config.projector)  # it could not be saved at the end
+    if leads:
+        write_config(out, asked)  # the folder is a run's from here on
     data, kept_apart = make_data(recipe, sources, setup, tokenizer, model.config)
     data, recipe = fit_together(data, recipe, sources, setup)
     recipe.accumulation(distributed.ranks())  # a batch that does not divide is refused here
     if leads:
         warn_of_repeats(recipe.batch, len(data))
-        write_config(out, asked)
     distributed.barrier()
 
     def save(wrapped, path):
@@ -284,11 +286,13 @@ def main():
             look_at_data(recipe, sources, setup)
         elif args.recipe is None or draws_science:
             options.refuse_data(sources)
+            refuse_overwriting(sources, setup.out)
             device = distributed.set_up(args.device, setup.shard)
             make_miniature(run, recipes, name, sources, setup, args.scenes, args.heldout,
                            args.per_type, device)
         else:
             options.refuse_missing(name, sources)
+            refuse_overwriting(sources, setup.out)
             device = distributed.set_up(args.device, setup.shard)
             if sources.replay and not sources.replay_data:
                 sources = with_replay(sources, setup.out / "replay", setup.seed)

@@ -6,8 +6,9 @@ import sys
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from minillava.files import read_object, read_whole_lines, write, write_jsonl
+from minillava.files import read_json, read_object, read_whole_lines, write, write_jsonl
 from minillava.training.recipes import Recipe
+from minillava.weights.folders import refuse_to_lose
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ class Setup:
     patience: int | None = None  # looks without a better loss after which a run ends
 
 
+# what a run writes, beside its weights
+FILES = ("config.json", "metrics.jsonl", "loss.png", "samples.json", "train.json", "val.json",
+         "replay.json", "scienceqa.json")
 TABLES = ("metadata.jsonl", "metadata.csv", "problems.json", "pid_splits.json")
 DEFAULTS = {field.name: field.default for kind in (Recipe, Sources, Setup)
             for field in fields(kind)}
@@ -119,6 +123,17 @@ def refuse_mixing(setup, asked):
     if changes:
         raise ValueError(f"the run in {setup.out} was begun otherwise, "
                          f"--resume cannot change {'; '.join(changes)}")
+
+
+def refuse_overwriting(sources, out):
+    """ValueError if a new run would write over what it reads, or over what no run has written."""
+    if measured(out):
+        return  # refuse_mixing has the say
+    refuse_to_lose(out, sources.init, sources.vision, sources.language, sources.data)
+    there = [out / name for name in FILES if (out / name).exists()]
+    if there and "recipe" not in read_json(out / "config.json"):
+        raise ValueError(f"a run would write over {there[0]}, which no run has written: "
+                         "name another folder with --out")
 
 
 def already_there(out):
