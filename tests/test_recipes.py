@@ -20,7 +20,8 @@ from minillava.training.run_folder import Sources
 from minillava.training.trained_parts import choose_trained
 from minillava.vit import VisionConfig
 from minillava.weights.adapters import save_adapter
-from tests.comparing import write_jsonl
+from minillava.weights.saving import save_original_llava
+from tests.comparing import same, write_jsonl
 
 PUBLISHED = {  # optimiser steps, peak rate, gradient norm, template: of the scripts and the paper
     "v1-pretrain": (4652, 2e-3, None, "plain"),
@@ -99,6 +100,15 @@ def test_a_plan_begins_with_whatever_a_training_does(tmp_path):
     assert planned_config(stage_2, parts).projector == "mlp2x_gelu"
     with pytest.raises(ValueError, match="--feature-layer 99: CLIP has"):
         planned_config(replace(stage_2, feature_layer=99), parts)
+
+
+def test_the_official_layout_with_its_projector_beside_it_is_a_whole_llava(tmp_path):
+    model, tokenizer = load_llava(device="cpu")
+    save_original_llava(model, tokenizer, tmp_path / "official")
+    assert (tmp_path / "official/mm_projector.bin").exists()
+    sources = Sources(init=tmp_path / "official", data=TOY)
+    assert sources.starts_whole and not Sources(init=TOY / "pretrain").starts_whole
+    assert same(train.make_model(RECIPES["own"], sources)[0], model)
 
 
 @pytest.mark.parametrize("recipe", ["own", "own-lora"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from minillava.files import read_json, read_object, read_whole_lines, write, write_jsonl
 from minillava.training.recipes import Recipe
 from minillava.weights.folders import refuse_to_lose
+from minillava.weights.tensors import has_weights
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,13 @@ class Sources:
 
     @property
     def starts_whole(self):
-        """Whether `init` is a LLaVA, its run or an adapter; else it is a stage 1, or nothing."""
-        return self.init is not None and not (self.init / "mm_projector.bin").exists()
+        """Whether `init` is a LLaVA, its run or an adapter; else it is a stage 1, or nothing.
+
+        A stage 1 has a projector and no model; the official layout of a whole LLaVA has both.
+        """
+        if self.init is None:
+            return False
+        return not (self.init / "mm_projector.bin").exists() or has_weights(self.init)
 
     @property
     def whole_folder(self):
