@@ -157,7 +157,7 @@ def make_data(recipe, sources, setup, tokenizer, config):
                    max_length=recipe.max_length, out=out)
 
     learned = load(files.train, files.images)
-    kept_apart = load(files.val, files.images) if files.val else None
+    kept_apart = load(files.val, files.val_images) if files.val else None
     return learned, kept_apart
 
 

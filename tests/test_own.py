@@ -3,6 +3,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -259,6 +260,21 @@ def test_a_sample_that_is_learned_may_not_be_kept_apart_too(folder, tmp_path):
     assert files.val == tmp_path / "val.json" and files.train == tmp_path / "train.json"
 
 
+def test_a_folder_that_is_kept_apart_has_pictures_of_its_own(folder, tmp_path):
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    with pytest.raises(ValueError, match="8 samples of .*other are in .*pictures too"):
+        lay_out(folder, None, tmp_path / "out", val=str(other))
+    for picture in other.glob("*.png"):  # of the same names, but not the same
+        ImageOps.invert(Image.open(picture)).save(picture)
+    files = lay_out(folder, None, tmp_path / "out", val=str(other))
+    assert (files.images, files.val_images) == (folder, other)
+
+    (other / "7.png").rename(other / "v7.png")  # which only this folder has
+    (other / "metadata.jsonl").write_text((other / "metadata.jsonl").read_text().replace("7.png", "v7.png"))
+    looked = run("--recipe", "own", "--data", folder, "--val", other, "--out", tmp_path / "look", "--check-data")
+    assert looked.returncode == 0 and looked.stdout.count("8 samples, 0 of them") == 2
+
+
 def test_old_samples_are_mixed_in_other_ones_each_time(folder, tmp_path, batch):
     model, tokenizer, *_ = batch
     old, drawn = tmp_path / "old.json", tmp_path / "drawn.json"
@@ -379,7 +395,7 @@ def test_a_run_measures_keeps_and_resumes_the_same_on_one_rank_and_on_two(folder
 def test_what_is_wrong_is_one_line(folder, tmp_path):
     for more, message in (
         (["--recipe", "own-lora", "--lora", 0], "--lora must be positive"),
-        (["--recipe", "own", "--val", 2], "--val is a file, or a share between 0 and 1"),
+        (["--recipe", "own", "--val", 2], "--val is a file, a folder, or a share between 0 and 1"),
         (["--recipe", "own", "--quantize", "int8"], "give --lora RANK with it"),
         (["--recipe", "own", "--replay", 1], "--replay is a share from 0 to below 1"),
         (["--recipe", "toy-pretrain", "--lora", 4, "--images", folder], "goes with a recipe of stage 2"),

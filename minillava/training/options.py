@@ -40,7 +40,8 @@ def add_sources(parser):
                        ("replay-data", "LLaVA-JSON of old samples (the miniature draws its own)"),
                        ("replay-images", "folder of their images")):
         parser.add_argument(f"--{name}", type=Path, help=text)
-    parser.add_argument("--val", help="samples kept apart: a file, or a share of --data as 0.1")
+    parser.add_argument("--val", help="samples kept apart: a file or folder as --data, or a "
+                                      "share of it as 0.1")
     parser.add_argument("--replay", type=float, default=0.0,
                         help="share of old samples that is mixed in, against forgetting")
     parser.add_argument("--template", choices=TEMPLATES,

@@ -23,7 +23,7 @@ class Sources:
     images: Path | None = None    # the folder of its images
     answer_first: bool = False    # ScienceQA: answer, then reason
     text_only: bool = False       # ScienceQA: without the questions that have an image
-    val: str | None = None        # kept apart: a file, or a share of the data
+    val: str | None = None        # kept apart: a file or folder, or a share of the data
     replay: float = 0.0           # share of old data that is mixed in
     replay_data: Path | None = None
     replay_images: Path | None = None
@@ -135,7 +135,8 @@ def refuse_overwriting(sources, out):
     """ValueError if a new run would write over what it reads, or over what no run has written."""
     if measured(out):
         return  # refuse_mixing has the say
-    refuse_to_lose(out, sources.init, sources.vision, sources.language, sources.data)
+    refuse_to_lose(out, sources.init, sources.vision, sources.language, sources.data,
+                   sources.val)
     there = [out / name for name in FILES if (out / name).exists()]
     if there and "recipe" not in read_json(out / "config.json"):
         raise ValueError(f"a run would write over {there[0]}, which no run has written: "
