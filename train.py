@@ -51,7 +51,7 @@ from minillava.training.sampler import micro_batches
 from minillava.training.samples import Together, draw_replay, lay_out, load_samples
 from minillava.training.samples import share_of, write_samples
 from minillava.training.signals import Stop, end_by_signal
-from minillava.training.trained_parts import choose_trained
+from minillava.training.trained_parts import choose_trained, refuse_few_bits
 from minillava.training.validation import Validation
 from minillava.weights.allocator import keep_freed_memory
 from minillava.weights.devices import training_dtype
@@ -125,6 +125,7 @@ def make_model(recipe, sources):
             vision=sources.vision, language=base, projector=projector, device="cpu",
             quantize=sources.quantize)
 
+    refuse_few_bits(model, recipe, base)
     if sources.new_words:
         tokenizer = learn_words(model, tokenizer, sources.new_words)
     prompt_format = ""

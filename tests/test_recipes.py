@@ -20,6 +20,7 @@ from minillava.training.run_folder import Sources
 from minillava.training.trained_parts import choose_trained
 from minillava.vit import VisionConfig
 from minillava.weights.adapters import save_adapter
+from minillava.weights.quantize import save_quantized
 from minillava.weights.saving import save_original_llava
 from tests.comparing import same, write_jsonl
 
@@ -109,6 +110,16 @@ def test_the_official_layout_with_its_projector_beside_it_is_a_whole_llava(tmp_p
     sources = Sources(init=tmp_path / "official", data=TOY)
     assert sources.starts_whole and not Sources(init=TOY / "pretrain").starts_whole
     assert same(train.make_model(RECIPES["own"], sources)[0], model)
+
+
+def test_weights_of_few_bits_learn_nothing_but_beside_them(tmp_path):
+    save_quantized(*load_llava(device="cpu", quantize="int8"), tmp_path, "int8")
+    sources = Sources(init=tmp_path, data=TOY)
+    lora = RECIPES["own-lora"]
+    for recipe in (RECIPES["own"], replace(lora, words=True)):
+        with pytest.raises(ValueError, match="is quantised, and such weights stay frozen: give --lora"):
+            train.make_model(recipe, sources)
+    train.make_model(lora, sources)
 
 
 @pytest.mark.parametrize("recipe", ["own", "own-lora"])
