@@ -9,10 +9,11 @@ import train
 from minillava.checkpoint import TOY, load_llava
 from minillava.llama import LanguageConfig
 from minillava.llava import IGNORE_INDEX, Llava, LlavaConfig, find_places
+from minillava.toy.miniature import with_replay
 from minillava.training.batches import StepBatch
 from minillava.training.optimizer import clip_gradients
 from minillava.training.lora import add_lora, adapter_of
-from minillava.training.options import make_parser, refuse_alone, refuse_parts
+from minillava.training.options import make_parser, refuse_alone, refuse_data, refuse_parts
 from minillava.training.plan import count, kept_by_tower, planned_config, skeleton, step_flops
 from minillava.training.recipes import RECIPES, changed
 from minillava.training.results import closing_words
@@ -173,6 +174,15 @@ def test_a_flag_that_would_change_nothing_is_refused(typed, message):
     with pytest.raises(ValueError, match=message):
         refuse_alone(args)
     refuse_alone(make_parser("", RECIPES).parse_args(["--replay", "0.5"]))  # a miniature draws its own
+
+
+def test_old_data_is_drawn_for_a_whole_miniature_alone(tmp_path):
+    with pytest.raises(ValueError, match="--images and --replay go with a --recipe"):
+        refuse_data(Sources(replay=0.5))
+    for init in (None, TOY / "pretrain"):
+        with pytest.raises(ValueError, match="name it with --replay-data FILE"):
+            with_replay(Sources(init=init, replay=0.5), tmp_path, seed=0)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_says_at_its_end_what_was_not_learned_whole(tmp_path):

@@ -254,6 +254,6 @@ def refuse_parts(sources, projector, feature_layer):
 
 
 def refuse_data(sources):
-    if sources.data or sources.images:
+    if sources.data or sources.images or sources.replay:
         raise ValueError("the miniature draws its own data: "
-                         "--data and --images go with a --recipe")
+                         "--data, --images and --replay go with a --recipe")
