@@ -165,6 +165,8 @@ def test_the_same_samples_in_every_form(folder, tmp_path):
         writer.writerow(["file_name", "question", "answer"])
         writer.writerows([f"{n}.png", "Which number?", f"It is {n}."] for n in range(8))
     assert folder_samples(folder) == samples
+    (folder / "metadata.csv").write_text("\n \n" + (folder / "metadata.csv").read_text())
+    assert folder_samples(folder) == samples
 
 
 def test_windows_begins_a_file_with_a_mark_of_its_own(folder, tmp_path):

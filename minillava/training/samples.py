@@ -115,8 +115,9 @@ def folder_samples(folder):
 
 def read_csv(file):
     """-> rows; ValueError for what would lose a part of an answer, or swallow the rows after it."""
+    text = read_text(file).lstrip()  # a blank line before the names would be read as no names
     try:
-        rows = list(csv.DictReader(io.StringIO(read_text(file)), strict=True))
+        rows = list(csv.DictReader(io.StringIO(text), strict=True))
     except csv.Error as error:
         raise ValueError(f"{file} is not CSV, is a quotation mark missing? ({error})") from None
     if rows and len(rows[0]) == 1 and ";" in next(iter(rows[0])):
