@@ -187,6 +187,19 @@ def test_a_picture_of_another_kind_and_a_dot_before_its_name(folder):
     assert folder_samples(folder)[-1]["image"] == "new.tiff"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links there are for administrators")
+def test_pictures_behind_a_link_are_there_and_a_circle_of_links_ends(folder, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number in range(4):
+        (folder / f"{number}.png").rename(tmp_path / "photos" / f"{number}.png")
+    (folder / "photos").symlink_to(tmp_path / "photos")
+    (tmp_path / "photos/back").symlink_to(folder)
+    (folder / "up").symlink_to(tmp_path)
+    names = [f"{'photos/' * (n < 4)}{n}.png" for n in range(8)]
+    write_jsonl(folder / "metadata.jsonl", [{"file_name": name, "text": "A number."} for name in names])
+    assert [sample["image"] for sample in folder_samples(folder)] == names
+
+
 @pytest.mark.parametrize("answer, message", [
     ("A cat, a dog", "row 1 of .* has more fields than the first line"),
     ('"A cat.', "is not CSV, is a quotation mark missing")])

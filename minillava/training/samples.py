@@ -11,6 +11,7 @@ import csv
 import filecmp
 import io
 import json
+import os
 import random
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -101,7 +102,7 @@ def folder_samples(folder):
         before = name
 
     named = {sample["image"] for sample in samples}
-    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    there = files_below(folder)
     pictures = {name for name in there if Path(name).suffix.lower() in PICTURES}
     missing, unnamed = sorted(named - there), sorted(pictures - named)
     if missing:
@@ -111,6 +112,17 @@ def folder_samples(folder):
         raise ValueError(f"{file} has no row for {unnamed[0]} ({len(unnamed)} such pictures): "
                          f"add one for each, or move them out of {folder}")
     return samples
+
+
+def files_below(folder):
+    """Their names, as sub/cat.png. Links are followed, but for those to a folder they stand in."""
+    names = set()
+    for path, folders, files in os.walk(folder.absolute(), followlinks=True):
+        path = Path(path)
+        above = {here.resolve() for here in (path, *path.parents)}
+        folders[:] = [name for name in folders if (path / name).resolve() not in above]
+        names |= {(path / name).relative_to(folder.absolute()).as_posix() for name in files}
+    return names
 
 
 def read_csv(file):
