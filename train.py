@@ -273,6 +273,7 @@ def main():
         setup = options.setup_of(args, recipe, toy)
         sources = options.sources_of(args, recipe, toy, shipped=TOY)
         options.refuse_parts(sources, args.projector, args.feature_layer)
+        options.refuse_upon_adapter(recipe, sources)
 
         draws_science = name == "toy-scienceqa" and not (sources.data or sources.init)
         if args.print:

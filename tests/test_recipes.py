@@ -13,7 +13,7 @@ from minillava.toy.miniature import with_replay
 from minillava.training.batches import StepBatch
 from minillava.training.optimizer import clip_gradients
 from minillava.training.lora import add_lora, adapter_of
-from minillava.training.options import make_parser, refuse_alone, refuse_data, refuse_parts
+from minillava.training.options import make_parser, refuse_alone, refuse_data, refuse_parts, refuse_upon_adapter
 from minillava.training.plan import count, kept_by_tower, planned_config, skeleton, step_flops
 from minillava.training.recipes import RECIPES, changed
 from minillava.training.results import closing_words
@@ -95,7 +95,11 @@ def test_a_plan_begins_with_whatever_a_training_does(tmp_path):
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     save_adapter(adapter_of(trained, 4, 8.0, TOY / "llava"), model.config, tmp_path / "adapter")
     whole = planned_config(RECIPES["own"], Sources(init=TOY / "llava"))
-    assert planned_config(RECIPES["own"], Sources(init=tmp_path / "adapter")) == whole
+    upon_adapter = Sources(init=tmp_path / "adapter")
+    assert planned_config(RECIPES["own"], upon_adapter) == whole
+    refuse_upon_adapter(RECIPES["own"], upon_adapter)
+    with pytest.raises(ValueError, match="adapter is a LoRA, and another is not trained upon it: make a plain"):
+        refuse_upon_adapter(RECIPES["own-lora"], upon_adapter)
 
     stage_2 = replace(RECIPES["v1.5-finetune"], projector="linear")
     parts = Sources(vision=TOY / "clip", language=TOY / "vicuna", init=TOY / "pretrain")

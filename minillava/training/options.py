@@ -14,6 +14,7 @@ from minillava.conversation import TEMPLATES
 from minillava.training.new_words import read_new_word
 from minillava.training.recipes import changed
 from minillava.training.run_folder import Setup, Sources
+from minillava.weights.adapters import is_adapter
 
 FLAG = argparse.BooleanOptionalAction
 
@@ -33,7 +34,8 @@ def make_parser(doc, recipes):
 def add_sources(parser):
     for name, text in (("vision", "folder of a CLIP"),
                        ("language", "folder of a Vicuna, of any Llama"),
-                       ("init", "run of stage 1, a whole LLaVA or an adapter, to begin with"),
+                       ("init", "run of stage 1, a whole LLaVA or (without LoRA) an adapter, "
+                                "to begin with"),
                        ("data", "LLaVA-JSON (.json, .jsonl), a folder of pictures with metadata, "
                                 "or ScienceQA's folder"),
                        ("images", "folder of its images"),
@@ -251,6 +253,12 @@ def refuse_parts(sources, projector, feature_layer):
     if sources.starts_whole and (projector or feature_layer is not None):
         raise ValueError("--projector and --feature-layer are for a LLaVA that is put together "
                          "from its parts, and --init is a whole one")
+
+
+def refuse_upon_adapter(recipe, sources):
+    if recipe.lora and sources.starts_whole and is_adapter(sources.whole_folder):
+        raise ValueError(f"{sources.whole_folder} is a LoRA, and another is not trained upon it: "
+                         "make a plain folder of it first (python -m minillava.weights merge)")
 
 
 def refuse_data(sources):
