@@ -412,6 +412,7 @@ def test_what_is_wrong_is_one_line(folder, tmp_path):
         (["--recipe", "own-lora", "--lora", 0], "--lora must be positive"),
         (["--recipe", "own", "--val", 2], "--val is a file, a folder, or a share between 0 and 1"),
         (["--recipe", "own", "--quantize", "int8"], "give --lora RANK with it"),
+        (["--recipe", "own-lora", "--layers", 2], "--layers makes a model of its own"),
         (["--recipe", "own", "--replay", 1], "--replay is a share from 0 to below 1"),
         (["--recipe", "toy-pretrain", "--lora", 4, "--images", folder], "goes with a recipe of stage 2"),
         (["--recipe", "own", "--data", tmp_path], "has no metadata.jsonl"),

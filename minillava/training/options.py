@@ -240,6 +240,9 @@ def refuse_for_recipe(recipe, args):
         if getattr(args, name) and recipe.stage == 1:
             raise ValueError(f"--{name.replace('_', '-')} goes with a recipe of stage 2: "
                              "stage 1 trains the projector alone")
+    if args.layers and recipe.lora:
+        raise ValueError("--layers makes a model of its own, and a LoRA belongs to its base as "
+                         "that stands in its folder: leave one of them out")
     if args.quantize and not recipe.lora:
         raise ValueError("--quantize is for a base that is frozen: give --lora RANK with it")
     if recipe.words and (args.quantize or not recipe.lora):
