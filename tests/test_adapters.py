@@ -184,6 +184,8 @@ def test_others_of_another_base(folder):
 def test_where_is_the_base(folder, tmp_path, run):
     assert "is an adapter on vicuna: give the folder" in message(ValueError, load_llava, folder)
     assert "there is no folder" in message(FileNotFoundError, load_llava, folder, base=tmp_path / "none")
+    merge_first = run("quantize", "--model", folder, "--to", "int8", "--out", tmp_path / "x")
+    assert merge_first.returncode == 2 and "is an adapter: merge it with its base first" in merge_first.err
     assert "holds no adapter" in run("merge", "--adapter", LLAVA, "--base", LLAVA, "--out", tmp_path / "x").err
     (folder / "adapter_model.safetensors").unlink()
     assert "neither adapter_model" in message(FileNotFoundError, load_llava, folder, base=LLAVA)

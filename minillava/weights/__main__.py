@@ -97,6 +97,9 @@ def merge(base, adapter, vision, out):
 
 
 def quantize(folder, vision, kind, out):
+    if is_adapter(folder):
+        raise ValueError(f"{folder} is an adapter: merge it with its base first "
+                         "(python -m minillava.weights merge)")
     refuse_to_lose(out, folder, vision)
     keep_freed_memory()
     model, tokenizer = load_llava(folder, vision=vision, device="cpu", quantize=kind)
