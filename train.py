@@ -45,12 +45,13 @@ from minillava.training.recipes import RECIPES, fitted, warn_of_repeats
 from minillava.training.records import Records
 from minillava.training.results import closing_words, is_finished, save_result, show_answers
 from minillava.training.run_folder import asked_for, carried_config, losses, measured
-from minillava.training.run_folder import refuse_mixing, rewind, val_losses, write_config
+from minillava.training.run_folder import refuse_mixing, refuse_overwriting, rewind, val_losses
+from minillava.training.run_folder import write_config
 from minillava.training.sampler import micro_batches
 from minillava.training.samples import Together, draw_replay, lay_out, load_samples
 from minillava.training.samples import share_of, write_samples
 from minillava.training.signals import Stop, end_by_signal
-from minillava.training.trained_parts import choose_trained
+from minillava.training.trained_parts import choose_trained, refuse_few_bits
 from minillava.training.validation import Validation
 from minillava.weights.allocator import keep_freed_memory
 from minillava.weights.devices import training_dtype
@@ -77,6 +78,8 @@ def run(recipe, sources, setup, device):
     model, tokenizer, base = make_model(recipe, sources)
     if recipe.stage == 2 and not recipe.lora:
         refuse_projector(model.config.projector)  # it could not be saved at the end
+    if leads:
+        write_config(out, asked)  # from here on the folder is a run's,
     data, kept_apart = make_data(recipe, sources, setup, tokenizer, model.config)
     data, recipe = fit_together(data, recipe, sources, setup)
     asked["settings"]["samples_a_step"] = recipe.batch
@@ -84,7 +87,7 @@ def run(recipe, sources, setup, device):
     recipe.accumulation(distributed.ranks())  # a batch that does not divide is refused here
     if leads:
         warn_of_repeats(recipe.batch, len(data))
-        write_config(out, asked)
+        write_config(out, asked)  # and this is the size of its steps
     distributed.barrier()
 
     def save(wrapped, path):
@@ -125,6 +128,7 @@ def make_model(recipe, sources):
             vision=sources.vision, language=base, projector=projector, device="cpu",
             quantize=sources.quantize)
 
+    refuse_few_bits(model, recipe, base)
     if sources.new_words:
         tokenizer = learn_words(model, tokenizer, sources.new_words)
     prompt_format = ""
@@ -157,7 +161,7 @@ def make_data(recipe, sources, setup, tokenizer, config):
                    max_length=recipe.max_length, out=out)
 
     learned = load(files.train, files.images)
-    kept_apart = load(files.val, files.images) if files.val else None
+    kept_apart = load(files.val, files.val_images) if files.val else None
     return learned, kept_apart
 
 
@@ -272,6 +276,7 @@ def main():
         setup = options.setup_of(args, recipe, toy)
         sources = options.sources_of(args, recipe, toy, shipped=TOY)
         options.refuse_parts(sources, args.projector, args.feature_layer)
+        options.refuse_upon_adapter(recipe, sources)
 
         draws_science = name == "toy-scienceqa" and not (sources.data or sources.init)
         if args.print:
@@ -286,11 +291,13 @@ def main():
             look_at_data(recipe, sources, setup)
         elif args.recipe is None or draws_science:
             options.refuse_data(sources)
+            refuse_overwriting(sources, setup.out)
             device = distributed.set_up(args.device, setup.shard)
             make_miniature(run, recipes, name, sources, setup, args.scenes, args.heldout,
                            args.per_type, device)
         else:
             options.refuse_missing(name, sources)
+            refuse_overwriting(sources, setup.out)
             device = distributed.set_up(args.device, setup.shard)
             if sources.replay and not sources.replay_data:
                 sources = with_replay(sources, setup.out / "replay", setup.seed)

@@ -153,9 +153,12 @@ class Llava(nn.Module):
     def drop_unused_blocks(self):
         """Removes CLIP's blocks above the asked layer, which never run: it is smaller on disk."""
         blocks = self.vision_tower.encoder.layers
-        del blocks[self.used_blocks :]
+        used = self.used_blocks
+        # A tower has one at least, even where its embeddings alone are read.
+        del blocks[max(used, 1) :]
         vision_config = replace(self.config.vision_config, num_hidden_layers=len(blocks))
-        self.config = replace(self.config, vision_config=vision_config, vision_feature_layer=-1)
+        layer = used - len(blocks) - 1  # from the end: -1, or -2 where none is used
+        self.config = replace(self.config, vision_config=vision_config, vision_feature_layer=layer)
 
     @property
     def used_blocks(self):

@@ -235,7 +235,7 @@ MUTANTS = {  # file: [(text, what it becomes, a test that must fail)]
         ("else path.parent", "else Path.cwd()", "test_checkpoint.py::test_a_folder_is_there_when_it_is_whole"),
     ],
     "minillava/weights/__main__.py": [
-        ("refuse_to_lose(base, out)", "pass", "test_adapters.py::test_a_merge_does_not_write_over_its_base"),
+        ("refuse_to_lose(out, adapter, base, vision)", "pass", "test_adapters.py::test_a_merge_does_not_write_over_its_base"),
     ],
     "minillava/training/samples.py": [
         ("strict=True", "strict=False",

@@ -131,7 +131,7 @@ def test_a_merge_does_not_write_over_its_base(tmp_path, run, named):
     save_adapter(replace(make_adapter(model), base=str(tmp_path / "base")), model.config, tmp_path / "lora")
     said = run("merge", "--adapter", tmp_path / "lora", "--out", tmp_path / "base",
                *(["--base", tmp_path / "base"] if named else []))
-    assert said.returncode == 2 and "which would be lost" in said.err
+    assert said.returncode == 2 and f"--out would write over {tmp_path / 'base'}" in said.err
     assert all((tmp_path / "base" / file.name).read_bytes() == file.read_bytes() for file in LLAVA.iterdir())
 
 
@@ -184,6 +184,8 @@ def test_others_of_another_base(folder):
 def test_where_is_the_base(folder, tmp_path, run):
     assert "is an adapter on vicuna: give the folder" in message(ValueError, load_llava, folder)
     assert "there is no folder" in message(FileNotFoundError, load_llava, folder, base=tmp_path / "none")
+    merge_first = run("quantize", "--model", folder, "--to", "int8", "--out", tmp_path / "x")
+    assert merge_first.returncode == 2 and "is an adapter: merge it with its base first" in merge_first.err
     assert "holds no adapter" in run("merge", "--adapter", LLAVA, "--base", LLAVA, "--out", tmp_path / "x").err
     (folder / "adapter_model.safetensors").unlink()
     assert "neither adapter_model" in message(FileNotFoundError, load_llava, folder, base=LLAVA)

@@ -22,7 +22,7 @@ from minillava.vit import VisionConfig, VisionTower
 from minillava.weights import configs, layouts
 from minillava.weights.__main__ import main
 from minillava.weights.devices import choose_dtype, find_device
-from minillava.weights.folders import write_folder
+from minillava.weights.folders import refuse_to_lose, write_folder
 from minillava.weights.saving import (
     save_clip,
     save_language,
@@ -558,14 +558,24 @@ def test_the_official_layout_keeps_what_it_has_no_field_for(tmp_path, tokenizer)
 
 
 @pytest.mark.parametrize("command", ["convert --to llava --model {out}", "quantize --to int8 --model {out}",
+                                     "convert --to llava-hf --model {other} --vision {out}",
+                                     "quantize --to int8 --model {other} --vision {out}",
                                      "apply-delta --base {out} --delta {other}",
                                      "apply-delta --base {other} --delta {out}"])
 def test_what_is_read_is_not_written_over(copy, run, command):
     out, other = copy("llava_hf"), copy("vicuna")
     before = {path: path.read_bytes() for path in out.iterdir()}
     said = run(*command.format(out=out, other=other).split(), "--out", out)
-    assert said.returncode == 2 and f"--out is {out} itself, which would be lost" in said.err
+    assert said.returncode == 2 and f"--out would write over {out}: name another" in said.err
     assert before == {path: path.read_bytes() for path in out.iterdir()}
+
+
+def test_the_tower_inside_a_folder_is_not_written_over_either(copy):
+    folder = copy("llava")
+    tower = folder / "vision_tower"
+    tower.mkdir()
+    for out, read in ((tower, folder), (folder, tower)):
+        assert f"write over {tower}" in message(ValueError, refuse_to_lose, out, read)
 
 
 WRITES = {

@@ -1,4 +1,5 @@
 """What the loss sees, what the stages train, where the features go."""
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -125,11 +126,13 @@ def test_a_stage_changes_what_it_trains_and_nothing_else(model, stage, trained):
         assert p.dtype == torch.float32
 
 
-def test_blocks_that_never_run_can_go(model):
+@pytest.mark.parametrize("layer, kept", [(-2, 2), (0, 1)])  # at 0 none runs
+def test_blocks_that_never_run_can_go(model, layer, kept):
     input_ids, pixels, _ = batch()
+    model.config = replace(model.config, vision_feature_layer=layer)
     before = model(input_ids, pixels)
     model.drop_unused_blocks()
-    assert model.config.vision_config.num_hidden_layers == len(model.vision_tower.encoder.layers) == 2
+    assert model.config.vision_config.num_hidden_layers == len(model.vision_tower.encoder.layers) == kept
     again = Llava(model.config)
     again.load_state_dict(model.state_dict())
     assert torch.equal(model(input_ids, pixels), before) and torch.equal(again(input_ids, pixels), before)

@@ -3,6 +3,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -165,6 +166,8 @@ def test_the_same_samples_in_every_form(folder, tmp_path):
         writer.writerow(["file_name", "question", "answer"])
         writer.writerows([f"{n}.png", "Which number?", f"It is {n}."] for n in range(8))
     assert folder_samples(folder) == samples
+    (folder / "metadata.csv").write_text("\n \n" + (folder / "metadata.csv").read_text())
+    assert folder_samples(folder) == samples
 
 
 def test_windows_begins_a_file_with_a_mark_of_its_own(folder, tmp_path):
@@ -183,6 +186,19 @@ def test_a_picture_of_another_kind_and_a_dot_before_its_name(folder):
     with open(folder / "metadata.jsonl", "a") as file:
         file.write(json.dumps({"file_name": "./new.tiff", "text": "A scan."}) + "\n")
     assert folder_samples(folder)[-1]["image"] == "new.tiff"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links there are for administrators")
+def test_pictures_behind_a_link_are_there_and_a_circle_of_links_ends(folder, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number in range(4):
+        (folder / f"{number}.png").rename(tmp_path / "photos" / f"{number}.png")
+    (folder / "photos").symlink_to(tmp_path / "photos")
+    (tmp_path / "photos/back").symlink_to(folder)
+    (folder / "up").symlink_to(tmp_path)
+    names = [f"{'photos/' * (n < 4)}{n}.png" for n in range(8)]
+    write_jsonl(folder / "metadata.jsonl", [{"file_name": name, "text": "A number."} for name in names])
+    assert [sample["image"] for sample in folder_samples(folder)] == names
 
 
 @pytest.mark.parametrize("answer, message", [
@@ -258,6 +274,21 @@ def test_a_sample_that_is_learned_may_not_be_kept_apart_too(folder, tmp_path):
     (tmp_path / "train.json").write_text(json.dumps(samples[1:]))
     files = lay_out(tmp_path / "train.json", folder, tmp_path / "out", val=str(tmp_path / "val.json"))
     assert files.val == tmp_path / "val.json" and files.train == tmp_path / "train.json"
+
+
+def test_a_folder_that_is_kept_apart_has_pictures_of_its_own(folder, tmp_path):
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    with pytest.raises(ValueError, match="8 samples of .*other are in .*pictures too"):
+        lay_out(folder, None, tmp_path / "out", val=str(other))
+    for picture in other.glob("*.png"):  # of the same names, but not the same
+        ImageOps.invert(Image.open(picture)).save(picture)
+    files = lay_out(folder, None, tmp_path / "out", val=str(other))
+    assert (files.images, files.val_images) == (folder, other)
+
+    (other / "7.png").rename(other / "v7.png")  # which only this folder has
+    (other / "metadata.jsonl").write_text((other / "metadata.jsonl").read_text().replace("7.png", "v7.png"))
+    looked = run("--recipe", "own", "--data", folder, "--val", other, "--out", tmp_path / "look", "--check-data")
+    assert looked.returncode == 0 and looked.stdout.count("8 samples, 0 of them") == 2
 
 
 def test_old_samples_are_mixed_in_other_ones_each_time(folder, tmp_path, batch):
@@ -393,11 +424,13 @@ def test_a_run_measures_keeps_and_resumes_the_same_on_one_rank_and_on_two(folder
 def test_what_is_wrong_is_one_line(folder, tmp_path):
     for more, message in (
         (["--recipe", "own-lora", "--lora", 0], "--lora must be positive"),
-        (["--recipe", "own", "--val", 2], "--val is a file, or a share between 0 and 1"),
+        (["--recipe", "own", "--val", 2], "--val is a file, a folder, or a share between 0 and 1"),
         (["--recipe", "own", "--quantize", "int8"], "give --lora RANK with it"),
+        (["--recipe", "own-lora", "--layers", 2], "--layers makes a model of its own"),
         (["--recipe", "own", "--replay", 1], "--replay is a share from 0 to below 1"),
         (["--recipe", "toy-pretrain", "--lora", 4, "--images", folder], "goes with a recipe of stage 2"),
         (["--recipe", "own", "--data", tmp_path], "has no metadata.jsonl"),
+        (["--recipe", "toy-pretrain", "--min-steps", 9, "--images", folder], "goes with own and own-lora"),
         (["--recipe", "own", "--new-word", "crimson"], "is not NEW=OLD,OLD"),
         (["--recipe", "own-lora", "--new-word", "pink=red", "--quantize", "int8"], "not with --quantize"),
     ):

@@ -9,10 +9,11 @@ import train
 from minillava.checkpoint import TOY, load_llava
 from minillava.llama import LanguageConfig
 from minillava.llava import IGNORE_INDEX, Llava, LlavaConfig, find_places
+from minillava.toy.miniature import with_replay
 from minillava.training.batches import StepBatch
 from minillava.training.optimizer import clip_gradients, make_optimizers
 from minillava.training.lora import add_lora, adapter_of
-from minillava.training.options import make_parser, refuse_alone, refuse_parts
+from minillava.training.options import make_parser, refuse_alone, refuse_data, refuse_parts, refuse_upon_adapter
 from minillava.training.plan import count, kept_by_tower, planned_config, skeleton, step_flops
 from minillava.training.recipes import RECIPES, changed
 from minillava.training.results import closing_words
@@ -20,7 +21,9 @@ from minillava.training.run_folder import Sources
 from minillava.training.trained_parts import choose_trained
 from minillava.vit import VisionConfig
 from minillava.weights.adapters import save_adapter
-from tests.comparing import write_jsonl
+from minillava.weights.quantize import save_quantized
+from minillava.weights.saving import save_original_llava
+from tests.comparing import same, write_jsonl
 
 PUBLISHED = {  # optimiser steps, peak rate, gradient norm, template: of the scripts and the paper
     "v1-pretrain": (4652, 2e-3, None, "plain"),
@@ -100,13 +103,36 @@ def test_a_plan_begins_with_whatever_a_training_does(tmp_path):
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     save_adapter(adapter_of(trained, 4, 8.0, TOY / "llava"), model.config, tmp_path / "adapter")
     whole = planned_config(RECIPES["own"], Sources(init=TOY / "llava"))
-    assert planned_config(RECIPES["own"], Sources(init=tmp_path / "adapter")) == whole
+    upon_adapter = Sources(init=tmp_path / "adapter")
+    assert planned_config(RECIPES["own"], upon_adapter) == whole
+    refuse_upon_adapter(RECIPES["own"], upon_adapter)
+    with pytest.raises(ValueError, match="adapter is a LoRA, and another is not trained upon it: make a plain"):
+        refuse_upon_adapter(RECIPES["own-lora"], upon_adapter)
 
     stage_2 = replace(RECIPES["v1.5-finetune"], projector="linear")
     parts = Sources(vision=TOY / "clip", language=TOY / "vicuna", init=TOY / "pretrain")
     assert planned_config(stage_2, parts).projector == "mlp2x_gelu"
     with pytest.raises(ValueError, match="--feature-layer 99: CLIP has"):
         planned_config(replace(stage_2, feature_layer=99), parts)
+
+
+def test_the_official_layout_with_its_projector_beside_it_is_a_whole_llava(tmp_path):
+    model, tokenizer = load_llava(device="cpu")
+    save_original_llava(model, tokenizer, tmp_path / "official")
+    assert (tmp_path / "official/mm_projector.bin").exists()
+    sources = Sources(init=tmp_path / "official", data=TOY)
+    assert sources.starts_whole and not Sources(init=TOY / "pretrain").starts_whole
+    assert same(train.make_model(RECIPES["own"], sources)[0], model)
+
+
+def test_weights_of_few_bits_learn_nothing_but_beside_them(tmp_path):
+    save_quantized(*load_llava(device="cpu", quantize="int8"), tmp_path, "int8")
+    sources = Sources(init=tmp_path, data=TOY)
+    lora = RECIPES["own-lora"]
+    for recipe in (RECIPES["own"], replace(lora, words=True)):
+        with pytest.raises(ValueError, match="is quantised, and such weights stay frozen: give --lora"):
+            train.make_model(recipe, sources)
+    train.make_model(lora, sources)
 
 
 @pytest.mark.parametrize("recipe", ["own", "own-lora"])
@@ -160,6 +186,15 @@ def test_a_flag_that_would_change_nothing_is_refused(typed, message):
     with pytest.raises(ValueError, match=message):
         refuse_alone(args)
     refuse_alone(make_parser("", RECIPES).parse_args(["--replay", "0.5"]))  # a miniature draws its own
+
+
+def test_old_data_is_drawn_for_a_whole_miniature_alone(tmp_path):
+    with pytest.raises(ValueError, match="--images and --replay go with a --recipe"):
+        refuse_data(Sources(replay=0.5))
+    for init in (None, TOY / "pretrain"):
+        with pytest.raises(ValueError, match="name it with --replay-data FILE"):
+            with_replay(Sources(init=init, replay=0.5), tmp_path, seed=0)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_says_at_its_end_what_was_not_learned_whole(tmp_path):

@@ -14,7 +14,7 @@ import train
 from minillava.checkpoint import TOY, load_llava
 from minillava.toy.miniature import draw_world
 from minillava.toy.recipes import TOY_RECIPES
-from minillava.training.run_folder import Setup, Sources, asked_for, refuse_mixing, write_config
+from minillava.training.run_folder import Setup, Sources, asked_for, refuse_mixing, refuse_overwriting, write_config
 from minillava.training.signals import Stop
 from tests.check_kill import bits, command, make_world
 from tests.comparing import message, read_jsonl
@@ -182,6 +182,25 @@ def test_a_check_of_no_data_is_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         train.main()
     assert ended.value.code == 2 and "needs --data and --images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("typed, lost", [
+    ("--init {out}", "{out}:"), ("--recipe own --data {out}", "{out}:"),
+    ("--recipe own --data {out}/train.json --images {out} --val 0.5", "{out}/train.json, which no run has written")])
+def test_a_run_does_not_write_over_what_it_reads(tmp_path, monkeypatch, capsys, typed, lost):
+    (tmp_path / "train.json").write_text("[1, 2]")
+    monkeypatch.setattr("sys.argv", ["train.py", *typed.format(out=tmp_path).split(), "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        train.main()
+    assert ended.value.code == 2 and "would write over " + lost.format(out=tmp_path) in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["train.json"]
+
+
+def test_a_run_that_came_to_no_step_begins_anew_in_its_folder(tmp_path):
+    (tmp_path / "train.json").write_text("[1, 2]")
+    sources = Sources(data=tmp_path / "train.json")
+    write_config(tmp_path, asked_for(TOY_RECIPES["toy-pretrain"], sources, Setup(tmp_path)))
+    refuse_overwriting(sources, tmp_path)
 
 
 def test_what_is_wrong_is_one_line(world, tmp_path):

@@ -111,7 +111,7 @@ def draw_world(world, scenes, heldout, seed, kinds=FINETUNE, science=False):
 
 def with_replay(sources, world, seed, scenes=1000):
     """The sources, with old data drawn for a miniature: the kinds that its stage 2 learned from."""
-    config = read_json(sources.whole_folder / "config.json")
+    config = read_json(sources.whole_folder / "config.json") if sources.starts_whole else {}
     if config.get("vision_config", {}).get("image_size") != SIDE:
         raise ValueError("--replay mixes old data in: name it with --replay-data FILE "
                          "and --replay-images DIR (only a miniature draws its own)")

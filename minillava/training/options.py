@@ -14,6 +14,7 @@ from minillava.conversation import TEMPLATES
 from minillava.training.new_words import read_new_word
 from minillava.training.recipes import changed
 from minillava.training.run_folder import Setup, Sources
+from minillava.weights.adapters import is_adapter
 
 FLAG = argparse.BooleanOptionalAction
 
@@ -33,14 +34,16 @@ def make_parser(doc, recipes):
 def add_sources(parser):
     for name, text in (("vision", "folder of a CLIP"),
                        ("language", "folder of a Vicuna, of any Llama"),
-                       ("init", "run of stage 1, a whole LLaVA or an adapter, to begin with"),
+                       ("init", "run of stage 1, a whole LLaVA or (without LoRA) an adapter, "
+                                "to begin with"),
                        ("data", "LLaVA-JSON (.json, .jsonl), a folder of pictures with metadata, "
                                 "or ScienceQA's folder"),
                        ("images", "folder of its images"),
                        ("replay-data", "LLaVA-JSON of old samples (the miniature draws its own)"),
                        ("replay-images", "folder of their images")):
         parser.add_argument(f"--{name}", type=Path, help=text)
-    parser.add_argument("--val", help="samples kept apart: a file, or a share of --data as 0.1")
+    parser.add_argument("--val", help="samples kept apart: a file or folder as --data, or a "
+                                      "share of it as 0.1")
     parser.add_argument("--replay", type=float, default=0.0,
                         help="share of old samples that is mixed in, against forgetting")
     parser.add_argument("--template", choices=TEMPLATES,
@@ -155,8 +158,8 @@ def changed_recipes(args, recipes):
         settled[name] = changed(
             recipe, lr=args.lr, projector_lr=args.projector_lr, batch=args.batch,
             per_gpu=args.per_gpu, epochs=args.epochs, max_length=args.max_length,
-            checkpointing=args.checkpointing, loss_mean=args.loss_mean, min_steps=args.min_steps,
-            words=words, projector=args.projector, feature_layer=args.feature_layer,
+            checkpointing=args.checkpointing, loss_mean=args.loss_mean,
+            min_steps=args.min_steps if recipe.min_steps else None, words=words, projector=args.projector, feature_layer=args.feature_layer,
             layers=args.layers, tower=args.tower if recipe.stage == 2 else None,
             tower_lr=args.tower_lr)
     return settled
@@ -243,6 +246,11 @@ def refuse_for_recipe(recipe, args):
         if getattr(args, name) and recipe.stage == 1:
             raise ValueError(f"--{name.replace('_', '-')} goes with a recipe of stage 2: "
                              "stage 1 trains the projector alone")
+    if args.min_steps and not recipe.min_steps:
+        raise ValueError("--min-steps goes with own and own-lora; others have --epochs")
+    if args.layers and recipe.lora:
+        raise ValueError("--layers makes a model of its own, and a LoRA belongs to its base as "
+                         "that stands in its folder: leave one of them out")
     if args.quantize and not recipe.lora:
         raise ValueError("--quantize is for a base that is frozen: give --lora RANK with it")
     if recipe.words and (args.quantize or not recipe.lora):
@@ -258,7 +266,13 @@ def refuse_parts(sources, projector, feature_layer):
                          "from its parts, and --init is a whole one")
 
 
+def refuse_upon_adapter(recipe, sources):
+    if recipe.lora and sources.starts_whole and is_adapter(sources.whole_folder):
+        raise ValueError(f"{sources.whole_folder} is a LoRA, and another is not trained upon it: "
+                         "make a plain folder of it first (python -m minillava.weights merge)")
+
+
 def refuse_data(sources):
-    if sources.data or sources.images:
+    if sources.data or sources.images or sources.replay:
         raise ValueError("the miniature draws its own data: "
-                         "--data and --images go with a --recipe")
+                         "--data, --images and --replay go with a --recipe")

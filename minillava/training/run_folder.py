@@ -6,8 +6,10 @@ import sys
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from minillava.files import read_object, read_whole_lines, write, write_jsonl
+from minillava.files import read_json, read_object, read_whole_lines, write, write_jsonl
 from minillava.training.recipes import Recipe
+from minillava.weights.folders import refuse_to_lose
+from minillava.weights.tensors import has_weights
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Sources:
     images: Path | None = None    # the folder of its images
     answer_first: bool = False    # ScienceQA: answer, then reason
     text_only: bool = False       # ScienceQA: without the questions that have an image
-    val: str | None = None        # kept apart: a file, or a share of the data
+    val: str | None = None        # kept apart: a file or folder, or a share of the data
     replay: float = 0.0           # share of old data that is mixed in
     replay_data: Path | None = None
     replay_images: Path | None = None
@@ -32,8 +34,13 @@ class Sources:
 
     @property
     def starts_whole(self):
-        """Whether `init` is a LLaVA, its run or an adapter; else it is a stage 1, or nothing."""
-        return self.init is not None and not (self.init / "mm_projector.bin").exists()
+        """Whether `init` is a LLaVA, its run or an adapter; else it is a stage 1, or nothing.
+
+        A stage 1 has a projector and no model; the official layout of a whole LLaVA has both.
+        """
+        if self.init is None:
+            return False
+        return not (self.init / "mm_projector.bin").exists() or has_weights(self.init)
 
     @property
     def whole_folder(self):
@@ -60,6 +67,9 @@ class Setup:
     patience: int | None = None  # looks without a better loss after which a run ends
 
 
+# what a run writes, beside its weights
+WRITTEN = ("config.json", "metrics.jsonl", "loss.png", "samples.json", "train.json", "val.json",
+           "replay.json", "scienceqa.json")
 # in a folder of data: the files that say what its samples are
 TABLES = ("metadata.jsonl", "metadata.csv", "problems.json", "pid_splits.json")
 DEFAULTS = {field.name: field.default for kind in (Recipe, Sources, Setup)
@@ -120,6 +130,18 @@ def refuse_mixing(setup, asked):
     if changes:
         raise ValueError(f"the run in {setup.out} was begun otherwise, "
                          f"--resume cannot change {'; '.join(changes)}")
+
+
+def refuse_overwriting(sources, out):
+    """ValueError if a new run would write over what it reads, or over what no run has written."""
+    if measured(out):
+        return  # refuse_mixing has the say
+    refuse_to_lose(out, sources.init, sources.vision, sources.language, sources.data,
+                   sources.val)
+    there = [out / name for name in WRITTEN if (out / name).exists()]
+    if there and "recipe" not in read_json(out / "config.json"):
+        raise ValueError(f"a run would write over {there[0]}, which no run has written: "
+                         "name another folder with --out")
 
 
 def already_there(out):

@@ -8,8 +8,10 @@ become one conversation, as in LLaVA-1.5's mix:
     cat.png,What is it?,A cat.           cat.png,A cat on a sofa.
 """
 import csv
+import filecmp
 import io
 import json
+import os
 import random
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -28,30 +30,32 @@ DESCRIBE = "Provide a brief description of the given image."  # LLaVA's question
 
 @dataclass(frozen=True)
 class Files:
-    """Each a file of LLaVA-JSON, or None."""
+    """LLaVA-JSON to learn from and to keep apart, or None, and the folders of their pictures."""
 
     train: Path
     images: Path
     val: Path | None = None
+    val_images: Path | None = None
 
 
 def lay_out(data, images, out, val=None, seed=0, leads=True):
     """Writes to `out` what is not LLaVA-JSON yet, and what is split -> Files.
 
-    val: a file, or a share of the data as text; leads: this process writes, others wait for it and
-    get the same names.
+    val: a file or folder, or a share of the data as text; leads: this process writes, others wait
+    for it and get the same names.
     """
     train, images = as_json(data, images, out, "samples", leads)
-    kept_apart = None
+    if val is None:
+        return Files(train, images)
     if share_of(val):
         if leads:
             split(train, share_of(val), out, seed)
-        train, kept_apart = out / "train.json", out / "val.json"
-    elif val:
-        kept_apart, _ = as_json(Path(val), images, out, "val", leads)
-        if leads:
-            refuse_shared(train, kept_apart, val, data)
-    return Files(train, images, kept_apart)
+        return Files(out / "train.json", images, out / "val.json", images)
+
+    files = Files(train, images, *as_json(Path(val), images, out, "val", leads))
+    if leads:
+        refuse_shared(files, val, data)
+    return files
 
 
 def as_json(data, images, out, name, leads):
@@ -98,7 +102,7 @@ def folder_samples(folder):
         before = name
 
     named = {sample["image"] for sample in samples}
-    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    there = files_below(folder)
     pictures = {name for name in there if Path(name).suffix.lower() in PICTURES}
     missing, unnamed = sorted(named - there), sorted(pictures - named)
     if missing:
@@ -110,10 +114,22 @@ def folder_samples(folder):
     return samples
 
 
+def files_below(folder):
+    """Their names, as sub/cat.png. Links are followed, but for those to a folder they stand in."""
+    names = set()
+    for path, folders, files in os.walk(folder.absolute(), followlinks=True):
+        path = Path(path)
+        above = {here.resolve() for here in (path, *path.parents)}
+        folders[:] = [name for name in folders if (path / name).resolve() not in above]
+        names |= {(path / name).relative_to(folder.absolute()).as_posix() for name in files}
+    return names
+
+
 def read_csv(file):
     """-> rows; ValueError for what would lose a part of an answer, or swallow the rows after it."""
+    text = read_text(file).lstrip()  # a blank line before the names would be read as no names
     try:
-        rows = list(csv.DictReader(io.StringIO(read_text(file)), strict=True))
+        rows = list(csv.DictReader(io.StringIO(text), strict=True))
     except csv.Error as error:
         raise ValueError(f"{file} is not CSV, is a quotation mark missing? ({error})") from None
     if rows and len(rows[0]) == 1 and ";" in next(iter(rows[0])):
@@ -148,7 +164,7 @@ def share_of(val):
     except (TypeError, ValueError):
         return None
     if not 0 < share < 1:
-        raise ValueError(f"--val is a file, or a share between 0 and 1, not {val}")
+        raise ValueError(f"--val is a file, a folder, or a share between 0 and 1, not {val}")
     return share
 
 
@@ -173,13 +189,22 @@ def split(path, share, out, seed):
     write_samples(out / "val.json", [samples[n] for n in sorted(apart)])
 
 
-def refuse_shared(train, val, val_name, train_name):
+def refuse_shared(files, val_name, train_name):
     """ValueError if a sample is in both files: its loss would say nothing of new ones."""
-    learned = {content(sample) for _, _, sample in samples_in(train)}
-    shared = [sample for _, _, sample in samples_in(val) if content(sample) in learned]
+    learned = {content(sample) for _, _, sample in samples_in(files.train)}
+    shared = [sample for _, _, sample in samples_in(files.val)
+              if content(sample) in learned and is_one_picture(sample, files)]
     if shared:
         raise ValueError(f"{len(shared)} samples of {val_name} are in {train_name} too, the first "
                          f"{shared[0].get('id')}: take them out of one of the files")
+
+
+def is_one_picture(sample, files):
+    """Two folders may have pictures of one name, which are one only if they are the same bytes."""
+    if files.images == files.val_images:
+        return True
+    name = sample["image"]
+    return filecmp.cmp(files.images / name, files.val_images / name, shallow=False)
 
 
 def content(sample):

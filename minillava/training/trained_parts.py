@@ -1,6 +1,7 @@
 """What of a model a recipe trains: section 4.2, and what its ablations change there."""
 from dataclasses import replace
 
+from minillava.linear import QuantizedLinear
 from minillava.training.lora import add_lora
 
 
@@ -13,6 +14,14 @@ def choose_trained(model, recipe):
         add_lora(model, recipe.lora, recipe.lora_alpha, recipe.words)
     if recipe.tower:
         train_tower(model)
+
+
+def refuse_few_bits(model, recipe, base):
+    """ValueError where weights of 8 or 4 bits would have to learn: they have no gradient."""
+    learns = recipe.stage == 2 and (not recipe.lora or recipe.words)
+    if learns and any(isinstance(layer, QuantizedLinear) for layer in model.modules()):
+        raise ValueError(f"{base} is quantised, and such weights stay frozen: give --lora RANK "
+                         "with it and neither --words nor --new-word, or the plain folder")
 
 
 def keep_lower_blocks(model, count):

@@ -13,6 +13,7 @@ from minillava.terminal import errors_in_one_line, printable
 from minillava.weights.adapters import base_folder, is_adapter, read_adapter
 from minillava.weights.allocator import keep_freed_memory
 from minillava.weights.deltas import apply_delta
+from minillava.weights.folders import refuse_to_lose
 from minillava.weights.quantize import KINDS, save_quantized
 from minillava.weights.saving import save_original_llava
 
@@ -23,8 +24,7 @@ def main():
     args = make_parser().parse_args()
     with errors_in_one_line():
         if args.command == "apply-delta":
-            refuse_to_lose(args.base, args.out)
-            refuse_to_lose(args.delta, args.out)
+            refuse_to_lose(args.out, args.base, args.delta)
             apply_delta(args.base, args.delta, args.out)
         elif args.command == "convert":
             convert(args.model, args.vision, args.to, args.out)
@@ -80,7 +80,7 @@ def add_out(command):
 
 
 def convert(folder, vision, layout, out):
-    refuse_to_lose(folder, out)
+    refuse_to_lose(out, folder, vision)
     model, tokenizer = load_llava(folder, vision=vision, device="cpu")
     SAVE[layout](model, tokenizer, out)
     if layout == "llava" and not (Path(out) / "tokenizer.model").exists():
@@ -91,23 +91,19 @@ def merge(base, adapter, vision, out):
     if not is_adapter(adapter):
         raise ValueError(f"{adapter} holds no adapter: there is no adapter_config.json")
     base = base_folder(adapter, read_adapter(adapter), base)
-    refuse_to_lose(adapter, out)
-    refuse_to_lose(base, out)
+    refuse_to_lose(out, adapter, base, vision)
     model, tokenizer = load_llava(adapter, base=base, vision=vision, device="cpu")
     save_llava(model, tokenizer, out)
 
 
 def quantize(folder, vision, kind, out):
-    refuse_to_lose(folder, out)
+    if is_adapter(folder):
+        raise ValueError(f"{folder} is an adapter: merge it with its base first "
+                         "(python -m minillava.weights merge)")
+    refuse_to_lose(out, folder, vision)
     keep_freed_memory()
     model, tokenizer = load_llava(folder, vision=vision, device="cpu", quantize=kind)
     save_quantized(model, tokenizer, out, kind)
-
-
-def refuse_to_lose(folder, out):
-    """ValueError if what is read would be written over."""
-    if Path(out).exists() and Path(folder).exists() and Path(out).samefile(folder):
-        raise ValueError(f"--out is {folder} itself, which would be lost; name another folder")
 
 
 if __name__ == "__main__":

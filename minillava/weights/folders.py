@@ -15,6 +15,9 @@ from minillava.weights.tensors import writing
 
 MAX_SHARD = 5 * 10**9  # bytes
 
+# the folder inside one of liuhaotian/llava-*'s layout that holds its CLIP, where we wrote it
+OWN_TOWER = "vision_tower"
+
 
 def open_folder(path):
     """-> (path, its config.json)"""
@@ -44,6 +47,15 @@ def refuse_foreign_quantization(path, config):
     if method not in (None, "minillava"):
         raise ValueError(f"{path} is quantised by {str(method):.40}: give the plain folder "
                          "(--quantize int8 or int4 makes it small here)")
+
+
+def refuse_to_lose(out, *folders):
+    """ValueError if a folder that is read, or the tower in it, would be written over."""
+    for folder in filter(None, folders):
+        for read in (Path(folder), Path(folder) / OWN_TOWER):
+            for written in (Path(out), Path(out) / OWN_TOWER):
+                if read.exists() and written.exists() and written.samefile(read):
+                    raise ValueError(f"--out would write over {read}: name another folder")
 
 
 def write_folder(path, tensors, files, save_more=None, change=None, stem="model"):

@@ -27,7 +27,7 @@ from minillava.weights.configs import (
     parse_vision_config,
     section,
 )
-from minillava.weights.folders import open_folder
+from minillava.weights.folders import OWN_TOWER, open_folder
 from minillava.weights.tensors import read_tensors, rename, take_prefixed, with_prefix
 
 # lmsys/vicuna-* and every other Llama
@@ -52,9 +52,6 @@ LLAVA = {
     "model.mm_projector.": "mm_projector.",
     "model.vision_tower.vision_tower.vision_model.": "vision_tower.",
 }
-
-# the folder inside one of that layout that holds its CLIP, where we wrote it
-OWN_TOWER = "vision_tower"
 
 # llava-hf/llava-1.5-*, and what save_llava writes
 LLAVA_HF = {

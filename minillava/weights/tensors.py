@@ -17,6 +17,9 @@ from minillava.files import read_json
 # computed here, stored by old versions
 BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")
 
+# a folder's weights, in one file; in shards, their index adds ".index.json"
+MODELS = ("model.safetensors", "pytorch_model.bin")
+
 
 def read_tensors(path):
     """A file of weights, or a folder of them -> {name: tensor}, memory-mapped."""
@@ -34,7 +37,7 @@ def read_tensors(path):
 
 def weight_files(folder):
     """The files that hold a folder's weights: one, or the shards that an index lists."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in MODELS:
         if (folder / name).exists():
             return [folder / name]
         index = folder / f"{name}.index.json"
@@ -42,6 +45,11 @@ def weight_files(folder):
             return [folder / file for file in shard_names(index)]
     raise FileNotFoundError(
         f"{folder} has neither model.safetensors nor pytorch_model.bin, nor shards with an index")
+
+
+def has_weights(folder):
+    """Whether a folder holds a model: its weights, or the index of their shards."""
+    return any((folder / f"{name}{end}").exists() for name in MODELS for end in ("", ".index.json"))
 
 
 def shard_names(index):
