@@ -159,9 +159,9 @@ def changed_recipes(args, recipes):
             recipe, lr=args.lr, projector_lr=args.projector_lr, batch=args.batch,
             per_gpu=args.per_gpu, epochs=args.epochs, max_length=args.max_length,
             checkpointing=args.checkpointing, loss_mean=args.loss_mean,
-            min_steps=args.min_steps if recipe.min_steps else None, words=words, projector=args.projector, feature_layer=args.feature_layer,
-            layers=args.layers, tower=args.tower if recipe.stage == 2 else None,
-            tower_lr=args.tower_lr)
+            min_steps=args.min_steps if recipe.min_steps else None, words=words,
+            projector=args.projector, feature_layer=args.feature_layer, layers=args.layers,
+            tower=args.tower if recipe.stage == 2 else None, tower_lr=args.tower_lr)
     return settled
 
 
