@@ -83,7 +83,9 @@ def sample_token(logits, written=None, temperature=0.0, top_p=1.0, top_k=0, repe
     probs = (logits.float() / temperature).softmax(-1)
     probs, ids = probs.sort(-1, descending=True)
     if top_k:
-        probs = probs[:, :top_k] / probs[:, :top_k].sum(-1, keepdim=True)
+        least = probs[:, :top_k][:, -1:]  # of the last word; those that are as likely stay too
+        probs = probs.masked_fill(probs < least, 0.0)
+        probs = probs / probs.sum(-1, keepdim=True)
 
     # A word is dropped where the likelier ones already hold top_p without it.
     #     probs 0.5 0.3 0.15 0.05, top_p 0.7:   before 0 0.5 0.8 0.95   kept x x . .

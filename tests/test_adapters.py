@@ -150,7 +150,9 @@ def test_template_and_aspect_travel_with_the_adapter(tmp_path):
     ({"r": 8}, "but adapter_config.json says rank 8"), ({"lora_alpha": 0}, "lora_alpha 0"),
     ({"lora_alpha": float("nan")}, "lora_alpha nan"), ({"lora_alpha": None}, "lora_alpha None"),
     ({"peft_type": "IA3"}, "peft_type 'IA3' is not supported"), ({"use_dora": True}, "use_dora True"),
-    ({"alpha_pattern": {"q_proj": 9}}, "alpha_pattern"), ({"bias": "all"}, "bias 'all'")])
+    ({"alpha_pattern": {"q_proj": 9}}, "alpha_pattern"), ({"bias": "all"}, "bias 'all'"),
+    ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa'"),  # its base is another one
+    ({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens")])
 def test_configs_that_would_compute_something_else(folder, fields, said):
     edit_config(folder, **fields)
     assert said in message(ValueError, load_llava, folder, base=LLAVA)

@@ -99,11 +99,15 @@ def test_what_would_compute_something_else_is_refused(copy, fields, said):
     ("vicuna", "config.json", {"tie_word_embeddings": "no"}, "tie_word_embeddings 'no' is not a bool"),
     ("vicuna", "config.json", {"rope_scaling": "linear"}, "rope_scaling 'linear' is not a JSON object"),
     ("vicuna", "config.json", {"rope_scaling": {"type": "linear", "factor": "4"}}, "rope scaling"),
+    ("vicuna", "config.json", {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "yarn"}}, "yarn"),
     ("llava_hf", "config.json", {"text_config": [1]}, "text_config [1] is not a JSON object"),
     ("llava_hf", "config.json", {"vision_feature_layer": [-2, -5]}, "vision_feature_layer [-2, -5]"),
     ("llava_hf", "config.json", {"vision_feature_layer": -9}, "vision_feature_layer -9 is none of a tower of 3 layers"),
     ("llava_hf", "preprocessor_config.json", {"image_mean": 0.5}, "image_mean 0.5 is not three numbers"),
     ("llava_hf", "preprocessor_config.json", {"image_std": [0, 1, 1]}, "image_std [0, 1, 1] is not positive"),
+    ("llava_hf", "preprocessor_config.json", {"resample": 2}, "resample 2 is not supported"),
+    ("llava_hf", "preprocessor_config.json", {"do_center_crop": False}, "do_center_crop False is not supported"),
+    ("llava_hf", "preprocessor_config.json", {"rescale_factor": 1 / 127.5}, "rescale_factor"),
     ("llava_hf", "minillava.json", {"template": "v9"}, "template 'v9' is not supported"),
     ("llava_hf", "minillava.json", {"projector": 2}, "projector 2 is not supported"),
     ("llava_hf", "tokenizer_config.json", {"legacy": "false"}, "legacy 'false' is neither true nor false"),
@@ -133,10 +137,9 @@ def test_fields_of_a_llava(copy):
     assert "image_aspect_ratio 'anyres'" in message(ValueError, load_llava, llava, vision=FIXTURES / "clip")
 
     assert load_llava(hf)[0].config.image_aspect_ratio == "square"
-    edit_json(hf / "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5], do_pad=True)
+    edit_json(hf / "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5], do_pad=True, do_center_crop=False)
     config = load_llava(hf)[0].config
     assert (config.image_aspect_ratio, config.image_mean) == ("pad", (0.5, 0.5, 0.5))
-    (hf / "preprocessor_config.json").unlink()
     (hf / "processor_config.json").write_text(json.dumps({"image_processor": {"image_std": [0.5, 0.5, 0.5]}}))
     assert load_llava(hf)[0].config.image_std == (0.5, 0.5, 0.5)
     edit_json(hf / "config.json", vision_feature_select_strategy="full")

@@ -269,3 +269,9 @@ def test_the_miniature_and_its_backbones_are_small_and_load_strictly():
     vision, (language, _), (model, _) = load_vision(TOY / "clip"), load_language(TOY / "vicuna"), load_llava()
     assert model.config.vision_config == replace(vision.config, num_hidden_layers=3)  # the last never runs
     assert model.config.language_config.hidden_size == language.config.hidden_size
+
+
+def test_top_k_does_not_choose_between_words_that_are_as_likely():
+    torch.manual_seed(0)
+    logits = torch.tensor([[3.0, 2.0, 2.0, 2.0, 1.0]]).expand(500, -1)
+    assert set(sample_token(logits, temperature=1.0, top_k=2).tolist()) == {0, 1, 2, 3}

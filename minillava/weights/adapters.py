@@ -192,6 +192,9 @@ def parse_adapter_config(source):
         "modules_to_save": [None, []],
         "rank_pattern": [None, {}],
         "alpha_pattern": [None, {}],
+        "alora_invocation_tokens": [None],
+        # PiSSA, OLoRA and others change the base's weights too
+        "init_lora_weights": [True, False, None, "gaussian", "orthogonal", "eva"],
     }, source)
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if type(rank) is not int or not is_positive(rank, 2**31):
@@ -253,7 +256,7 @@ def check_fit(adapter, tensors, folder, base, own_words):
         check_one(name, shape, tensors, folder, base)
 
     layers, base_layers = count_layers(adapter.matrices), count_layers(tensors)
-    if layers < base_layers and not adapter.partial:
+    if 0 < layers < base_layers and not adapter.partial:
         raise ValueError(f"{folder} is an adapter for {layers} layers, "
                          f"but {base} has {base_layers}: it belongs to another base")
 

@@ -44,7 +44,7 @@ def parse_language_config(data, source):
 
 def parse_rope(data, source):
     """-> {"rope_theta", "rope_scaling"}, as transformers 4 writes them; 5 has rope_parameters."""
-    rope = section(data, "rope_parameters", source) or section(data, "rope_scaling", source)
+    rope = section(data, "rope_scaling", source) or section(data, "rope_parameters", source)
     kind = str(rope.get("rope_type", rope.get("type", "default")))
     needed = ROPE_FIELDS.get(kind)
     if needed is None or not all(is_positive(rope.get(name)) for name in needed):
@@ -84,11 +84,24 @@ def make_llava_config(vision_config, language_config, fields, source):
 
 
 def image_fields(folder):
-    """What preprocessor_config.json decides of a LlavaConfig."""
-    data = read_json(folder / "preprocessor_config.json")
-    if not data:  # transformers 5 writes it elsewhere
-        file = folder / "processor_config.json"
-        data = section(read_json(file), "image_processor", file)
+    """What preprocessor_config.json decides of a LlavaConfig.
+
+    transformers 5 writes it into processor_config.json, and reads that first.
+    """
+    file = folder / "processor_config.json"
+    data = section(read_json(file), "image_processor", file)
+    if not data:
+        file = folder / "preprocessor_config.json"
+        data = read_json(file)
+
+    check_values(data, {
+        "do_resize": [True],
+        "do_center_crop": [True, not data.get("do_pad")],  # a square has nothing to be cut off
+        "do_rescale": [True],
+        "do_normalize": [True],
+        "resample": [3],  # bicubic
+        "rescale_factor": [1 / 255],
+    }, file)
     return {
         "image_mean": data.get("image_mean", IMAGE_MEAN),
         "image_std": data.get("image_std", IMAGE_STD),

@@ -290,7 +290,9 @@ def read_llava_hf(path, data, tensors):
 
     vision_data = section(data, "vision_config", source) or CLIP_L
     vision_config = parse_vision_config(vision_data, source)
-    language_config = parse_language_config(section(data, "text_config", source), source)
+    tied = {"tie_word_embeddings": data.get("tie_word_embeddings", False)}
+    text_config = tied | section(data, "text_config", source)
+    language_config = parse_language_config(text_config, source)
     return make_llava_config(vision_config, language_config, fields, path), tensors
 
 
