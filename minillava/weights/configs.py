@@ -96,7 +96,7 @@ def image_fields(folder):
 
     check_values(data, {
         "do_resize": [True],
-        "do_center_crop": [True, not data.get("do_pad")],  # a square has nothing to be cut off
+        "do_center_crop": [True, False] if data.get("do_pad") else [True],  # a square is whole
         "do_rescale": [True],
         "do_normalize": [True],
         "resample": [3],  # bicubic
