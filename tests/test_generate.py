@@ -174,6 +174,23 @@ def test_a_later_turn_runs_only_its_new_tokens_and_answers_as_if_all_were_run(to
     assert list(stream(model, tokenizer, other, image, 30, cache=cache)) == list(stream(model, tokenizer, other, image, 30))
 
 
+@pytest.mark.parametrize("fault", [torch.OutOfMemoryError("out of memory"), KeyboardInterrupt()])
+def test_a_cache_that_could_not_grow_in_all_layers_serves_the_next_question(toy, monkeypatch, fault):
+    cache, pads = PrefixCache(toy[0]), iter(range(99))
+    list(stream(*toy, [("human", "Hello!")], max_new_tokens=2, cache=cache))
+    pad = torch.nn.functional.pad
+
+    def interrupted(*args):
+        if next(pads) == 3:
+            raise fault
+        return pad(*args)
+    with monkeypatch.context() as patched, pytest.raises(type(fault)):
+        patched.setattr("minillava.llama.F.pad", interrupted)
+        list(stream(*toy, [("human", "How many? " * 200)], cache=cache))
+    turns = [("human", "How many? " * 90)]  # more room than before the fault, less than it was to be
+    assert list(stream(*toy, turns, max_new_tokens=9, cache=cache)) == list(stream(*toy, turns, max_new_tokens=9))
+
+
 def counting(forward, run):
     def counted(x, *args):
         run.append(x.shape[1])
