@@ -98,6 +98,11 @@ def write_jsonl(path, rows, ensure_ascii=True):
     write(path, "".join(json.dumps(row, ensure_ascii=ensure_ascii) + "\n" for row in rows))
 
 
+def beside(path, ending):
+    """a.json, a.jsonl, a -> a + ending. Not with_suffix: v1.5-7b would lose what follows the dot."""
+    return Path(re.sub(r"\.jsonl?$", "", str(Path(path))) + ending)
+
+
 def replace_file(new, path):
     """os.replace, with patience: Windows refuses while a virus scanner, say, has `path` open."""
     for seconds in WAITS:
