@@ -410,3 +410,27 @@ def test_ctrl_c_keeps_what_was_said_so_far_and_the_chat_goes_on(capsys, monkeypa
     assert f"{said} ..." in capsys.readouterr().out
     talk.take(HOW_MANY)
     assert talk.turns[-1][1] == fresh_answer(model, tokenizer, talk)
+
+
+@pytest.mark.parametrize("fault", [torch.OutOfMemoryError("out of memory"), ValueError("NaN"), KeyboardInterrupt()])
+def test_what_fails_leaves_the_conversation_as_it_was(capsys, monkeypatch, fault):
+    model, tokenizer = load_llava(device="cpu", dtype=torch.float32)
+    talk = chat.Chat(model, tokenizer, {"max_new_tokens": 40}, preview=False)
+    scene = Scene(SHAPES, seed=0)
+    talk.start(scene.picture(), scene)
+    talk.take(HOW_MANY)
+    before = list(talk.turns)
+
+    def failing(*args, **settings):
+        raise fault
+    with monkeypatch.context() as patched:
+        patched.setattr(chat, "stream", failing)
+        for message in ("/retry", "/scene drop star", "Where is the circle?"):
+            with pytest.raises(type(fault)):
+                talk.take(message)
+            assert talk.turns == before and talk.scene is scene
+    with pytest.raises(ValueError, match="start anew"):
+        talk.take("How many? " * 600)
+    assert talk.turns == before and "leave it" not in capsys.readouterr().out
+    talk.take("/retry")
+    assert talk.turns == before
