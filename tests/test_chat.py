@@ -241,6 +241,15 @@ def test_a_closed_pipe_ends_it_quietly(scene, arguments):
     assert (program.returncode, errors) == (0, b"")
 
 
+@pytest.mark.parametrize("typed, code, said", [
+    ("<&-", 0, ""), ("--prompt 'Hello!' >&-", 0, ""), ("--prompt - <&-", 2, "error: the question is empty"),
+    ("--prompt - <&- 2>&-", 2, "")])
+def test_a_stream_that_the_shell_has_closed_is_an_empty_one(scene, typed, code, said):
+    line = f'exec "{sys.executable}" chat.py --image "{scene}" {typed}'
+    done = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code and done.stderr.startswith(said) and bool(done.stderr) == bool(said)
+
+
 # ---- one question ----
 
 def test_the_answer_alone_is_printed(run, scene):
