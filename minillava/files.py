@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -84,13 +85,22 @@ def not_utf8(path, error, start=0):
 def write(path, text):
     """Text into a file, the whole of it or nothing, whenever the process may be killed.
 
-    A folder that is not there is made.
+    A folder that is not there is made. Others may write the same file at once: each does so beside
+    it first, under a name of its own. Such a .tmp stays only of a process killed amid these lines;
+    nothing reads it.
     """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path, data):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(f"{path}.tmp")
-    new.write_bytes(text.encode())
-    replace_file(new, path)
+    new = Path(f"{path}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        new.write_bytes(data)
+        replace_file(new, path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def write_jsonl(path, rows, ensure_ascii=True):
