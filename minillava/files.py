@@ -109,7 +109,7 @@ def write_jsonl(path, rows, ensure_ascii=True):
 
 
 def beside(path, ending):
-    """a.json, a.jsonl, a -> a + ending. Not with_suffix: v1.5-7b would lose what follows the dot."""
+    """a.json, a.jsonl, a -> a + ending. Not with_suffix: v1.5-7b would lose all after the dot."""
     return Path(re.sub(r"\.jsonl?$", "", str(Path(path))) + ending)
 
 

@@ -90,7 +90,7 @@ def errors_in_one_line(stopped="stopped", rank=0):
 def print_in_utf8():
     """What is printed is UTF-8 on every platform: in a pipe, Windows would fail at the first 猫.
 
-    A stream that the shell has closed (`<&-`, `>&-`) is None in Python: nothing comes or goes there.
+    A stream that the shell has closed (`<&-`, `>&-`) is None in Python: it becomes an empty one.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
