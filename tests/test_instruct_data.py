@@ -220,6 +220,14 @@ def test_brief_samples_are_one_caption_and_one_question_of_the_list():
     assert len(brief_samples(symbols, 0, count=7)[0]) == 7
 
 
+def test_pictures_of_one_name_in_two_folders_have_two_ids():
+    symbols = {name: (["A cat."], []) for name in ("a/1.png", "b/1.png", "a/2.png")}
+    samples, _ = brief_samples(symbols, seed=0, thinned=False)
+    assert [sample["id"] for sample in samples] == ["a/1.png_brief", "b/1.png_brief", "2_brief"]
+    samples, _ = samples_of(symbols, {"detail": 3}, asking(reply_to)[0], seed=0)
+    assert {sample["id"] for sample in samples} == {"a/1.png_detail", "b/1.png_detail", "2_detail"}
+
+
 def test_the_toy_teacher_reads_from_captions_what_it_reads_from_boxes():
     rng = random.Random(5)
     for _ in range(50):
