@@ -63,6 +63,15 @@ class Chat:
                 note(error, "plain")
 
     def take(self, message):
+        """What was typed is done; where that fails, also within /retry, the chat is as before."""
+        before = vars(self).copy()
+        try:
+            self.obey(message)
+        except BaseException:
+            vars(self).update(before)
+            raise
+
+    def obey(self, message):
         """A question is answered and a command obeyed; an empty line is neither."""
         name, _, words = message.partition(" ")
         if name in COMMANDS:
@@ -75,15 +84,17 @@ class Chat:
             self.ask(message)
 
     def ask(self, question):
-        turns = self.make_room([*self.turns, human_turn(question, image=not self.turns)])
-        answer = self.write_answer(turns)
-        self.turns = [*turns, ("gpt", answer)]
+        turns = [*self.turns, human_turn(question, image=not self.turns)]
+        kept = self.make_room(turns)
+        answer = self.write_answer(kept)
+        for old in turns[: len(turns) - len(kept) : 2]:
+            note(f"the context is full: {typed(old)!r:.60} and its answer leave it")
+        self.turns = [*kept, ("gpt", answer)]
 
     def make_room(self, turns):
         """Old turns leave whole when question and answer would no longer fit; the picture stays."""
         room = min(self.settings["max_new_tokens"], self.cache.max_length // 8)
         while len(turns) > 2 and len(self.prompt_ids(turns)) + room > self.cache.max_length:
-            note(f"the context is full: {typed(turns[0])!r:.60} and its answer leave it")
             turns = [human_turn(turns[2][1], image=True), *turns[3:]]
         return turns
 
@@ -93,7 +104,10 @@ class Chat:
         return ids
 
     def write_answer(self, turns):
-        """The answer to the last turn, written as it comes, and its figures. Ctrl-C ends it."""
+        """The answer to the last turn, written as it comes, and its figures. Ctrl-C ends it.
+
+        Before its first word, Ctrl-C gives up the question.
+        """
         prompt = len(self.prompt_ids(turns))
         print("llava> ", end="", flush=True)
         text = terminal.WrappedText(terminal.width(), start=len("llava> "))
@@ -107,8 +121,10 @@ class Chat:
                     piece = piece.lstrip()
                 answer += piece
                 text.put(piece)
-        except KeyboardInterrupt:   # what was said so far stays
-            text.put(" ...")
+        except KeyboardInterrupt:
+            if not answer:
+                raise
+            text.put(" ...")        # what was said so far stays
         finally:
             text.end()
         self.write_figures(len(self.cache.ids) - prompt, time.perf_counter() - start, first - start)

@@ -27,6 +27,7 @@ from minillava.evaluation.scienceqa_asking import answering, make_questions, set
 from minillava.evaluation.scienceqa_ensemble import ask_judge, ensemble, write_verdicts
 from minillava.evaluation.scienceqa_table import alone, report
 from minillava.evaluation.scoring import keep_score
+from minillava.files import beside
 from minillava.instruct.command import add_teacher_flags, open_from_flags
 from minillava.terminal import errors_in_one_line, exit_with
 from minillava.toy.scienceqa import make_scienceqa
@@ -103,7 +104,7 @@ def ask(model, tokenizer, questions, settings, out, name, control=False):
         return texts, {}
     swapped = with_control(shown, "another")
     settings = settings | {"control": "another question's image"}
-    out = out.with_suffix(".control.jsonl")
+    out = beside(out, ".control.jsonl")
     rows = answer_file(swapped, out, answer, name, settings, settings["batch"])
     return texts, texts | {row["question_id"]: row["text"] for row in rows}
 

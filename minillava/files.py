@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -84,18 +85,32 @@ def not_utf8(path, error, start=0):
 def write(path, text):
     """Text into a file, the whole of it or nothing, whenever the process may be killed.
 
-    A folder that is not there is made.
+    A folder that is not there is made. Others may write the same file at once: each does so beside
+    it first, under a name of its own. Such a .tmp stays only of a process killed amid these lines;
+    nothing reads it.
     """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path, data):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(f"{path}.tmp")
-    new.write_bytes(text.encode())
-    replace_file(new, path)
+    new = Path(f"{path}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        new.write_bytes(data)
+        replace_file(new, path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def write_jsonl(path, rows, ensure_ascii=True):
     """One row a line, in `write`'s way; ensure_ascii: of json.dumps."""
     write(path, "".join(json.dumps(row, ensure_ascii=ensure_ascii) + "\n" for row in rows))
+
+
+def beside(path, ending):
+    """a.json, a.jsonl, a -> a + ending. Not with_suffix: v1.5-7b would lose all after the dot."""
+    return Path(re.sub(r"\.jsonl?$", "", str(Path(path))) + ending)
 
 
 def replace_file(new, path):

@@ -17,6 +17,9 @@ from minillava.images import preprocess
 from minillava.llama import KVCache
 from minillava.llava import IMAGE_TOKEN
 
+# A temperature below this one draws the likeliest word, as 0 does; divided by it, logits overflow.
+COLDEST = 1e-6
+
 
 @torch.inference_mode()
 def generate_naively(model, input_ids, pixels, max_new_tokens):
@@ -77,7 +80,7 @@ def sample_token(logits, written=None, temperature=0.0, top_p=1.0, top_k=0, repe
     """
     if repetition_penalty != 1:
         logits = penalized(logits, written, repetition_penalty)
-    if temperature == 0:
+    if temperature < COLDEST:
         return logits.max(-1).indices  # argmax, sooner on a CPU
 
     probs = (logits.float() / temperature).softmax(-1)
@@ -89,8 +92,9 @@ def sample_token(logits, written=None, temperature=0.0, top_p=1.0, top_k=0, repe
 
     # A word is dropped where the likelier ones already hold top_p without it.
     #     probs 0.5 0.3 0.15 0.05, top_p 0.7:   before 0 0.5 0.8 0.95   kept x x . .
+    # The first always stays, also where a float32 has no top_p so small.
     before = probs.cumsum(-1) - probs
-    probs = probs.masked_fill(before >= top_p, 0.0)
+    probs[:, 1:].masked_fill_(before[:, 1:] >= top_p, 0.0)
 
     # multinomial gives a place in the sorted order, [B,1].
     choice = torch.multinomial(probs, 1)
@@ -284,8 +288,9 @@ def check_sampling(max_new_tokens, temperature, top_p, top_k=0, repetition_penal
         raise ValueError(f"top-p is above 0 and at most 1, not {top_p}")
     if top_k < 0:
         raise ValueError(f"top-k is 0, for all words, or more, not {top_k}")
-    if not 0 < repetition_penalty < math.inf:
-        raise ValueError(f"the repetition penalty is above 0, 1 for none, not {repetition_penalty}")
+    if not 0.01 <= repetition_penalty <= 100:
+        raise ValueError("the repetition penalty is from 0.01 to 100, 1 for none, not "
+                         f"{repetition_penalty}")
     if "" in stop:
         raise ValueError("a stop text is empty; it would end each answer before its first word")
     if max_new_tokens < 1:

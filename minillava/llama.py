@@ -131,15 +131,15 @@ class KVCache:
 
     def make_room(self, length):
         """Room for `length` tokens in all; the rotary table grows along."""
-        room = self.keys[0].shape[2]
+        room = 0 if self.rope is None else self.rope.shape[1]
         if length <= room:
             return
         wanted = math.ceil(length / GROWTH) * GROWTH
-        more = 0, 0, 0, wanted - room  # as F.pad counts: nothing on C, and so many tokens behind
         # Layer by layer, so that only one of them is there twice at a time.
         for layer in range(len(self.keys)):
-            self.keys[layer] = F.pad(self.keys[layer], more)      # [B,G,wanted,C]
-            self.values[layer] = F.pad(self.values[layer], more)
+            self.keys[layer] = with_room(self.keys[layer], wanted)
+            self.values[layer] = with_room(self.values[layer], wanted)
+        # The table comes last and tells the room: where memory ran out before, all is tried again.
         like = self.keys[0]
         self.rope = rotary_table(self.config, wanted, like.device, like.dtype)
 
@@ -151,6 +151,11 @@ class KVCache:
         keys[:, :, self.length : end] = k
         values[:, :, self.length : end] = v
         return keys[:, :, :end], values[:, :, :end]
+
+
+def with_room(x, length):
+    """[B,G,room,C] -> [B,G,length,C], zeros behind; F.pad counts from C, where nothing is added."""
+    return F.pad(x, (0, 0, 0, length - x.shape[2]))
 
 
 class Attention(nn.Module):

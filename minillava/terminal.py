@@ -88,7 +88,13 @@ def errors_in_one_line(stopped="stopped", rank=0):
 
 
 def print_in_utf8():
-    """What is printed is UTF-8 on every platform: in a pipe, Windows would fail at the first 猫."""
+    """What is printed is UTF-8 on every platform: in a pipe, Windows would fail at the first 猫.
+
+    A stream that the shell has closed (`<&-`, `>&-`) is None in Python: it becomes an empty one.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode=mode, encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8")

@@ -16,6 +16,7 @@ from minillava.evaluation.benchmarks import BENCHMARKS
 from minillava.evaluation.mmbench import is_right
 from minillava.evaluation.questions import FORMS
 from minillava.evaluation.scores import mme_says, pope_says_yes, soft_accuracy
+from minillava.evaluation.scoring import write_score
 from minillava.evaluation.vqa_text import MISSPELLINGS, normalize
 from minillava.evaluation.xlsx import column_name
 from minillava.toy import pope as toy_pope
@@ -326,6 +327,9 @@ def test_the_table_stands_beside_the_papers(tmp_path, run, pope):
     lines = run("table", tmp_path).out.splitlines()
     assert lines[1].split()[:4] == ["POPE", "97.4", "85.9", "85.9"] and "19 of 20" in lines[1]
     assert lines[2].startswith("LLaVA-Bench (in the wild)   75.0          63.4  70.7")
+    for model in ("llava-v1.5-7b", "llava-v1.5-13b"):  # a folder of answers, and no ending after its dot
+        write_score(tmp_path / model, {})
+        assert (tmp_path / f"{model}.score.json").exists()
     empty = run("table", tmp_path / "coco")
     assert empty.returncode == 2 and "holds no scores" in empty.err
 

@@ -241,6 +241,15 @@ def test_a_closed_pipe_ends_it_quietly(scene, arguments):
     assert (program.returncode, errors) == (0, b"")
 
 
+@pytest.mark.parametrize("typed, code, said", [
+    ("<&-", 0, ""), ("--prompt 'Hello!' >&-", 0, ""), ("--prompt - <&-", 2, "error: the question is empty"),
+    ("--prompt - <&- 2>&-", 2, "")])
+def test_a_stream_that_the_shell_has_closed_is_an_empty_one(scene, typed, code, said):
+    line = f'exec "{sys.executable}" chat.py --image "{scene}" {typed}'
+    done = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code and done.stderr.startswith(said) and bool(done.stderr) == bool(said)
+
+
 # ---- one question ----
 
 def test_the_answer_alone_is_printed(run, scene):
@@ -410,3 +419,27 @@ def test_ctrl_c_keeps_what_was_said_so_far_and_the_chat_goes_on(capsys, monkeypa
     assert f"{said} ..." in capsys.readouterr().out
     talk.take(HOW_MANY)
     assert talk.turns[-1][1] == fresh_answer(model, tokenizer, talk)
+
+
+@pytest.mark.parametrize("fault", [torch.OutOfMemoryError("out of memory"), ValueError("NaN"), KeyboardInterrupt()])
+def test_what_fails_leaves_the_conversation_as_it_was(capsys, monkeypatch, fault):
+    model, tokenizer = load_llava(device="cpu", dtype=torch.float32)
+    talk = chat.Chat(model, tokenizer, {"max_new_tokens": 40}, preview=False)
+    scene = Scene(SHAPES, seed=0)
+    talk.start(scene.picture(), scene)
+    talk.take(HOW_MANY)
+    before = list(talk.turns)
+
+    def failing(*args, **settings):
+        raise fault
+    with monkeypatch.context() as patched:
+        patched.setattr(chat, "stream", failing)
+        for message in ("/retry", "/scene drop star", "Where is the circle?"):
+            with pytest.raises(type(fault)):
+                talk.take(message)
+            assert talk.turns == before and talk.scene is scene
+    with pytest.raises(ValueError, match="start anew"):
+        talk.take("How many? " * 600)
+    assert talk.turns == before and "leave it" not in capsys.readouterr().out
+    talk.take("/retry")
+    assert talk.turns == before

@@ -1,6 +1,8 @@
 """Batches: the official order, right padding, and images that go with their rows."""
 import json
+import os
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -120,6 +122,16 @@ def test_jsonl_lines_end_at_a_newline_alone_not_at_a_line_separator(tmp_path):
     path.write_bytes('{"text": "caf\xe9"}'.encode("latin-1"))
     with pytest.raises(ValueError, match="a.jsonl is not UTF-8 text .* at byte 13"):
         read_jsonl(path)
+
+
+def test_several_may_write_a_file_at_once_and_leave_nothing_beside_it(tmp_path):
+    def write_often(text):
+        for _ in range(100):
+            write(tmp_path / "a.txt", text)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write_often, ["a" * 9999, "b" * 9999] * 2))
+    assert (tmp_path / "a.txt").read_text() in ("a" * 9999, "b" * 9999)
+    assert os.listdir(tmp_path) == ["a.txt"]
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):

@@ -143,7 +143,8 @@ def test_a_context_of_a_billion_tokens_costs_what_is_used_of_it(toy):
     ({"temperature": math.nan}, "temperature"), ({"temperature": math.inf}, "temperature"),
     ({"temperature": -1}, "temperature"), ({"top_p": math.nan}, "top-p"), ({"top_p": 0}, "top-p"),
     ({"top_p": 1.5}, "top-p"), ({"max_new_tokens": 0}, "1 token or more"),
-    ({"top_k": -1}, "top-k"), ({"repetition_penalty": math.nan}, "penalty"), ({"repetition_penalty": 0}, "penalty")])
+    ({"top_k": -1}, "top-k"), ({"repetition_penalty": math.nan}, "penalty"), ({"repetition_penalty": 0}, "penalty"),
+    ({"repetition_penalty": 1e-300}, "penalty"), ({"repetition_penalty": 1e300}, "penalty")])
 def test_numbers_that_nothing_can_be_drawn_with(toy, numbers, message):
     with pytest.raises(ValueError, match=message):
         generate(*toy, ["Hello!"], [None], **numbers)
@@ -174,6 +175,23 @@ def test_a_later_turn_runs_only_its_new_tokens_and_answers_as_if_all_were_run(to
     assert list(stream(model, tokenizer, other, image, 30, cache=cache)) == list(stream(model, tokenizer, other, image, 30))
 
 
+@pytest.mark.parametrize("fault", [torch.OutOfMemoryError("out of memory"), KeyboardInterrupt()])
+def test_a_cache_that_could_not_grow_in_all_layers_serves_the_next_question(toy, monkeypatch, fault):
+    cache, pads = PrefixCache(toy[0]), iter(range(99))
+    list(stream(*toy, [("human", "Hello!")], max_new_tokens=2, cache=cache))
+    pad = torch.nn.functional.pad
+
+    def interrupted(*args):
+        if next(pads) == 3:
+            raise fault
+        return pad(*args)
+    with monkeypatch.context() as patched, pytest.raises(type(fault)):
+        patched.setattr("minillava.llama.F.pad", interrupted)
+        list(stream(*toy, [("human", "How many? " * 200)], cache=cache))
+    turns = [("human", "How many? " * 90)]  # more room than before the fault, less than it was to be
+    assert list(stream(*toy, turns, max_new_tokens=9, cache=cache)) == list(stream(*toy, turns, max_new_tokens=9))
+
+
 def counting(forward, run):
     def counted(x, *args):
         run.append(x.shape[1])
@@ -192,7 +210,8 @@ def test_top_p_keeps_the_smallest_set_that_holds_p():
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log().expand(500, -1)
     assert set(sample_token(logits, temperature=1.0, top_p=0.7).tolist()) == {0, 1}
     assert set(sample_token(logits, temperature=1.0, top_p=1.0).tolist()) == {0, 1, 2, 3}
-    assert set(sample_token(logits, temperature=1.0, top_p=1e-9).tolist()) == {0} == set(sample_token(logits).tolist())
+    for likeliest in ({}, {"temperature": 1.0, "top_p": 1e-9}, {"temperature": 1.0, "top_p": 1e-300}, {"temperature": 1e-40}):
+        assert set(sample_token(logits, **likeliest).tolist()) == {0}
 
 
 @pytest.mark.parametrize("settings, kept", [
@@ -227,7 +246,7 @@ def test_with_a_penalty_an_answer_says_no_word_twice(toy):
     model, tokenizer = toy
     turns, image = [("human", "<image>\nDescribe the image in detail.")], a_scene()
     cache = PrefixCache(model)
-    list(stream(*toy, turns, image, 12, repetition_penalty=1e9, cache=cache))
+    list(stream(*toy, turns, image, 12, repetition_penalty=100, cache=cache))
     answer = cache.ids[-12:]
     assert len(set(answer)) == 12
     assert "".join(stream(*toy, turns, image, 60)).count("There") > 1

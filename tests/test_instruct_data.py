@@ -220,6 +220,14 @@ def test_brief_samples_are_one_caption_and_one_question_of_the_list():
     assert len(brief_samples(symbols, 0, count=7)[0]) == 7
 
 
+def test_pictures_of_one_name_in_two_folders_have_two_ids():
+    symbols = {name: (["A cat."], []) for name in ("a/1.png", "b/1.png", "a/2.png")}
+    samples, _ = brief_samples(symbols, seed=0, thinned=False)
+    assert [sample["id"] for sample in samples] == ["a/1.png_brief", "b/1.png_brief", "2_brief"]
+    samples, _ = samples_of(symbols, {"detail": 3}, asking(reply_to)[0], seed=0)
+    assert {sample["id"] for sample in samples} == {"a/1.png_detail", "b/1.png_detail", "2_detail"}
+
+
 def test_the_toy_teacher_reads_from_captions_what_it_reads_from_boxes():
     rng = random.Random(5)
     for _ in range(50):
@@ -353,6 +361,9 @@ def test_a_teacher_that_knows_nothing_of_the_pictures_is_no_success(coco, tmp_pa
     (["--captions", "{tmp}/list.json"], "list.json is not written as COCO's files are"),
     (["--captions", "{tmp}/latin-1.json"], "latin-1.json is not UTF-8 text"),
     (["--captions", "{tmp}/a_text.jsonl", "--kinds", "brief"], "the captions of 1.jpg are no list"),
+    (["--captions", "{tmp}/a_number.jsonl", "--kinds", "brief"], "an image's name is a text, not 5"),
+    (["--captions", "{tmp}/no_name.json", "--kinds", "brief"], "an image's name is a text, not None"),
+    (["--captions", "{tmp}/deep.json"], "deep.json is not written as COCO's files are"),
     (["--captions", "{tmp}/captions.json", "--kinds", "brief"], "--keep-all does not thin them"),
     (["--captions", "{tmp}/captions.json"], "--instances"),
     (["--captions", "{tmp}/captions.json", "--instances", "{tmp}/captions.json"], "captions.json is not written as"),
@@ -365,6 +376,9 @@ def test_what_is_wrong_with_the_input_is_one_line(coco, tmp_path, toy_main, run,
     (tmp_path / "list.json").write_text("[1, 2]")
     (tmp_path / "latin-1.json").write_bytes('{"images": "café"}'.encode("latin-1"))
     (tmp_path / "a_text.jsonl").write_text(json.dumps({"image": "1.jpg", "captions": "A cat."}))
+    (tmp_path / "a_number.jsonl").write_text(json.dumps({"image": 5, "captions": ["A cat."]}))
+    (tmp_path / "no_name.json").write_text(json.dumps({"images": [{"id": 1, "file_name": None}], "annotations": []}))
+    (tmp_path / "deep.json").write_text("[" * 100_000)
     done = run(*(word.format(tmp=tmp_path) for word in typed), "--out", tmp_path / "out.json")
     assert done.returncode == 2 and "Traceback" not in done.err and not (tmp_path / "out.json").exists()
     assert message in done.err.splitlines()[-1] and done.err.splitlines()[-1].startswith("error: ")

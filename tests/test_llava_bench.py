@@ -146,11 +146,23 @@ def test_the_judge_stops_at_the_limit_and_goes_on(tmp_path, run):
         assert len(server.requests) == 12 == len(read_jsonl(tmp_path / "reviews.jsonl"))
 
 
+def spoilt(name, row):
+    return lambda folder: write_jsonl(folder / name, [row])
+
+
 @pytest.mark.parametrize("break_it, message", [
     (lambda folder: (folder / "cand.jsonl").write_text(""), "cand.jsonl has no answer to question 0"),
     (lambda folder: (folder / "c.jsonl").write_text('{"image": "0.jpg"}\n'), "c.jsonl says nothing of 0.jpg"),
     (lambda folder: (folder / "q.jsonl").write_text('{"question_id": 1}\n'), "q.jsonl is no question file"),
     (lambda folder: (folder / "q.jsonl").write_text("{\n"), "line 1 of"),
+    (spoilt("q.jsonl", QUESTION | {"text": None}), "q.jsonl: text is a text or a number"),
+    (spoilt("cand.jsonl", {"question_id": [0]}), "row 1 of {folder}/cand.jsonl: question_id"),
+    (spoilt("c.jsonl", {"image": ["0.jpg"]}), "row 1 of {folder}/c.jsonl: image is a text"),
+    (spoilt("c.jsonl", {"image": "0.jpg", "caption": None}), "c.jsonl: of 0.jpg it has neither"),
+    (spoilt("c.jsonl", {"image": "0.jpg", "captions": [3], "instances": []}), "of 0.jpg it has"),
+    (spoilt("c.jsonl", {"image": "0.jpg", "captions": [], "instances": None}), "of 0.jpg it has"),
+    (spoilt("c.jsonl", {"image": "0.jpg", "captions": [], "instances": [{"category": "cat"}]}),
+     "instances, each with category and bbox"),
     (lambda folder: (folder / "ref.jsonl").unlink(), "No such file"),
     (lambda folder: write_jsonl(folder / "q.jsonl", [QUESTION | {"image": "1.jpg", "category": "poems"}]),
      "category poems"),
@@ -159,7 +171,8 @@ def test_what_is_wrong_with_the_judges_files_is_one_line(tmp_path, run, break_it
     typed = bench(tmp_path)
     break_it(tmp_path)
     done = run(*typed, OPENAI_BASE_URL="http://127.0.0.1:9/v1", OPENAI_MODEL="mock")
-    assert done.returncode == 2 and message in done.err and done.err.splitlines()[-1].startswith("error: ")
+    assert done.returncode == 2 and done.err.splitlines()[-1].startswith("error: ")
+    assert message.format(folder=tmp_path) in done.err
     assert not (tmp_path / "reviews.jsonl").exists()
 
 

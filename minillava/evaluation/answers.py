@@ -8,7 +8,6 @@ parts.
 """
 import glob
 import json
-import os
 import uuid
 import zlib
 from collections import Counter
@@ -17,7 +16,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minillava.files import read_text, read_whole_lines, replace_file, write
+from minillava.files import read_text, read_whole_lines, write
 
 
 def fingerprint(model):
@@ -155,7 +154,7 @@ def part_of(path, index, count):
 
 
 def parts_of(path):
-    return sorted(path.parent.glob(f"{glob.escape(path.name)}.part-*-of-*"))
+    return sorted(path.parent.glob(f"{glob.escape(path.name)}.part-*-of-*[0-9]"))
 
 
 def finish(questions, path, model_id, metadata):
@@ -166,9 +165,7 @@ def finish(questions, path, model_id, metadata):
     rows = [done[key_of(question)] for question in questions]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     if not path.exists() or read_text(path) != text:
-        new = path.with_name(f"{path.name}.{os.getpid()}")  # two may be the last at the same moment
-        write(new, text)
-        replace_file(new, path)
+        write(path, text)
     for part in parts_of(path):
         part.unlink(missing_ok=True)
     return rows

@@ -18,6 +18,7 @@ from minillava.terminal import printable
 PROMPTS = Path(__file__).parent / "prompts"
 RULE = PROMPTS / "rule.json"
 SYSTEM = PROMPTS / "system_message.txt"
+FIELDS = "question_id", "image", "text", "category"  # of a question
 FAILED = [-1.0, -1.0]  # the official scores of a review that names none
 
 
@@ -103,16 +104,15 @@ def finish(path, reviews, wanted, teacher):
 
 def read_comparisons(questions, context, answers):
     """The paths of a question file, of contexts and of two answer files -> [Comparison]."""
-    contexts = {row.get("image"): row for row in read_jsonl(context)}
-    answered = [{row.get("question_id"): row for row in read_jsonl(path)} for path in answers]
+    contexts = rows_by("image", context)
+    answered = [rows_by("question_id", path) for path in answers]
     comparisons = []
     for number, question in enumerate(read_jsonl(questions), 1):
-        if not {"question_id", "image", "text", "category"} <= question.keys():
-            raise ValueError(f"{questions} is no question file: "
-                             "a line has question_id, image, text, category")
+        if not question.keys() >= set(FIELDS):
+            raise ValueError(f"{questions} is no question file: a line has {', '.join(FIELDS)}")
+        check_plain(question, FIELDS, number, questions)
         told = contexts.get(question["image"], {})
-        if "caption" not in told and not {"captions", "instances"} <= told.keys():
-            raise ValueError(f"{context} says nothing of {question['image']}")
+        check_told(told, question["image"], context)
         rows = [rows.get(question["question_id"], {}) for rows in answered]
         for path, row in zip(answers, rows):
             if not isinstance(row.get("text"), str):
@@ -121,6 +121,32 @@ def read_comparisons(questions, context, answers):
     if not comparisons:
         raise ValueError(f"{questions} holds no questions")
     return comparisons
+
+
+def rows_by(name, path):
+    """JSON lines -> {row[name]: row}"""
+    found = {}
+    for number, row in enumerate(read_jsonl(path), 1):
+        check_plain(row, (name,), number, path)
+        found[row.get(name)] = row
+    return found
+
+
+def check_plain(row, names, number, path):
+    for name in names:
+        if not isinstance(row.get(name, ""), (str, int, float)):
+            raise ValueError(f"row {number} of {path}: {name} is a text or a number, "
+                             f"not {row[name]!r:.60}")
+
+
+def check_told(told, image, path):
+    if "caption" not in told and not {"captions", "instances"} <= told.keys():
+        raise ValueError(f"{path} says nothing of {image}")
+    try:
+        context_text(told)
+    except (KeyError, TypeError):
+        raise ValueError(f"{path}: of {image} it has neither a caption nor a list of captions and "
+                         "one of instances, each with category and bbox") from None
 
 
 def read_rules(path, comparisons):
@@ -160,10 +186,14 @@ def rule_name(comparison):
 def context_text(context):
     """What stands for the picture: in the wild a caption or several, else captions and boxes."""
     if "caption" in context:
-        caption = context["caption"]
-        return caption if isinstance(caption, str) else "\n".join(caption)
+        return joined(context["caption"])
     boxes = [f"{thing['category']}: {thing['bbox']}" for thing in context["instances"]]
-    return "\n".join(context["captions"]) + "\n\n" + "\n".join(boxes)
+    return joined(context["captions"]) + "\n\n" + "\n".join(boxes)
+
+
+def joined(captions):
+    """One or several, a line each."""
+    return captions if isinstance(captions, str) else "\n".join(captions)
 
 
 # ----------------------------------------------------------------------------- what it replies

@@ -12,7 +12,7 @@ from minillava.evaluation.questions import has
 from minillava.evaluation.scienceqa_answers import choice_of
 from minillava.evaluation.scores import Score, grouped, join_labels, percent
 from minillava.evaluation.xlsx import xlsx
-from minillava.files import replace_file
+from minillava.files import write_bytes
 
 CIRCLE = 1_000_000
 NOT_UPLOADED = ("hint", "category", "source", "image", "comment", "l2-category")
@@ -84,9 +84,7 @@ def upload_mmbench(answers, questions, out):
         data = tsv(rows)
     else:
         raise ValueError(f"MMBench takes a .xlsx, or a .tsv to look into; {out} is neither")
-    new = out.with_name(f"{out.name}.tmp")
-    new.write_bytes(data)
-    replace_file(new, out)
+    write_bytes(out, data)
     return [index for index in questions if index not in texts]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from minillava.evaluation.benchmarks import BENCHMARKS
 from minillava.evaluation.questions import read_questions, read_tsv, without_wish
 from minillava.evaluation.scienceqa_table import aligned
-from minillava.files import read_jsonl, read_object, write
+from minillava.files import beside, read_jsonl, read_object, write
 from minillava.terminal import printable
 
 SCORE = ".score.json"
@@ -52,7 +52,7 @@ def keep_score(name, answers_file, labels=None, title=None):
 
 
 def write_score(answers_file, row, out=None):
-    write(out or f"{Path(answers_file).with_suffix('')}{SCORE}", json.dumps(row, indent=1))
+    write(out or beside(answers_file, SCORE), json.dumps(row, indent=1))
 
 
 def upload(name, answers_file, questions_file, out):

@@ -18,7 +18,7 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from minillava.files import write, write_jsonl
+from minillava.files import beside, write, write_jsonl
 from minillava.instruct.captions import brief_samples
 from minillava.instruct.command import (
     add_teacher_flags,
@@ -65,7 +65,7 @@ def make_data(captions, instances, kinds, out, open_teacher, count=None, seed=0,
 
     samples, rejects = make_samples(symbols, jobs, teacher, seed, detail_questions)
     print(teacher.spending())
-    write_rejects(out.with_suffix(".rejects.jsonl"), rejects)
+    write_rejects(beside(out, ".rejects.jsonl"), rejects)
     if not samples:
         return nothing_made(teacher, rejects)
     finish(out, samples, rejects)

@@ -1,10 +1,8 @@
 """Answers on the disk, a file each, named after a hash of the request: none is paid for twice."""
 import hashlib
 import json
-import os
-import threading
 
-from minillava.files import replace_file
+from minillava.files import write
 from minillava.instruct.exchange import Answer, TeacherError
 
 
@@ -29,7 +27,4 @@ def write_answer(path, messages, answer):
     kept = {"messages": messages, "text": answer.text, "tokens": list(answer.tokens)}
     if answer.cut:
         kept["cut"] = answer.cut
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")  # other runs may write it too
-    new.write_text(json.dumps(kept), encoding="utf-8")
-    replace_file(new, path)
+    write(path, json.dumps(kept))

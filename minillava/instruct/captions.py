@@ -4,7 +4,7 @@ import re
 from collections import defaultdict
 
 from minillava.instruct.replies import question_list
-from minillava.instruct.samples import llava_sample
+from minillava.instruct.samples import llava_sample, tell_apart
 from minillava.instruct.symbols import choose
 
 FUNCTION_WORDS = set("""
@@ -69,4 +69,5 @@ def brief_samples(symbols, seed, count=None, thinned=True, questions=None):
         rng = random.Random(f"{seed} brief {name}")
         pair = rng.choice(questions), one_each[name]
         samples.append(llava_sample(name, "brief", [pair], rng))
+    tell_apart(samples)
     return samples, counts

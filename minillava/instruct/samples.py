@@ -1,5 +1,6 @@
 """The teacher is asked of pictures, and its replies become LLaVA-JSON (section 3)."""
 import random
+from collections import Counter
 from pathlib import Path
 
 from minillava.instruct.exchange import TeacherError
@@ -21,6 +22,15 @@ def llava_sample(name, kind, pairs, rng):
 
 def sample_id(name, kind):
     return f"{Path(name).stem}_{kind}"
+
+
+def tell_apart(rows):
+    """Pictures of one name, a/1.png and b/1.png, would share an id: it is then the path's."""
+    times = Counter(row["id"] for row in rows)
+    for row in rows:
+        if times[row["id"]] > 1:
+            kind = row["id"].rpartition("_")[2]
+            row["id"] = f"{row['image']}_{kind}"
 
 
 def jobs_for(symbols, counts, seed):
@@ -55,6 +65,7 @@ def make_samples(symbols, jobs, teacher, seed, detail_questions=None):
     made = teacher.map(make, jobs, "instruction data")
     samples = [sample for sample, _ in made if sample]
     rejects = [reject for _, reject in made if reject]
+    tell_apart([*samples, *rejects])
     return samples, rejects
 
 

@@ -47,19 +47,25 @@ def read_symbols(captions, instances=None):
 def symbols_of_row(row):
     if not isinstance(row["captions"], list):  # a text would be a list of letters
         raise TypeError(f"the captions of {row['image']} are no list")
-    captions = [tidy(text) for text in row["captions"]]
+    captions = [tidy(caption) for caption in row["captions"]]
     boxes = [(thing["category"], thing["bbox"]) for thing in row.get("instances", ())]
-    return row["image"], (captions, boxes)
+    return image_name(row["image"]), (captions, boxes)
 
 
 def read_captions(path):
     """captions_*.json -> {image id: file name}, {image id: captions}"""
     coco = json.loads(read_text(path))
-    file_names = {image["id"]: image["file_name"] for image in coco["images"]}
+    file_names = {image["id"]: image_name(image["file_name"]) for image in coco["images"]}
     captions = {image_id: [] for image_id in file_names}
     for note in coco["annotations"]:
         captions[note["image_id"]].append(tidy(note["caption"]))
     return file_names, captions
+
+
+def image_name(name):
+    if not isinstance(name, str):
+        raise TypeError(f"an image's name is a text, not {name!r:.60}")
+    return name
 
 
 def tidy(caption):
@@ -90,7 +96,8 @@ def corners_of(box, width, height):
 def one_line_errors(path):
     try:
         yield
-    except (KeyError, TypeError, AttributeError, ZeroDivisionError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError, json.JSONDecodeError,
+            RecursionError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path} is not written as COCO's files are: {what}") from None
 
