@@ -25,6 +25,7 @@ from minillava.weights.devices import choose_dtype, find_device
 from minillava.weights.folders import refuse_to_lose, write_folder
 from minillava.weights.saving import (
     save_clip,
+    save_clip_vision,
     save_language,
     save_llava,
     save_original_llava,
@@ -227,11 +228,19 @@ def test_llava_with_its_own_tower(copy):
     tensors |= {"model.mm_projector.weight": torch.randn(32, 128), "model.mm_projector.bias": torch.randn(32)}
     language = load_file(FIXTURES / "vicuna" / "model.safetensors")
     save_file(tensors | language, llava / "model.safetensors")
-    edit_json(llava / "config.json", mm_projector_type=...)  # linear
+    edit_json(llava / "config.json", mm_projector_type=..., mm_vision_tower="openai/clip-vit-tiny")  # linear
     model = load_llava(llava, dtype="float16")[0]
     assert model.config.vision_config == tower.config and model.config.projector == "linear"
     assert torch.equal(model.vision_tower.encoder.layers[1].mlp.fc2.weight, tower.encoder.layers[1].mlp.fc2.weight)
     assert "leave vision= away" in message(ValueError, load_llava, llava, vision=FIXTURES / "clip")
+
+    # another's heads may be of any width: its config.json says, the weights are those inside
+    edit_json(llava / "config.json", mm_vision_tower="laion/CLIP-ViT-H-14-laion2B-s32B-b79K")
+    assert "but does not describe it" in message(ValueError, load_llava, llava)
+    described = replace(tower.config, num_attention_heads=4)
+    save_clip_vision(dict(tower.named_parameters()), replace(model.config, vision_config=described), llava / "tower")
+    other = load_llava(llava, vision=llava / "tower", dtype="float16")[0]
+    assert other.config.vision_config == described and same(other, model)
 
 
 def test_which_tower(copy):

@@ -190,16 +190,14 @@ def read_llava(path, data, tensors, vision=None):
     tensors = rename(tensors, LLAVA)
     tower = take_prefixed(tensors, "vision_tower.")
     if tower:  # v1.6, or merged with a LoRA
-        refuse_second_tower(path, vision)
-        vision_config = vision_config_from_shapes(tower, path)
-        fields = image_fields(path)
+        folder = vision or path
+        vision_config = config_of_own_tower(path, data, tower, vision)
     else:
         folder = tower_folder(path, data, vision)
         vision_config, tower = read_vision(folder)
-        fields = image_fields(Path(folder))
     check_tower_size(path, data, vision_config)
 
-    fields |= fields_of_llava(path, data) | read_own_fields(path)
+    fields = image_fields(Path(folder)) | fields_of_llava(path, data) | read_own_fields(path)
     language_config = parse_language_config(data, path / "config.json")
     config = make_llava_config(vision_config, language_config, fields, path)
     return config, tensors | with_prefix("vision_tower.", tower)
@@ -222,8 +220,21 @@ def fields_of_llava(path, data):
     }
 
 
+def config_of_own_tower(path, data, tower, vision):
+    """Nothing in these files describes their tower: OpenAI's are known, of another vision= says."""
+    vision_config = vision_config_from_shapes(tower, path)
+    name = tower_name(data)
+    if Path(name).name.startswith("clip-vit-") and vision_config.hidden_size % 64 == 0:
+        refuse_second_tower(path, vision)
+        return vision_config
+    if vision is None:
+        raise ValueError(f"{path} holds the vision tower {name:.80}, but does not describe it: "
+                         "give a folder with its config.json as vision=")
+    return read_vision_config(*open_folder(vision))
+
+
 def vision_config_from_shapes(tower, path):
-    """Nothing describes a tower inside these files but its shapes; CLIP's heads are 64 wide."""
+    """The heads of OpenAI's CLIP are 64 wide."""
     for part in ("embeddings.patch_embedding", "embeddings.position_embedding",
                  "encoder.layers.0.mlp.fc1"):
         if f"{part}.weight" not in tower:
