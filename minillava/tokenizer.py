@@ -39,7 +39,8 @@ codecs.register_error("one_mark_per_byte",
 class Tokenizer:
     """Attributes: `bos_id, eos_id, unk_id, pad_id` (the last two may be None), `legacy`,
     `vocab_size` (the highest id + 1), and `image_start_id, image_end_id`: <im_start> and <im_end>,
-    which stand around an image in LLaVA v0 and v1.1, None in all later models."""
+    which stand around an image in LLaVA v0 and v1.1, None in all later models. Where a model has
+    them but its config says no, `use_im_start_end` is False."""
 
     def __init__(self, pipelines, config, model=None):
         """config and model: what tokenizer_config.json and tokenizer.model hold."""
@@ -48,6 +49,7 @@ class Tokenizer:
         self._without_prefix = pipelines.without_prefix
         self._has_prefix = pipelines.has_prefix
         self.legacy = pipelines.legacy
+        self.use_im_start_end = True
 
         # Kept as they came, for save().
         self._config = config
@@ -140,7 +142,10 @@ class Tokenizer:
 
     def changed(self, parsed):
         """-> a Tokenizer like this one, of another tokenizer.json."""
-        return Tokenizer(from_json(parsed, "the changed tokenizer", self.legacy), self._config)
+        pipelines = from_json(parsed, "the changed tokenizer", self.legacy)
+        tokenizer = Tokenizer(pipelines, self._config)
+        tokenizer.use_im_start_end = self.use_im_start_end
+        return tokenizer
 
     def _saved_config(self):
         config = dict(self._config)

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from minillava.checkpoint import load_language, load_llava, load_vision
+from minillava.conversation import render
 from minillava.images import IMAGE_MEAN, load_image
 from minillava.llama import LanguageConfig
 from minillava.llava import IMAGE_TOKEN, Llava, LlavaConfig
@@ -131,9 +132,9 @@ def test_fields_of_a_llava(copy):
     llava, hf = copy("llava"), copy("llava_hf")
     config = load_llava(llava, vision=FIXTURES / "clip")[0].config
     assert (config.projector, config.vision_feature_layer, config.image_aspect_ratio) == ("mlp2x_gelu", -2, "pad")
-    edit_json(llava / "config.json", mm_vision_select_layer=-1, image_aspect_ratio=..., mm_use_im_start_end=True)
+    edit_json(llava / "config.json", mm_vision_select_layer=-1, image_aspect_ratio=...)
     config = load_llava(llava, vision=FIXTURES / "clip")[0].config
-    assert (config.vision_feature_layer, config.image_aspect_ratio, config.mm_use_im_start_end) == (-1, "square", True)
+    assert (config.vision_feature_layer, config.image_aspect_ratio) == (-1, "square")
     edit_json(llava / "config.json", image_aspect_ratio="anyres")
     assert "image_aspect_ratio 'anyres'" in message(ValueError, load_llava, llava, vision=FIXTURES / "clip")
 
@@ -145,6 +146,23 @@ def test_fields_of_a_llava(copy):
     assert load_llava(hf)[0].config.image_std == (0.5, 0.5, 0.5)
     edit_json(hf / "config.json", vision_feature_select_strategy="full")
     assert "vision_feature_select_strategy 'full'" in message(ValueError, load_llava, hf)
+
+
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("flag, used", [(False, False), (True, True), (..., True)])
+def test_tokens_around_the_image_are_the_configs(tmp_path, tokenizer, added, flag, used):
+    words = [tokenizer.add(token) for token in ("<im_start>", "<im_end>") if added]
+    save_original_llava(tiny(vocab_size=42), tokenizer, tmp_path / "a")
+    (tmp_path / "a" / "minillava.json").unlink()
+    edit_json(tmp_path / "a" / "config.json", mm_use_im_start_end=flag)
+    if flag is True and not added:
+        assert "has not both <im_start> and <im_end>" in message(ValueError, load_llava, tmp_path / "a")
+        return
+    save_original_llava(*load_llava(tmp_path / "a", device="cpu"), tmp_path / "b")
+    for name in ("a", "b"):
+        model, tokenizer = load_llava(tmp_path / name)
+        ids, _ = render([("human", "<image>"), ("gpt", None)], tokenizer, "vicuna_v1", 1)
+        assert model.config.mm_use_im_start_end is (words == [40, 41] == [i for i in ids if i >= 40]) is (used and added)
 
 
 def test_dtype_and_sharing_of_memory():
@@ -411,7 +429,7 @@ def tiny(projector="mlp2x_gelu", **language):
               "num_attention_heads": 4}
     return Llava(LlavaConfig(
         VisionConfig(24, 32, 2, 2, 16, 8), LanguageConfig(**fields | language), projector, -1, "pad",
-        (0.5, 0.4, 0.3), (0.1, 0.2, 0.3), template="plain", mm_use_im_start_end=True))
+        (0.5, 0.4, 0.3), (0.1, 0.2, 0.3), template="plain", mm_use_im_start_end=False))
 
 
 @pytest.fixture

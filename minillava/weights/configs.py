@@ -64,7 +64,7 @@ def make_llava_config(vision_config, language_config, fields, source):
     config = LlavaConfig(vision_config, language_config, **fields)
     check_values(vars(config), {
         "template": list(TEMPLATES),
-        "mm_use_im_start_end": [False, True],
+        "mm_use_im_start_end": [None, False, True],
         "projector": ["linear", *(f"mlp{depth}x_gelu" for depth in range(1, 10))],
         "image_aspect_ratio": ["square", "pad"],
     }, source)

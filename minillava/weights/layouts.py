@@ -215,7 +215,7 @@ def fields_of_llava(path, data):
         "projector": data.get("mm_projector_type", "linear"),
         "vision_feature_layer": data.get("mm_vision_select_layer", -2),
         "image_aspect_ratio": data.get("image_aspect_ratio") or "square",
-        "mm_use_im_start_end": data.get("mm_use_im_start_end", False),
+        "mm_use_im_start_end": data.get("mm_use_im_start_end"),
         "template": "llava_v0" if is_v0 else "vicuna_v1",
     }
 
