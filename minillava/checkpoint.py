@@ -90,14 +90,29 @@ def load_tokenizer(folder, model):
                          "<im_start> and <im_end>; copy its added_tokens.json there")
     tokenizer.use_im_start_end = has and wanted is not False
     model.config = replace(model.config, mm_use_im_start_end=tokenizer.use_im_start_end)
+    check_words(tokenizer, model.language_model, folder)
     return tokenizer
+
+
+def check_words(tokenizer, language_model, folder):
+    """The model has a row for each id that is used; some control tokens officially have none."""
+    rows = len(language_model.embed_tokens.weight)
+    used = {tokenizer.bos_id, tokenizer.eos_id}
+    if tokenizer.use_im_start_end:
+        used |= {tokenizer.image_start_id, tokenizer.image_end_id}
+    for i in range(rows, tokenizer.vocab_size):
+        if i in used or tokenizer.decode([i]):
+            raise ValueError(f"{folder}: the tokenizer's {tokenizer.spell([i])!r:.40} is id {i}, but "
+                             f"the model has {rows} words; copy the tokenizer that belongs to it")
 
 
 def load_language(path, device="auto", dtype="auto", quantize=None):
     """The folder of a Vicuna or any other Llama -> (LanguageModel, Tokenizer)."""
     config, tensors = read_language(path)
     model = build(LanguageModel, config, tensors, path, device, dtype, quantize)
-    return model, Tokenizer.load(path)
+    tokenizer = Tokenizer.load(path)
+    check_words(tokenizer, model, path)
+    return model, tokenizer
 
 
 def load_vision(path, device="auto", dtype="auto"):

@@ -342,6 +342,21 @@ def test_tied_head_that_differs(copy):
     load_language(folder)
 
 
+@pytest.mark.parametrize("special, field", [(False, "unk_token"), (True, "bos_token"), (True, "eos_token")])
+def test_a_tokenizer_of_another_model(copy, special, field):
+    """Control tokens may lie beyond the table, as <image> does here; a word, <s> or </s> may not."""
+    folder = copy("vicuna")
+    parsed = json.loads((folder / "tokenizer.json").read_text())
+    word = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    parsed["added_tokens"] += [word | {"id": 40, "content": "<image>", "special": True},
+                               word | {"id": 41, "content": "Zorp", "special": special}]
+    edit_json(folder / "tokenizer.json", **parsed)
+    if special:
+        load_language(folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({field: "Zorp"}))
+    assert "'Zorp' is id 41, but the model has 40 words" in message(ValueError, load_language, folder)
+
+
 def test_wrong_folders(tmp_path, copy):
     assert "hf download" in message(FileNotFoundError, load_llava, "llava-hf/llava-1.5-7b-hf")
     assert "config.json" in message(FileNotFoundError, load_llava, tmp_path)
@@ -500,7 +515,7 @@ def test_shards(tmp_path, tokenizer, monkeypatch):
 
 
 def test_no_file_of_an_earlier_tokenizer_stays(tmp_path, tokenizer):
-    model = tiny().language_model
+    model = tiny(vocab_size=560).language_model
     save_language(model, Tokenizer.load(FIXTURES / "tokenizer"), tmp_path)
     (tmp_path / "added_tokens.json").write_text('{"<old>": 300}')
     save_language(model, tokenizer, tmp_path)
