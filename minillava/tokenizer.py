@@ -17,6 +17,8 @@ import json
 import re
 from pathlib import Path
 
+from tokenizers import AddedToken
+
 from minillava.files import read_json
 from minillava.sentencepiece import SPACE
 from minillava.tokenizer_json import (
@@ -69,8 +71,8 @@ class Tokenizer:
         # <image>, <pad> and their like, which come after the vocabulary.
         for i, token in sorted(read_added_tokens(folder, config).items()):
             if tokenizer.add(token) != i:
-                raise ValueError(f"{folder}: added token {token!r} should have id {i}, "
-                                 f"but {tokenizer._ids[token]} is next")
+                raise ValueError(f"{folder}: added token {str(token)!r} should have id {i}, "
+                                 f"but {tokenizer._ids[str(token)]} is next")
         return tokenizer
 
     def encode(self, text):
@@ -112,12 +114,15 @@ class Tokenizer:
 
     def add(self, token):
         """Gives a control token such as <image> the next free id, if it has none yet -> its id."""
-        if token not in self._ids:
+        if str(token) not in self._ids:
+            # A name alone is a control token's; an AddedToken says what it is.
+            if isinstance(token, str):
+                token = AddedToken(token, special=True, normalized=False)
             # Both pipelines know the same tokens, and the tables know them too.
-            self._with_prefix.add_special_tokens([token])
-            self._without_prefix.add_special_tokens([token])
+            self._with_prefix.add_tokens([token])
+            self._without_prefix.add_tokens([token])
             self._look_up()
-        return self._ids[token]
+        return self._ids[str(token)]
 
     def save(self, folder):
         """Writes tokenizer.json, tokenizer_config.json and tokenizer.model, for transformers too.

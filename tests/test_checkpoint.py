@@ -114,6 +114,7 @@ def test_what_would_compute_something_else_is_refused(copy, fields, said):
     ("llava_hf", "minillava.json", {"projector": 2}, "projector 2 is not supported"),
     ("llava_hf", "tokenizer_config.json", {"legacy": "false"}, "legacy 'false' is neither true nor false"),
     ("llava_hf", "tokenizer_config.json", {"added_tokens_decoder": {"x": 7}}, "added tokens"),
+    ("llava_hf", "tokenizer_config.json", {"added_tokens_decoder": {"41": {"content": ""}}}, "added tokens"),
     ("llava_hf", "tokenizer_config.json", {"bos_token": ["<s>"]}, "bos_token")])
 def test_fields_of_a_wrong_type(copy, name, file, fields, said):
     folder = copy(name)
