@@ -85,7 +85,10 @@ def test_rope_in_the_words_of_transformers_4_and_5(fields):
 @pytest.mark.parametrize("fields, said", [
     ({"model_type": "mistral"}, "model_type 'mistral' is not supported"), ({"attention_bias": True}, "attention_bias"),
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
-    ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, "llama3")])
+    ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, "llama3"), ({"rope_scaling": {"factor": 4.0}}, "4.0} is not"),
+    ({"rope_scaling": {"type": "linear", "rope_type": "default", "factor": 4.0}}, "'default', 'factor': 4.0} is not"),
+    ({"rope_scaling": {"type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0,
+                       "original_max_position_embeddings": 8192}}, "high_freq_factor > low_freq_factor")])
 def test_what_would_compute_something_else_is_refused(copy, fields, said):
     folder = copy("vicuna")
     edit_json(folder / "config.json", **fields)

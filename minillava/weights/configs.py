@@ -45,11 +45,15 @@ def parse_language_config(data, source):
 def parse_rope(data, source):
     """-> {"rope_theta", "rope_scaling"}, as transformers 4 writes them; 5 has rope_parameters."""
     rope = section(data, "rope_scaling", source) or section(data, "rope_parameters", source)
-    kind = str(rope.get("rope_type", rope.get("type", "default")))
+    kinds = {str(rope[name]) for name in ("rope_type", "type") if name in rope}
+    if not kinds and "factor" not in rope:
+        kinds = {"default"}
+    kind = " and ".join(kinds)  # two that differ are none
     needed = ROPE_FIELDS.get(kind)
-    if needed is None or not all(is_positive(rope.get(name)) for name in needed):
-        raise ValueError(f"{source}: rope scaling {rope!r:.200} is not supported, "
-                         "only whole 'linear' and 'llama3'")
+    whole = needed is not None and all(is_positive(rope.get(name)) for name in needed)
+    if not whole or kind == "llama3" and rope["high_freq_factor"] <= rope["low_freq_factor"]:
+        raise ValueError(f"{source}: rope scaling {rope!r:.200} is not supported, only whole "
+                         "'linear', and 'llama3' of which high_freq_factor > low_freq_factor")
 
     # transformers 5 keeps theta among the rope's fields, 4 beside them
     theta = rope.get("rope_theta", data.get("rope_theta", LanguageConfig.rope_theta))
