@@ -390,8 +390,16 @@ def test_a_pickle_that_wants_to_run_code(tmp_path, monkeypatch):
     Path("plain.bin").write_bytes(pickle.dumps(Evil(), protocol=2))
     message(ValueError, load_llava, **PARTS | {"projector": "plain.bin"})
     assert not Path("evil").exists()
-    torch.save({"a": {"b": torch.zeros(1)}}, "nested.bin")
-    assert "not a table" in message(ValueError, load_llava, **PARTS | {"projector": "nested.bin"})
+
+
+@pytest.mark.parametrize("table, said", [
+    ({"a": {"b": torch.zeros(1)}}, "not a table"), ({7: torch.zeros(1)}, "not a table"),
+    ({"mm_projector.weight": torch.eye(32).to_sparse()}, "not a table"),
+    ({"mm_projector.weight": torch.empty(32, 32, device="meta")}, "not a table"),
+    ({"mm_projector.0.bias": torch.zeros(32), "model.mm_projector.0.bias": torch.zeros(32)}, "0.bias of the projector")])
+def test_a_pickle_of_something_else(tmp_path, table, said):
+    torch.save(table, tmp_path / "projector.bin")
+    assert said in message(ValueError, load_llava, **PARTS | {"projector": tmp_path / "projector.bin"})
 
 
 @pytest.mark.parametrize("file", ["../vicuna/model.safetensors", "/etc/passwd", "a/b.safetensors", "..", 7])
@@ -413,6 +421,14 @@ def test_damaged_files(copy, spoil):
         path = folder / Path(name).name
         path.write_bytes(spoil(path.read_bytes()))
         assert Path(name).name in message(ValueError, load, folder)
+
+
+def test_a_tensor_that_two_shards_hold(copy):
+    folder = copy("llava_hf")
+    first, second, _ = sorted(folder.glob("*.safetensors"))
+    name = min(load_file(first))
+    edit_tensors(second, lambda tensors: tensors.update({name: load_file(first)[name]}))
+    assert f"{second} holds {name}, as another" in message(ValueError, load_llava, folder)
 
 
 def test_missing_shard_and_bad_json(copy):
@@ -757,8 +773,11 @@ def test_fast_is_the_dtype_that_the_device_is_good_at():
     assert choose_dtype("auto", torch.float64, cpu) == choose_dtype("fast", torch.float64, cpu) == torch.float32
 
 
-def test_floats_of_8_bits_are_refused(copy):
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.embed_tokens.weight", "lm_head.weight"])
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_floats_of_8_bits_are_refused(copy, name, quantize):
     folder = copy("vicuna")
     edit_tensors(folder / "model.safetensors",
-                 lambda tensors: tensors.update({"model.norm.weight": tensors["model.norm.weight"].to(torch.float8_e5m2)}))
-    assert "norm.weight is torch.float8_e5m2" in message(ValueError, load_language, folder)
+                 lambda tensors: tensors.update({name: tensors[name].to(torch.float8_e5m2)}))
+    said = message(ValueError, load_language, folder, quantize=quantize)
+    assert f"{name} is torch.float8_e5m2: give the folder in 16 bits" in said

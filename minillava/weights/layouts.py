@@ -117,6 +117,8 @@ def read_projector(path):
         if not found:  # embed_tokens: rows of <im_start> and <im_end>, which no other Llama has
             raise ValueError(f"{path} holds {name} beside the projector: "
                              "it belongs to one language model only")
+        if "mm_projector." + rest in tensors:
+            raise ValueError(f"{path} holds {rest} of the projector twice, under two names: leave one")
         tensors["mm_projector." + rest] = tensor
 
     if "mm_projector.weight" in tensors:
