@@ -111,6 +111,9 @@ def test_what_would_compute_something_else_is_refused(copy, fields, said):
     ("llava_hf", "preprocessor_config.json", {"image_mean": 0.5}, "image_mean 0.5 is not three numbers"),
     ("llava_hf", "preprocessor_config.json", {"image_std": [0, 1, 1]}, "image_std [0, 1, 1] is not positive"),
     ("llava_hf", "preprocessor_config.json", {"resample": 2}, "resample 2 is not supported"),
+    ("llava_hf", "preprocessor_config.json", {"size": {"shortest_edge": 48}}, "size {'shortest_edge': 48} is not"),
+    ("llava_hf", "preprocessor_config.json", {"size": {"height": 24, "width": 24}}, "size {'height': 24, 'width': 24}"),
+    ("llava_hf", "preprocessor_config.json", {"crop_size": 48}, "crop_size 48 is not"),
     ("llava_hf", "preprocessor_config.json", {"do_center_crop": False}, "do_center_crop False is not supported"),
     ("llava_hf", "preprocessor_config.json", {"rescale_factor": 1 / 127.5}, "rescale_factor"),
     ("llava_hf", "minillava.json", {"template": "v9"}, "template 'v9' is not supported"),
@@ -143,7 +146,8 @@ def test_fields_of_a_llava(copy):
     assert "image_aspect_ratio 'anyres'" in message(ValueError, load_llava, llava, vision=FIXTURES / "clip")
 
     assert load_llava(hf)[0].config.image_aspect_ratio == "square"
-    edit_json(hf / "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5], do_pad=True, do_center_crop=False)
+    edit_json(hf / "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5], do_pad=True, do_center_crop=False,
+              size={"height": 24, "width": 24})
     config = load_llava(hf)[0].config
     assert (config.image_aspect_ratio, config.image_mean) == ("pad", (0.5, 0.5, 0.5))
     (hf / "processor_config.json").write_text(json.dumps({"image_processor": {"image_std": [0.5, 0.5, 0.5]}}))

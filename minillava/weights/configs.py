@@ -87,8 +87,8 @@ def make_llava_config(vision_config, language_config, fields, source):
     return dataclasses.replace(config, image_mean=image_mean, image_std=image_std)
 
 
-def image_fields(folder):
-    """What preprocessor_config.json decides of a LlavaConfig.
+def image_fields(folder, vision_config):
+    """What preprocessor_config.json decides of a LlavaConfig; its sizes must be the tower's.
 
     transformers 5 writes it into processor_config.json, and reads that first.
     """
@@ -98,7 +98,14 @@ def image_fields(folder):
         file = folder / "preprocessor_config.json"
         data = read_json(file)
 
+    side = vision_config.image_size
+    square = {"height": side, "width": side}
+    sizes = [{"shortest_edge": side}, side]
+    if data.get("do_pad"):  # any other picture would be squeezed into the square
+        sizes.append(square)
     check_values(data, {
+        "size": sizes,
+        "crop_size": [square, side],
         "do_resize": [True],
         "do_center_crop": [True, not data.get("do_pad")],  # a square has nothing to be cut off
         "do_rescale": [True],

@@ -143,7 +143,7 @@ def compose(vision, language, projector):
     tensors |= with_prefix("vision_tower.", vision_tensors)
     tensors |= with_prefix("language_model.", language_tensors)
 
-    fields = image_fields(Path(vision)) | {"projector": kind}
+    fields = image_fields(Path(vision), vision_config) | {"projector": kind}
     return make_llava_config(vision_config, language_config, fields, vision), tensors
 
 
@@ -199,7 +199,8 @@ def read_llava(path, data, tensors, vision=None):
         vision_config, tower = read_vision(folder)
     check_tower_size(path, data, vision_config)
 
-    fields = image_fields(Path(folder)) | fields_of_llava(path, data) | read_own_fields(path)
+    fields = image_fields(Path(folder), vision_config) | fields_of_llava(path, data)
+    fields |= read_own_fields(path)
     language_config = parse_language_config(data, path / "config.json")
     config = make_llava_config(vision_config, language_config, fields, path)
     return config, tensors | with_prefix("vision_tower.", tower)
@@ -294,15 +295,16 @@ def read_llava_hf(path, data, tensors):
     }, source)
 
     tensors = rename(tensors, LLAVA_HF | LLAVA_HF_5)
-    fields = image_fields(path) | {"vision_feature_layer": data.get("vision_feature_layer", -2)}
+    vision_data = section(data, "vision_config", source) or CLIP_L
+    vision_config = parse_vision_config(vision_data, source)
+    fields = image_fields(path, vision_config)
+    fields["vision_feature_layer"] = data.get("vision_feature_layer", -2)
     if data.get("projector_hidden_act") == "linear":
         kind = own.get("projector", "linear")
         tensors = one_layer_projector(tensors, kind, path)
         fields["projector"] = "linear"
     fields |= own
 
-    vision_data = section(data, "vision_config", source) or CLIP_L
-    vision_config = parse_vision_config(vision_data, source)
     tied = {"tie_word_embeddings": data.get("tie_word_embeddings", False)}
     text_config = tied | section(data, "text_config", source)
     language_config = parse_language_config(text_config, source)
