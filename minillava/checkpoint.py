@@ -102,8 +102,9 @@ def check_words(tokenizer, language_model, folder):
         used |= {tokenizer.image_start_id, tokenizer.image_end_id}
     for i in range(rows, tokenizer.vocab_size):
         if i in used or tokenizer.decode([i]):
-            raise ValueError(f"{folder}: the tokenizer's {tokenizer.spell([i])!r:.40} is id {i}, but "
-                             f"the model has {rows} words; copy the tokenizer that belongs to it")
+            token = tokenizer.spell([i])
+            raise ValueError(f"{folder}: the tokenizer's {token!r:.40} is id {i}, but the model "
+                             f"has {rows} words; copy the tokenizer that belongs to it")
 
 
 def load_language(path, device="auto", dtype="auto", quantize=None):

@@ -48,7 +48,7 @@ def read_added_tokens(folder, config):
     parsed = read_json(folder / "tokenizer.json")
     try:
         added = {}
-        # this one does not say whether they are control tokens, the others do
+        # This file does not say whether they are control tokens, the others do.
         for token, i in read_json(folder / "added_tokens.json").items():
             added[int(i)] = added_token({"content": token})
         for entry in parsed.get("added_tokens", []):
@@ -62,7 +62,7 @@ def read_added_tokens(folder, config):
 
 
 def added_token(entry):
-    """A control token, or where it is not "special" a word, found in the text as it stands there."""
+    """A control token; or, where it is not "special", a word that is found in a text as it is."""
     if not entry["content"]:
         raise ValueError("it has no letters")
     flags = {name: entry[name] for name in ("special", "lstrip", "rstrip", "single_word")

@@ -118,7 +118,8 @@ def read_projector(path):
             raise ValueError(f"{path} holds {name} beside the projector: "
                              "it belongs to one language model only")
         if "mm_projector." + rest in tensors:
-            raise ValueError(f"{path} holds {rest} of the projector twice, under two names: leave one")
+            raise ValueError(f"{path} holds the projector's {rest} twice, under two names: "
+                             "leave one")
         tensors["mm_projector." + rest] = tensor
 
     if "mm_projector.weight" in tensors:
