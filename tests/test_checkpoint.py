@@ -169,6 +169,7 @@ def test_tokens_around_the_image_are_the_configs(tmp_path, tokenizer, added, fla
     save_original_llava(*load_llava(tmp_path / "a", device="cpu"), tmp_path / "b")
     for name in ("a", "b"):
         model, tokenizer = load_llava(tmp_path / name)
+        tokenizer = tokenizer.changed(tokenizer.as_json())  # as --new-word does
         ids, _ = render([("human", "<image>"), ("gpt", None)], tokenizer, "vicuna_v1", 1)
         assert model.config.mm_use_im_start_end is (words == [40, 41] == [i for i in ids if i >= 40]) is (used and added)
 
