@@ -4,6 +4,7 @@ A folder is known by what is in its files, never by its name. Its tensors are me
 become the model's own: a 7B model needs the memory of its weights and no more. How each official
 layout names them, and what its config says, stands in weights/.
 """
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -64,7 +65,7 @@ def load_llava(path=None, *, vision=None, language=None, projector=None, base=No
         config, tensors = compose(vision, language, projector)
         tokenizer_folder = language
     model = build(Llava, config, tensors, source, device, dtype, quantize)
-    return model, Tokenizer.load(tokenizer_folder)
+    return model, load_tokenizer(tokenizer_folder, model)
 
 
 def load_adapted(path, base, vision, device, dtype, quantize):
@@ -76,14 +77,43 @@ def load_adapted(path, base, vision, device, dtype, quantize):
     model = build(Llava, config, tensors, path, device, dtype, quantize)
     if rounded:
         attach(adapter, model)
-    return model, Tokenizer.load(tokenizer_folder)
+    return model, load_tokenizer(tokenizer_folder, model)
+
+
+def load_tokenizer(folder, model):
+    """Its <im_start> and <im_end> stand around an image where the config does not say no."""
+    tokenizer = Tokenizer.load(folder)
+    wanted = model.config.mm_use_im_start_end
+    has = None not in (tokenizer.image_start_id, tokenizer.image_end_id)
+    if wanted and not has:
+        raise ValueError(f"{folder}: mm_use_im_start_end is true, but the tokenizer has not both "
+                         "<im_start> and <im_end>; copy its added_tokens.json there")
+    tokenizer.use_im_start_end = has and wanted is not False
+    model.config = replace(model.config, mm_use_im_start_end=tokenizer.use_im_start_end)
+    check_words(tokenizer, model.language_model, folder)
+    return tokenizer
+
+
+def check_words(tokenizer, language_model, folder):
+    """The model has a row for each id that is used; some control tokens officially have none."""
+    rows = len(language_model.embed_tokens.weight)
+    used = {tokenizer.bos_id, tokenizer.eos_id}
+    if tokenizer.use_im_start_end:
+        used |= {tokenizer.image_start_id, tokenizer.image_end_id}
+    for i in range(rows, tokenizer.vocab_size):
+        if i in used or tokenizer.decode([i]):
+            token = tokenizer.spell([i])
+            raise ValueError(f"{folder}: the tokenizer's {token!r:.40} is id {i}, but the model "
+                             f"has {rows} words; copy the tokenizer that belongs to it")
 
 
 def load_language(path, device="auto", dtype="auto", quantize=None):
     """The folder of a Vicuna or any other Llama -> (LanguageModel, Tokenizer)."""
     config, tensors = read_language(path)
     model = build(LanguageModel, config, tensors, path, device, dtype, quantize)
-    return model, Tokenizer.load(path)
+    tokenizer = Tokenizer.load(path)
+    check_words(tokenizer, model, path)
+    return model, tokenizer
 
 
 def load_vision(path, device="auto", dtype="auto"):

@@ -39,7 +39,7 @@ class LlavaConfig:
     image_mean: tuple = IMAGE_MEAN
     image_std: tuple = IMAGE_STD
     template: str = "vicuna_v1"           # of conversation.TEMPLATES
-    mm_use_im_start_end: bool = False     # as in the file; render() asks the tokenizer instead
+    mm_use_im_start_end: bool | None = None  # around an image; None: where the tokenizer has them
     prompt_format: str = ""               # of ScienceQA, as "QCM-LEA", where it was trained on that
 
     @property

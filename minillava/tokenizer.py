@@ -17,6 +17,8 @@ import json
 import re
 from pathlib import Path
 
+from tokenizers import AddedToken
+
 from minillava.files import read_json
 from minillava.sentencepiece import SPACE
 from minillava.tokenizer_json import (
@@ -39,7 +41,8 @@ codecs.register_error("one_mark_per_byte",
 class Tokenizer:
     """Attributes: `bos_id, eos_id, unk_id, pad_id` (the last two may be None), `legacy`,
     `vocab_size` (the highest id + 1), and `image_start_id, image_end_id`: <im_start> and <im_end>,
-    which stand around an image in LLaVA v0 and v1.1, None in all later models."""
+    which stand around an image in LLaVA v0 and v1.1, None in all later models. Where a model has
+    them but its config says no, `use_im_start_end` is False."""
 
     def __init__(self, pipelines, config, model=None):
         """config and model: what tokenizer_config.json and tokenizer.model hold."""
@@ -48,6 +51,7 @@ class Tokenizer:
         self._without_prefix = pipelines.without_prefix
         self._has_prefix = pipelines.has_prefix
         self.legacy = pipelines.legacy
+        self.use_im_start_end = True
 
         # Kept as they came, for save().
         self._config = config
@@ -67,8 +71,8 @@ class Tokenizer:
         # <image>, <pad> and their like, which come after the vocabulary.
         for i, token in sorted(read_added_tokens(folder, config).items()):
             if tokenizer.add(token) != i:
-                raise ValueError(f"{folder}: added token {token!r} should have id {i}, "
-                                 f"but {tokenizer._ids[token]} is next")
+                raise ValueError(f"{folder}: added token {str(token)!r} should have id {i}, "
+                                 f"but {tokenizer._ids[str(token)]} is next")
         return tokenizer
 
     def encode(self, text):
@@ -110,12 +114,15 @@ class Tokenizer:
 
     def add(self, token):
         """Gives a control token such as <image> the next free id, if it has none yet -> its id."""
-        if token not in self._ids:
+        if str(token) not in self._ids:
+            # A name alone is a control token's; an AddedToken says what it is.
+            if isinstance(token, str):
+                token = AddedToken(token, special=True, normalized=False)
             # Both pipelines know the same tokens, and the tables know them too.
-            self._with_prefix.add_special_tokens([token])
-            self._without_prefix.add_special_tokens([token])
+            self._with_prefix.add_tokens([token])
+            self._without_prefix.add_tokens([token])
             self._look_up()
-        return self._ids[token]
+        return self._ids[str(token)]
 
     def save(self, folder):
         """Writes tokenizer.json, tokenizer_config.json and tokenizer.model, for transformers too.
@@ -140,7 +147,10 @@ class Tokenizer:
 
     def changed(self, parsed):
         """-> a Tokenizer like this one, of another tokenizer.json."""
-        return Tokenizer(from_json(parsed, "the changed tokenizer", self.legacy), self._config)
+        pipelines = from_json(parsed, "the changed tokenizer", self.legacy)
+        tokenizer = Tokenizer(pipelines, self._config)
+        tokenizer.use_im_start_end = self.use_im_start_end
+        return tokenizer
 
     def _saved_config(self):
         config = dict(self._config)

@@ -6,7 +6,7 @@ A conversation needs both, so the second is made by taking the prefix out.
 import json
 
 import tokenizers
-from tokenizers import models
+from tokenizers import AddedToken, models
 
 from minillava.files import read_json
 from minillava.sentencepiece import Pipelines, from_sentencepiece
@@ -44,20 +44,30 @@ def read_pipelines(folder, legacy):
 
 
 def read_added_tokens(folder, config):
-    """{id: token} of the tokens that were added to a vocabulary, from all files that list them."""
+    """{id: AddedToken}: those added to a vocabulary, from all files that list them."""
     parsed = read_json(folder / "tokenizer.json")
     try:
         added = {}
-        for entry in parsed.get("added_tokens", []):
-            added[int(entry["id"])] = str(entry["content"])
-        for i, entry in config.get("added_tokens_decoder", {}).items():
-            added[int(i)] = str(entry["content"])
+        # This file does not say whether they are control tokens, the others do.
         for token, i in read_json(folder / "added_tokens.json").items():
-            added[int(i)] = token
+            added[int(i)] = added_token({"content": token})
+        for entry in parsed.get("added_tokens", []):
+            added[int(entry["id"])] = added_token(entry)
+        for i, entry in config.get("added_tokens_decoder", {}).items():
+            added[int(i)] = added_token(entry)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         raise ValueError(f"{folder} lists added tokens in no known way; "
                          "download its files again") from None
     return added
+
+
+def added_token(entry):
+    """A control token; or, where it is not "special", a word that is found in a text as it is."""
+    if not entry["content"]:
+        raise ValueError("it has no letters")
+    flags = {name: entry[name] for name in ("special", "lstrip", "rstrip", "single_word")
+             if name in entry}
+    return AddedToken(entry["content"], **{"special": True} | flags, normalized=False)
 
 
 def from_json(parsed, path, legacy):

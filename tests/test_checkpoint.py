@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from minillava.checkpoint import load_language, load_llava, load_vision
+from minillava.conversation import render
 from minillava.images import IMAGE_MEAN, load_image
 from minillava.llama import LanguageConfig
 from minillava.llava import IMAGE_TOKEN, Llava, LlavaConfig
@@ -25,6 +26,7 @@ from minillava.weights.devices import choose_dtype, find_device
 from minillava.weights.folders import refuse_to_lose, write_folder
 from minillava.weights.saving import (
     save_clip,
+    save_clip_vision,
     save_language,
     save_llava,
     save_original_llava,
@@ -83,7 +85,10 @@ def test_rope_in_the_words_of_transformers_4_and_5(fields):
 @pytest.mark.parametrize("fields, said", [
     ({"model_type": "mistral"}, "model_type 'mistral' is not supported"), ({"attention_bias": True}, "attention_bias"),
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
-    ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, "llama3")])
+    ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, "llama3"), ({"rope_scaling": {"factor": 4.0}}, "4.0} is not"),
+    ({"rope_scaling": {"type": "linear", "rope_type": "default", "factor": 4.0}}, "'default', 'factor': 4.0} is not"),
+    ({"rope_scaling": {"type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0,
+                       "original_max_position_embeddings": 8192}}, "high_freq_factor > low_freq_factor")])
 def test_what_would_compute_something_else_is_refused(copy, fields, said):
     folder = copy("vicuna")
     edit_json(folder / "config.json", **fields)
@@ -106,12 +111,16 @@ def test_what_would_compute_something_else_is_refused(copy, fields, said):
     ("llava_hf", "preprocessor_config.json", {"image_mean": 0.5}, "image_mean 0.5 is not three numbers"),
     ("llava_hf", "preprocessor_config.json", {"image_std": [0, 1, 1]}, "image_std [0, 1, 1] is not positive"),
     ("llava_hf", "preprocessor_config.json", {"resample": 2}, "resample 2 is not supported"),
+    ("llava_hf", "preprocessor_config.json", {"size": {"shortest_edge": 48}}, "size {'shortest_edge': 48} is not"),
+    ("llava_hf", "preprocessor_config.json", {"size": {"height": 24, "width": 24}}, "size {'height': 24, 'width': 24}"),
+    ("llava_hf", "preprocessor_config.json", {"crop_size": 48}, "crop_size 48 is not"),
     ("llava_hf", "preprocessor_config.json", {"do_center_crop": False}, "do_center_crop False is not supported"),
     ("llava_hf", "preprocessor_config.json", {"rescale_factor": 1 / 127.5}, "rescale_factor"),
     ("llava_hf", "minillava.json", {"template": "v9"}, "template 'v9' is not supported"),
     ("llava_hf", "minillava.json", {"projector": 2}, "projector 2 is not supported"),
     ("llava_hf", "tokenizer_config.json", {"legacy": "false"}, "legacy 'false' is neither true nor false"),
     ("llava_hf", "tokenizer_config.json", {"added_tokens_decoder": {"x": 7}}, "added tokens"),
+    ("llava_hf", "tokenizer_config.json", {"added_tokens_decoder": {"41": {"content": ""}}}, "added tokens"),
     ("llava_hf", "tokenizer_config.json", {"bos_token": ["<s>"]}, "bos_token")])
 def test_fields_of_a_wrong_type(copy, name, file, fields, said):
     folder = copy(name)
@@ -130,20 +139,39 @@ def test_fields_of_a_llava(copy):
     llava, hf = copy("llava"), copy("llava_hf")
     config = load_llava(llava, vision=FIXTURES / "clip")[0].config
     assert (config.projector, config.vision_feature_layer, config.image_aspect_ratio) == ("mlp2x_gelu", -2, "pad")
-    edit_json(llava / "config.json", mm_vision_select_layer=-1, image_aspect_ratio=..., mm_use_im_start_end=True)
+    edit_json(llava / "config.json", mm_vision_select_layer=-1, image_aspect_ratio=...)
     config = load_llava(llava, vision=FIXTURES / "clip")[0].config
-    assert (config.vision_feature_layer, config.image_aspect_ratio, config.mm_use_im_start_end) == (-1, "square", True)
+    assert (config.vision_feature_layer, config.image_aspect_ratio) == (-1, "square")
     edit_json(llava / "config.json", image_aspect_ratio="anyres")
     assert "image_aspect_ratio 'anyres'" in message(ValueError, load_llava, llava, vision=FIXTURES / "clip")
 
     assert load_llava(hf)[0].config.image_aspect_ratio == "square"
-    edit_json(hf / "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5], do_pad=True, do_center_crop=False)
+    edit_json(hf / "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5], do_pad=True, do_center_crop=False,
+              size={"height": 24, "width": 24})
     config = load_llava(hf)[0].config
     assert (config.image_aspect_ratio, config.image_mean) == ("pad", (0.5, 0.5, 0.5))
     (hf / "processor_config.json").write_text(json.dumps({"image_processor": {"image_std": [0.5, 0.5, 0.5]}}))
     assert load_llava(hf)[0].config.image_std == (0.5, 0.5, 0.5)
     edit_json(hf / "config.json", vision_feature_select_strategy="full")
     assert "vision_feature_select_strategy 'full'" in message(ValueError, load_llava, hf)
+
+
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("flag, used", [(False, False), (True, True), (..., True)])
+def test_tokens_around_the_image_are_the_configs(tmp_path, tokenizer, added, flag, used):
+    words = [tokenizer.add(token) for token in ("<im_start>", "<im_end>") if added]
+    save_original_llava(tiny(vocab_size=42), tokenizer, tmp_path / "a")
+    (tmp_path / "a" / "minillava.json").unlink()
+    edit_json(tmp_path / "a" / "config.json", mm_use_im_start_end=flag)
+    if flag is True and not added:
+        assert "has not both <im_start> and <im_end>" in message(ValueError, load_llava, tmp_path / "a")
+        return
+    save_original_llava(*load_llava(tmp_path / "a", device="cpu"), tmp_path / "b")
+    for name in ("a", "b"):
+        model, tokenizer = load_llava(tmp_path / name)
+        tokenizer = tokenizer.changed(tokenizer.as_json())  # as --new-word does
+        ids, _ = render([("human", "<image>"), ("gpt", None)], tokenizer, "vicuna_v1", 1)
+        assert model.config.mm_use_im_start_end is (words == [40, 41] == [i for i in ids if i >= 40]) is (used and added)
 
 
 def test_dtype_and_sharing_of_memory():
@@ -227,11 +255,19 @@ def test_llava_with_its_own_tower(copy):
     tensors |= {"model.mm_projector.weight": torch.randn(32, 128), "model.mm_projector.bias": torch.randn(32)}
     language = load_file(FIXTURES / "vicuna" / "model.safetensors")
     save_file(tensors | language, llava / "model.safetensors")
-    edit_json(llava / "config.json", mm_projector_type=...)  # linear
+    edit_json(llava / "config.json", mm_projector_type=..., mm_vision_tower="openai/clip-vit-tiny")  # linear
     model = load_llava(llava, dtype="float16")[0]
     assert model.config.vision_config == tower.config and model.config.projector == "linear"
     assert torch.equal(model.vision_tower.encoder.layers[1].mlp.fc2.weight, tower.encoder.layers[1].mlp.fc2.weight)
     assert "leave vision= away" in message(ValueError, load_llava, llava, vision=FIXTURES / "clip")
+
+    # another's heads may be of any width: its config.json says, the weights are those inside
+    edit_json(llava / "config.json", mm_vision_tower="laion/CLIP-ViT-H-14-laion2B-s32B-b79K")
+    assert "but does not describe it" in message(ValueError, load_llava, llava)
+    described = replace(tower.config, num_attention_heads=4)
+    save_clip_vision(dict(tower.named_parameters()), replace(model.config, vision_config=described), llava / "tower")
+    other = load_llava(llava, vision=llava / "tower", dtype="float16")[0]
+    assert other.config.vision_config == described and same(other, model)
 
 
 def test_which_tower(copy):
@@ -315,6 +351,21 @@ def test_tied_head_that_differs(copy):
     load_language(folder)
 
 
+@pytest.mark.parametrize("special, field", [(False, "unk_token"), (True, "bos_token"), (True, "eos_token")])
+def test_a_tokenizer_of_another_model(copy, special, field):
+    """Control tokens may lie beyond the table, as <image> does here; a word, <s> or </s> may not."""
+    folder = copy("vicuna")
+    parsed = json.loads((folder / "tokenizer.json").read_text())
+    word = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    parsed["added_tokens"] += [word | {"id": 40, "content": "<image>", "special": True},
+                               word | {"id": 41, "content": "Zorp", "special": special}]
+    edit_json(folder / "tokenizer.json", **parsed)
+    if special:
+        load_language(folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({field: "Zorp"}))
+    assert "'Zorp' is id 41, but the model has 40 words" in message(ValueError, load_language, folder)
+
+
 def test_wrong_folders(tmp_path, copy):
     assert "hf download" in message(FileNotFoundError, load_llava, "llava-hf/llava-1.5-7b-hf")
     assert "config.json" in message(FileNotFoundError, load_llava, tmp_path)
@@ -344,8 +395,16 @@ def test_a_pickle_that_wants_to_run_code(tmp_path, monkeypatch):
     Path("plain.bin").write_bytes(pickle.dumps(Evil(), protocol=2))
     message(ValueError, load_llava, **PARTS | {"projector": "plain.bin"})
     assert not Path("evil").exists()
-    torch.save({"a": {"b": torch.zeros(1)}}, "nested.bin")
-    assert "not a table" in message(ValueError, load_llava, **PARTS | {"projector": "nested.bin"})
+
+
+@pytest.mark.parametrize("table, said", [
+    ({"a": {"b": torch.zeros(1)}}, "not a table"), ({7: torch.zeros(1)}, "not a table"),
+    ({"mm_projector.weight": torch.eye(32).to_sparse()}, "not a table"),
+    ({"mm_projector.weight": torch.empty(32, 32, device="meta")}, "not a table"),
+    ({"mm_projector.0.bias": torch.zeros(32), "model.mm_projector.0.bias": torch.zeros(32)}, "0.bias twice")])
+def test_a_pickle_of_something_else(tmp_path, table, said):
+    torch.save(table, tmp_path / "projector.bin")
+    assert said in message(ValueError, load_llava, **PARTS | {"projector": tmp_path / "projector.bin"})
 
 
 @pytest.mark.parametrize("file", ["../vicuna/model.safetensors", "/etc/passwd", "a/b.safetensors", "..", 7])
@@ -367,6 +426,14 @@ def test_damaged_files(copy, spoil):
         path = folder / Path(name).name
         path.write_bytes(spoil(path.read_bytes()))
         assert Path(name).name in message(ValueError, load, folder)
+
+
+def test_a_tensor_that_two_shards_hold(copy):
+    folder = copy("llava_hf")
+    first, second, _ = sorted(folder.glob("*.safetensors"))
+    name = min(load_file(first))
+    edit_tensors(second, lambda tensors: tensors.update({name: load_file(first)[name]}))
+    assert f"{second} holds {name}, as another" in message(ValueError, load_llava, folder)
 
 
 def test_missing_shard_and_bad_json(copy):
@@ -402,7 +469,7 @@ def tiny(projector="mlp2x_gelu", **language):
               "num_attention_heads": 4}
     return Llava(LlavaConfig(
         VisionConfig(24, 32, 2, 2, 16, 8), LanguageConfig(**fields | language), projector, -1, "pad",
-        (0.5, 0.4, 0.3), (0.1, 0.2, 0.3), template="plain", mm_use_im_start_end=True))
+        (0.5, 0.4, 0.3), (0.1, 0.2, 0.3), template="plain", mm_use_im_start_end=False))
 
 
 @pytest.fixture
@@ -473,7 +540,7 @@ def test_shards(tmp_path, tokenizer, monkeypatch):
 
 
 def test_no_file_of_an_earlier_tokenizer_stays(tmp_path, tokenizer):
-    model = tiny().language_model
+    model = tiny(vocab_size=560).language_model
     save_language(model, Tokenizer.load(FIXTURES / "tokenizer"), tmp_path)
     (tmp_path / "added_tokens.json").write_text('{"<old>": 300}')
     save_language(model, tokenizer, tmp_path)
@@ -711,8 +778,11 @@ def test_fast_is_the_dtype_that_the_device_is_good_at():
     assert choose_dtype("auto", torch.float64, cpu) == choose_dtype("fast", torch.float64, cpu) == torch.float32
 
 
-def test_floats_of_8_bits_are_refused(copy):
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.embed_tokens.weight", "lm_head.weight"])
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_floats_of_8_bits_are_refused(copy, name, quantize):
     folder = copy("vicuna")
     edit_tensors(folder / "model.safetensors",
-                 lambda tensors: tensors.update({"model.norm.weight": tensors["model.norm.weight"].to(torch.float8_e5m2)}))
-    assert "norm.weight is torch.float8_e5m2" in message(ValueError, load_language, folder)
+                 lambda tensors: tensors.update({name: tensors[name].to(torch.float8_e5m2)}))
+    said = message(ValueError, load_language, folder, quantize=quantize)
+    assert f"{name} is torch.float8_e5m2: give the folder in 16 bits" in said

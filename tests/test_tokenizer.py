@@ -137,6 +137,18 @@ def test_added_tokens_come_from_every_file_that_lists_them(tmp_path):
         Tokenizer.load(folder(tmp_path / "gap", added_tokens={"<image>": 570}))
 
 
+@pytest.mark.parametrize("listed", ["tokenizer_config", "tokenizer"])
+def test_an_added_word_is_text_and_stays_so(tmp_path, tiny, listed):
+    word = {"id": 560, "content": "<loc>", "special": False, "lstrip": True, "rstrip": False, "single_word": False}
+    files = {"tokenizer_config": {"added_tokens_decoder": {"560": word}}, "tokenizer": {"added_tokens": [word]}}
+    path = folder(tmp_path / "a", added_tokens={"<loc>": 560}, **{listed: files[listed]})
+    Tokenizer.load(path).save(tmp_path / "b")
+    for name in ("a", "b"):
+        tokenizer = Tokenizer.load(tmp_path / name)
+        ids = [*tiny.segment("a"), 560, *tiny.segment("</s>")]
+        assert tokenizer.segment("a <loc></s>") == ids and tokenizer.decode(ids) == "a<loc> </s>"
+
+
 def test_tokenizer_model_wins_and_a_foreign_one_does_not_matter(tmp_path):
     other = tokenizers.Tokenizer(models.BPE({"<s>": 0, "</s>": 1, "a": 2}, []))
     parsed = json.loads(other.to_str())

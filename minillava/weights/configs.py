@@ -45,11 +45,15 @@ def parse_language_config(data, source):
 def parse_rope(data, source):
     """-> {"rope_theta", "rope_scaling"}, as transformers 4 writes them; 5 has rope_parameters."""
     rope = section(data, "rope_scaling", source) or section(data, "rope_parameters", source)
-    kind = str(rope.get("rope_type", rope.get("type", "default")))
+    kinds = {str(rope[name]) for name in ("rope_type", "type") if name in rope}
+    if not kinds and "factor" not in rope:
+        kinds = {"default"}
+    kind = " and ".join(kinds)  # two that differ are none
     needed = ROPE_FIELDS.get(kind)
-    if needed is None or not all(is_positive(rope.get(name)) for name in needed):
-        raise ValueError(f"{source}: rope scaling {rope!r:.200} is not supported, "
-                         "only whole 'linear' and 'llama3'")
+    whole = needed is not None and all(is_positive(rope.get(name)) for name in needed)
+    if not whole or kind == "llama3" and rope["high_freq_factor"] <= rope["low_freq_factor"]:
+        raise ValueError(f"{source}: rope scaling {rope!r:.200} is not supported, only whole "
+                         "'linear', and 'llama3' of which high_freq_factor > low_freq_factor")
 
     # transformers 5 keeps theta among the rope's fields, 4 beside them
     theta = rope.get("rope_theta", data.get("rope_theta", LanguageConfig.rope_theta))
@@ -64,7 +68,7 @@ def make_llava_config(vision_config, language_config, fields, source):
     config = LlavaConfig(vision_config, language_config, **fields)
     check_values(vars(config), {
         "template": list(TEMPLATES),
-        "mm_use_im_start_end": [False, True],
+        "mm_use_im_start_end": [None, False, True],
         "projector": ["linear", *(f"mlp{depth}x_gelu" for depth in range(1, 10))],
         "image_aspect_ratio": ["square", "pad"],
     }, source)
@@ -83,8 +87,8 @@ def make_llava_config(vision_config, language_config, fields, source):
     return dataclasses.replace(config, image_mean=image_mean, image_std=image_std)
 
 
-def image_fields(folder):
-    """What preprocessor_config.json decides of a LlavaConfig.
+def image_fields(folder, vision_config):
+    """What preprocessor_config.json decides of a LlavaConfig; its sizes must be the tower's.
 
     transformers 5 writes it into processor_config.json, and reads that first.
     """
@@ -94,7 +98,14 @@ def image_fields(folder):
         file = folder / "preprocessor_config.json"
         data = read_json(file)
 
+    side = vision_config.image_size
+    square = {"height": side, "width": side}
+    sizes = [{"shortest_edge": side}, side]
+    if data.get("do_pad"):  # any other picture would be squeezed into the square
+        sizes.append(square)
     check_values(data, {
+        "size": sizes,
+        "crop_size": [square, side],
         "do_resize": [True],
         "do_center_crop": [True, False] if data.get("do_pad") else [True],  # a square is whole
         "do_rescale": [True],

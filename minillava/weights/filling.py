@@ -75,9 +75,9 @@ def check_shapes(places, tensors, source):
 
 
 def of_one_kind(tensor, place):
-    """Numbers of 16 bits or more for numbers of any, integers for integers of the same width."""
+    """Floats for floats of any width, integers for integers of the same."""
     if place.is_floating_point():
-        return tensor.is_floating_point() and tensor.itemsize > 1
+        return tensor.is_floating_point()
     return tensor.dtype == place.dtype
 
 

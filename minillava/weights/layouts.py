@@ -117,6 +117,9 @@ def read_projector(path):
         if not found:  # embed_tokens: rows of <im_start> and <im_end>, which no other Llama has
             raise ValueError(f"{path} holds {name} beside the projector: "
                              "it belongs to one language model only")
+        if "mm_projector." + rest in tensors:
+            raise ValueError(f"{path} holds the projector's {rest} twice, under two names: "
+                             "leave one")
         tensors["mm_projector." + rest] = tensor
 
     if "mm_projector.weight" in tensors:
@@ -141,7 +144,7 @@ def compose(vision, language, projector):
     tensors |= with_prefix("vision_tower.", vision_tensors)
     tensors |= with_prefix("language_model.", language_tensors)
 
-    fields = image_fields(Path(vision)) | {"projector": kind}
+    fields = image_fields(Path(vision), vision_config) | {"projector": kind}
     return make_llava_config(vision_config, language_config, fields, vision), tensors
 
 
@@ -190,16 +193,15 @@ def read_llava(path, data, tensors, vision=None):
     tensors = rename(tensors, LLAVA)
     tower = take_prefixed(tensors, "vision_tower.")
     if tower:  # v1.6, or merged with a LoRA
-        refuse_second_tower(path, vision)
-        vision_config = vision_config_from_shapes(tower, path)
-        fields = image_fields(path)
+        folder = vision or path
+        vision_config = config_of_own_tower(path, data, tower, vision)
     else:
         folder = tower_folder(path, data, vision)
         vision_config, tower = read_vision(folder)
-        fields = image_fields(Path(folder))
     check_tower_size(path, data, vision_config)
 
-    fields |= fields_of_llava(path, data) | read_own_fields(path)
+    fields = image_fields(Path(folder), vision_config) | fields_of_llava(path, data)
+    fields |= read_own_fields(path)
     language_config = parse_language_config(data, path / "config.json")
     config = make_llava_config(vision_config, language_config, fields, path)
     return config, tensors | with_prefix("vision_tower.", tower)
@@ -217,13 +219,26 @@ def fields_of_llava(path, data):
         "projector": data.get("mm_projector_type", "linear"),
         "vision_feature_layer": data.get("mm_vision_select_layer", -2),
         "image_aspect_ratio": data.get("image_aspect_ratio") or "square",
-        "mm_use_im_start_end": data.get("mm_use_im_start_end", False),
+        "mm_use_im_start_end": data.get("mm_use_im_start_end"),
         "template": "llava_v0" if is_v0 else "vicuna_v1",
     }
 
 
+def config_of_own_tower(path, data, tower, vision):
+    """Nothing in these files describes their tower: OpenAI's are known, of another vision= says."""
+    vision_config = vision_config_from_shapes(tower, path)
+    name = tower_name(data)
+    if Path(name).name.startswith("clip-vit-") and vision_config.hidden_size % 64 == 0:
+        refuse_second_tower(path, vision)
+        return vision_config
+    if vision is None:
+        raise ValueError(f"{path} holds the vision tower {name:.80}, but does not describe it: "
+                         "give a folder with its config.json as vision=")
+    return read_vision_config(*open_folder(vision))
+
+
 def vision_config_from_shapes(tower, path):
-    """Nothing describes a tower inside these files but its shapes; CLIP's heads are 64 wide."""
+    """The heads of OpenAI's CLIP are 64 wide."""
     for part in ("embeddings.patch_embedding", "embeddings.position_embedding",
                  "encoder.layers.0.mlp.fc1"):
         if f"{part}.weight" not in tower:
@@ -281,15 +296,16 @@ def read_llava_hf(path, data, tensors):
     }, source)
 
     tensors = rename(tensors, LLAVA_HF | LLAVA_HF_5)
-    fields = image_fields(path) | {"vision_feature_layer": data.get("vision_feature_layer", -2)}
+    vision_data = section(data, "vision_config", source) or CLIP_L
+    vision_config = parse_vision_config(vision_data, source)
+    fields = image_fields(path, vision_config)
+    fields["vision_feature_layer"] = data.get("vision_feature_layer", -2)
     if data.get("projector_hidden_act") == "linear":
         kind = own.get("projector", "linear")
         tensors = one_layer_projector(tensors, kind, path)
         fields["projector"] = "linear"
     fields |= own
 
-    vision_data = section(data, "vision_config", source) or CLIP_L
-    vision_config = parse_vision_config(vision_data, source)
     tied = {"tie_word_embeddings": data.get("tie_word_embeddings", False)}
     text_config = tied | section(data, "text_config", source)
     language_config = parse_language_config(text_config, source)

@@ -31,7 +31,12 @@ def read_tensors(path):
 
     tensors = {}
     for file in weight_files(path):
-        tensors |= read_tensor_file(file)
+        shard = read_tensor_file(file)
+        twice = tensors.keys() & shard.keys()
+        if twice:
+            raise ValueError(f"{file} holds {min(twice)}, as another shard of its folder does; "
+                             "download the folder again")
+        tensors |= shard
     return tensors
 
 
@@ -71,9 +76,10 @@ def read_tensor_file(path):
         raise FileNotFoundError(f"{path} is missing; download it again")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        mapped = zipfile.is_zipfile(path)  # not so before torch 1.6
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            tensors = load_file(path)
+        else:
+            mapped = zipfile.is_zipfile(path)  # not so before torch 1.6
+            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError:
         raise ValueError(f"{path} wants to run code, or is damaged: it is refused") from None
     except Exception as error:  # what a broken file makes its reader stumble over is anything
@@ -82,6 +88,7 @@ def read_tensor_file(path):
 
     if not is_table_of_tensors(tensors):
         raise ValueError(f"{path} is not a table of named tensors")
+    refuse_floats_of_8_bits(tensors, path)
     return tensors
 
 
@@ -98,7 +105,22 @@ def writing(path):
 def is_table_of_tensors(value):
     if not isinstance(value, dict):
         return False
-    return all(isinstance(entry, torch.Tensor) for entry in value.values())
+    return all(isinstance(name, str) and is_plain_tensor(entry) for name, entry in value.items())
+
+
+def is_plain_tensor(value):
+    """Neither sparse nor without its numbers, on the meta device."""
+    if not isinstance(value, torch.Tensor):
+        return False
+    return value.layout == torch.strided and value.device.type == "cpu"
+
+
+def refuse_floats_of_8_bits(tensors, path):
+    """Their scales, and what these multiply, are named otherwise by each program."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.itemsize == 1:
+            raise ValueError(f"{path}: {name} is {tensor.dtype}: give the folder in 16 bits "
+                             "(--quantize int8 or int4 makes it small here)")
 
 
 def rename(tensors, table):
