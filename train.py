@@ -76,10 +76,8 @@ def run(recipe, sources, setup, device):
         keep_freed_memory()
     torch.manual_seed(setup.seed)
     model, tokenizer, base = make_model(recipe, sources)
-    if recipe.stage == 2 and not recipe.lora:
-        refuse_projector(model.config.projector)  # it could not be saved at the end
     if leads:
-        write_config(out, asked)  # from here on the folder is a run's,
+        write_config(out, asked)  # the folder is a run's from here on
     data, kept_apart = make_data(recipe, sources, setup, tokenizer, model.config)
     data, recipe = fit_together(data, recipe, sources, setup)
     asked["settings"]["samples_a_step"] = recipe.batch
@@ -87,7 +85,7 @@ def run(recipe, sources, setup, device):
     recipe.accumulation(distributed.ranks())  # a batch that does not divide is refused here
     if leads:
         warn_of_repeats(recipe.batch, len(data))
-        write_config(out, asked)  # and this is the size of its steps
+        write_config(out, asked)  # now with the size of its steps
     distributed.barrier()
 
     def save(wrapped, path):
@@ -129,6 +127,8 @@ def make_model(recipe, sources):
             quantize=sources.quantize)
 
     refuse_few_bits(model, recipe, base)
+    if recipe.stage == 2 and not recipe.lora:
+        refuse_projector(model.config.projector)  # it could not be saved at the end
     if sources.new_words:
         tokenizer = learn_words(model, tokenizer, sources.new_words)
     prompt_format = ""
