@@ -95,13 +95,16 @@ def load_tokenizer(folder, model):
 
 
 def check_words(tokenizer, language_model, folder):
-    """The model has a row for each id that is used; some control tokens officially have none."""
+    """The model has a row for each id that is used.
+
+    Some control tokens, and the padding of some Llamas, officially have none.
+    """
     rows = len(language_model.embed_tokens.weight)
     used = {tokenizer.bos_id, tokenizer.eos_id}
     if tokenizer.use_im_start_end:
         used |= {tokenizer.image_start_id, tokenizer.image_end_id}
     for i in range(rows, tokenizer.vocab_size):
-        if i in used or tokenizer.decode([i]):
+        if i in used or i != tokenizer.pad_id and tokenizer.decode([i]):
             token = tokenizer.spell([i])
             raise ValueError(f"{folder}: the tokenizer's {token!r:.40} is id {i}, but the model "
                              f"has {rows} words; copy the tokenizer that belongs to it")

@@ -255,7 +255,8 @@ def test_llava_with_its_own_tower(copy):
     tensors |= {"model.mm_projector.weight": torch.randn(32, 128), "model.mm_projector.bias": torch.randn(32)}
     language = load_file(FIXTURES / "vicuna" / "model.safetensors")
     save_file(tensors | language, llava / "model.safetensors")
-    edit_json(llava / "config.json", mm_projector_type=..., mm_vision_tower="openai/clip-vit-tiny")  # linear
+    edit_json(llava / "config.json", mm_projector_type=...,  # linear
+              mm_vision_tower="hub/models--openai--clip-vit-tiny/snapshots/ce19166")
     model = load_llava(llava, dtype="float16")[0]
     assert model.config.vision_config == tower.config and model.config.projector == "linear"
     assert torch.equal(model.vision_tower.encoder.layers[1].mlp.fc2.weight, tower.encoder.layers[1].mlp.fc2.weight)
@@ -351,7 +352,7 @@ def test_tied_head_that_differs(copy):
     load_language(folder)
 
 
-@pytest.mark.parametrize("special, field", [(False, "unk_token"), (True, "bos_token"), (True, "eos_token")])
+@pytest.mark.parametrize("special, field", [(False, "name"), (True, "bos_token"), (True, "eos_token")])
 def test_a_tokenizer_of_another_model(copy, special, field):
     """Control tokens may lie beyond the table, as <image> does here; a word, <s> or </s> may not."""
     folder = copy("vicuna")
@@ -364,6 +365,8 @@ def test_a_tokenizer_of_another_model(copy, special, field):
         load_language(folder)
     (folder / "tokenizer_config.json").write_text(json.dumps({field: "Zorp"}))
     assert "'Zorp' is id 41, but the model has 40 words" in message(ValueError, load_language, folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": "Zorp"}))  # as of some Llama-2
+    load_language(folder)
 
 
 def test_wrong_folders(tmp_path, copy):

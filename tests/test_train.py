@@ -205,7 +205,8 @@ def test_a_run_that_came_to_no_step_begins_anew_in_its_folder(tmp_path):
 
 def test_what_is_wrong_is_one_line(world, tmp_path):
     for more, message in (
-        (["--per-gpu", 3], "do not divide"), (["--init", "nowhere"], "nowhere"), (["--lr", 0], "--lr must be positive"),
+        (["--per-gpu", 3], "do not divide"), (["--init", "nowhere"], "nowhere"),
+        (["--init", TOY / "llava"], "leave --language away"), (["--lr", 0], "--lr must be positive"),
         (["--lr", "nan"], "--lr must be positive"), (["--device", "tpu9"], "there is no device 'tpu9' here"),
         (["--data", "README.md"], "is not a JSON array"), (["--images", tmp_path], "samples in a row cannot be used"),
         (["--images", tmp_path, "--workers", 2], "samples in a row cannot be used"),

@@ -31,7 +31,7 @@ def read_symbols(captions, instances=None):
     """
     if Path(captions).suffix == ".jsonl":
         if instances:
-            raise ValueError(f"{captions} has instances of its own; leave out --instances")
+            raise ValueError(f"{captions} has its instances in its rows; leave out --instances")
         with one_line_errors(captions):
             return dict(symbols_of_row(row) for row in read_jsonl(captions))
     with one_line_errors(captions):

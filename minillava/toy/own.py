@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from PIL import ImageOps
+from tqdm import tqdm
 
 from minillava.checkpoint import load_llava
 from minillava.files import write_jsonl
@@ -141,8 +142,11 @@ def score(model, data, base=None):
         rows += [{"image": sample["image"], "question": question, "answer": answer}
                  for question, answer in zip(texts[::2], texts[1::2])]
 
-    images = [load_image(data / row["image"]) for row in rows]
-    said = answers_to(model, tokenizer, rows, images, "answers")
+    said = []
+    for start in tqdm(range(0, len(rows), 64), desc="answers"):
+        part = rows[start : start + 64]
+        images = [load_image(data / row["image"]) for row in part]
+        said += answers_to(model, tokenizer, part, images)
     wrong = Counter(f"{row['question']}  {text}  (right: {row['answer']})"
                     for row, text in zip(rows, said) if text != row["answer"])
     right = len(rows) - wrong.total()

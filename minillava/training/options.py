@@ -261,6 +261,9 @@ def refuse_for_recipe(recipe, args):
 
 
 def refuse_parts(sources, projector, feature_layer):
+    if sources.language and sources.starts_whole and sources.init.exists():
+        raise ValueError("--init is a whole LLaVA, which has a language model: leave --language "
+                         "away, or give a folder that holds the mm_projector.bin alone")
     if sources.starts_whole and (projector or feature_layer is not None):
         raise ValueError("--projector and --feature-layer are for a LLaVA that is put together "
                          "from its parts, and --init is a whole one")

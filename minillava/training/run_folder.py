@@ -67,9 +67,6 @@ class Setup:
     patience: int | None = None  # looks without a better loss after which a run ends
 
 
-# what a run writes, beside its weights
-WRITTEN = ("config.json", "metrics.jsonl", "loss.png", "samples.json", "train.json", "val.json",
-           "replay.json", "scienceqa.json")
 # in a folder of data: the files that say what its samples are
 TABLES = ("metadata.jsonl", "metadata.csv", "problems.json", "pid_splits.json")
 DEFAULTS = {field.name: field.default for kind in (Recipe, Sources, Setup)
@@ -123,9 +120,11 @@ def refuse_mixing(setup, asked):
     changes = []
     for part, values in asked.items():
         for name, value in values.items():
+            if name in ("per_gpu", "fits"):  # how a step is cut, not what is in it
+                continue
             # a run from before there was such a setting had its default, or the same
             was = before[part].get(name, DEFAULTS.get(name, value))
-            if name != "per_gpu" and was != value:
+            if was != value:
                 changes.append(f"{name} {was} to {value}")
     if changes:
         raise ValueError(f"the run in {setup.out} was begun otherwise, "
@@ -138,10 +137,22 @@ def refuse_overwriting(sources, out):
         return  # refuse_mixing has the say
     refuse_to_lose(out, sources.init, sources.vision, sources.language, sources.data,
                    sources.val)
-    there = [out / name for name in WRITTEN if (out / name).exists()]
+    there = [out / name for name in written_by(sources) if (out / name).exists()]
     if there and "recipe" not in read_json(out / "config.json"):
         raise ValueError(f"a run would write over {there[0]}, which no run has written: "
                          "name another folder with --out")
+
+
+def written_by(sources):
+    """The files that a run leaves in its folder, beside its weights."""
+    names = ["config.json", "metrics.jsonl", "loss.png"]
+    if sources.data and sources.data.is_dir():
+        names += ["samples.json", "scienceqa.json"]
+    if sources.val:
+        names += ["train.json", "val.json"]
+    if sources.replay:
+        names.append("replay.json")
+    return names
 
 
 def already_there(out):

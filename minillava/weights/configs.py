@@ -44,7 +44,8 @@ def parse_language_config(data, source):
 
 def parse_rope(data, source):
     """-> {"rope_theta", "rope_scaling"}, as transformers 4 writes them; 5 has rope_parameters."""
-    rope = section(data, "rope_scaling", source) or section(data, "rope_parameters", source)
+    parameters = section(data, "rope_parameters", source)
+    rope = section(data, "rope_scaling", source) or parameters
     kinds = {str(rope[name]) for name in ("rope_type", "type") if name in rope}
     if not kinds and "factor" not in rope:
         kinds = {"default"}
@@ -56,7 +57,7 @@ def parse_rope(data, source):
                          "'linear', and 'llama3' of which high_freq_factor > low_freq_factor")
 
     # transformers 5 keeps theta among the rope's fields, 4 beside them
-    theta = rope.get("rope_theta", data.get("rope_theta", LanguageConfig.rope_theta))
+    theta = (parameters | rope).get("rope_theta", data.get("rope_theta", LanguageConfig.rope_theta))
     scaling = None
     if kind != "default":
         scaling = {"rope_type": kind} | {name: rope[name] for name in needed}

@@ -228,7 +228,8 @@ def config_of_own_tower(path, data, tower, vision):
     """Nothing in these files describes their tower: OpenAI's are known, of another vision= says."""
     vision_config = vision_config_from_shapes(tower, path)
     name = tower_name(data)
-    if Path(name).name.startswith("clip-vit-") and vision_config.hidden_size % 64 == 0:
+    # openai/clip-vit-large-patch14, or a folder of the hub's cache, models--openai--clip-vit-...
+    if re.search(r"(^|[/\\]|--)clip-vit-", name) and vision_config.hidden_size % 64 == 0:
         refuse_second_tower(path, vision)
         return vision_config
     if vision is None:
