@@ -84,12 +84,12 @@ def load_tokenizer(folder, model):
     """Its <im_start> and <im_end> stand around an image where the config does not say no."""
     tokenizer = Tokenizer.load(folder)
     wanted = model.config.mm_use_im_start_end
-    has = None not in (tokenizer.image_start_id, tokenizer.image_end_id)
-    if wanted and not has:
+    tokenizer.use_im_start_end = wanted is not False
+    used = tokenizer.image_ends is not None
+    if wanted and not used:
         raise ValueError(f"{folder}: mm_use_im_start_end is true, but the tokenizer has not both "
                          "<im_start> and <im_end>; copy its added_tokens.json there")
-    tokenizer.use_im_start_end = has and wanted is not False
-    model.config = replace(model.config, mm_use_im_start_end=tokenizer.use_im_start_end)
+    model.config = replace(model.config, mm_use_im_start_end=used)
     check_words(tokenizer, model.language_model, folder)
     return tokenizer
 
@@ -100,9 +100,7 @@ def check_words(tokenizer, language_model, folder):
     Some control tokens, and the padding of some Llamas, officially have none.
     """
     rows = len(language_model.embed_tokens.weight)
-    used = {tokenizer.bos_id, tokenizer.eos_id}
-    if tokenizer.use_im_start_end:
-        used |= {tokenizer.image_start_id, tokenizer.image_end_id}
+    used = {tokenizer.bos_id, tokenizer.eos_id, *(tokenizer.image_ends or ())}
     for i in range(rows, tokenizer.vocab_size):
         if i in used or i != tokenizer.pad_id and tokenizer.decode([i]):
             token = tokenizer.spell([i])

@@ -206,8 +206,8 @@ def message(text, t, tokenizer, image_tokens):
 
     # The image, with what some versions put around it: tokens in v0 and v1.1, tags in mmtag.
     image = [IMAGE_TOKEN] * image_tokens
-    start, end = tokenizer.image_start_id, tokenizer.image_end_id
-    if tokenizer.use_im_start_end and start is not None and end is not None:
+    if tokenizer.image_ends:
+        start, end = tokenizer.image_ends
         image = [start, *image, end]
     before, after = t.image
     yield before, False

@@ -41,8 +41,7 @@ codecs.register_error("one_mark_per_byte",
 class Tokenizer:
     """Attributes: `bos_id, eos_id, unk_id, pad_id` (the last two may be None), `legacy`,
     `vocab_size` (the highest id + 1), and `image_start_id, image_end_id`: <im_start> and <im_end>,
-    which stand around an image in LLaVA v0 and v1.1, None in all later models. Where a model has
-    them but its config says no, `use_im_start_end` is False."""
+    None in models after LLaVA v1.1. `use_im_start_end`: False where a model's config says no."""
 
     def __init__(self, pipelines, config, model=None):
         """config and model: what tokenizer_config.json and tokenizer.model hold."""
@@ -113,7 +112,7 @@ class Tokenizer:
         return [self._tokens[i] for i in self.segment(text, prefix=False)]
 
     def add(self, token):
-        """Gives a control token such as <image> the next free id, if it has none yet -> its id."""
+        """Gives a token such as <image> the next free id, if it has none yet -> its id."""
         if str(token) not in self._ids:
             # A name alone is a control token's; an AddedToken says what it is.
             if isinstance(token, str):
@@ -190,6 +189,12 @@ class Tokenizer:
         # LLaVA v0 and v1.1 put these around an image.
         self.image_start_id = self._ids.get("<im_start>")
         self.image_end_id = self._ids.get("<im_end>")
+
+    @property
+    def image_ends(self):
+        """The two ids that stand around an image, or None."""
+        ends = self.image_start_id, self.image_end_id
+        return ends if self.use_im_start_end and None not in ends else None
 
     def _special_id(self, name, default):
         """The id of the token that the config names, as a string or as {"content": string}."""

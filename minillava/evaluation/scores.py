@@ -4,12 +4,12 @@ A score function takes (answers, questions, labels): answer rows, {question_id: 
 question file ({} where it is not needed), and the path of the labels. Labels are joined by what
 they say they belong to, an image and a question, never by their line.
 """
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from minillava.evaluation.questions import without_wish
-from minillava.evaluation.report import by_category, official_scores
+from minillava.evaluation.report import official_scores
 from minillava.evaluation.vqa_text import normalize
 from minillava.files import read_jsonl, read_object, read_text
 
@@ -286,8 +286,9 @@ def listed(path, name):
 
 def score_llava_bench(reviews, questions, labels):
     """As the official summary: the candidate in % of the reference, failures as -1 : -1."""
-    reviewed = by_category(reviews, [(0, 0)] * len(reviews))  # for their number alone
+    numbers = Counter(review["category"] for review in reviews if "category" in review)
+    numbers["all"] = len(reviews)
     rows = {name: {"relative": share, "reference": reference, "candidate": candidate,
-                   "reviews": len(reviewed[name])}
+                   "reviews": numbers[name]}
             for name, (share, reference, candidate) in official_scores(reviews).items()}
     return Score(rows["all"]["relative"], rows, len(reviews), digits=1)

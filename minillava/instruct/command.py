@@ -154,7 +154,7 @@ def print_dry_run(teacher, requests):
 
 
 def run_command(parser):
-    """Parses the command line and calls `args.run(args)`; its result, None or 1, is the exit code."""
+    """Parses the command line and calls `args.run(args)`, which may return an exit code."""
     with errors_in_one_line("stopped; what was answered is kept, the same command goes on"):
         args = parser.parse_args()
         # As Ctrl-C: answers under way are waited for.

@@ -101,14 +101,15 @@ def image_fields(folder, vision_config):
 
     side = vision_config.image_size
     square = {"height": side, "width": side}
-    sizes = [{"shortest_edge": side}, side]
-    if data.get("do_pad"):  # any other picture would be squeezed into the square
-        sizes.append(square)
+    sizes, crops = [{"shortest_edge": side}, side], [True]
+    pad = bool(data.get("do_pad"))
+    if pad:  # a square is neither squeezed into another nor cropped
+        sizes, crops = [*sizes, square], [True, False]
     check_values(data, {
         "size": sizes,
         "crop_size": [square, side],
         "do_resize": [True],
-        "do_center_crop": [True, False] if data.get("do_pad") else [True],  # a square is whole
+        "do_center_crop": crops,
         "do_rescale": [True],
         "do_normalize": [True],
         "resample": [3],  # bicubic
@@ -117,7 +118,7 @@ def image_fields(folder, vision_config):
     return {
         "image_mean": data.get("image_mean", IMAGE_MEAN),
         "image_std": data.get("image_std", IMAGE_STD),
-        "image_aspect_ratio": "pad" if data.get("do_pad") else "square",
+        "image_aspect_ratio": "pad" if pad else "square",
     }
 
 
