@@ -144,13 +144,13 @@ class KVCache:
         self.rope = rotary_table(self.config, wanted, like.device, like.dtype)
 
     def update(self, layer, k, v):
-        """Writes k, v [B,G,T,C] after what is there; all so far, [B,G,K,C], comes back."""
+        """Writes k, v [B,G,T,C] after what is there -> all [B,G,room,C], and how many there are."""
         keys, values = self.keys[layer], self.values[layer]
         # `length` itself moves once a step, when all layers have written.
         end = self.length + k.shape[2]
         keys[:, :, self.length : end] = k
         values[:, :, self.length : end] = v
-        return keys[:, :, :end], values[:, :, :end]
+        return keys, values, end
 
 
 def with_room(x, length):
@@ -177,12 +177,14 @@ class Attention(nn.Module):
         k = rotate(self.split_heads(k), rope)                 # [B,G,T,C]
         v = self.split_heads(v)                               # [B,G,T,C]
 
-        # From here on k and v are those of the past as well: [B,G,K,C].
+        # From here on k and v are those of the past as well, with free room behind: [B,G,K,C].
+        keys = None
         if cache is not None:
-            k, v = cache.update(layer, k, v)
+            k, v, keys = cache.update(layer, k, v)
 
         # Nobody looks at what comes after: a mask says so already, if there is one.
-        y = attention(q, k, v, mask, is_causal=mask is None)  # [B,H,T,C]
+        causal = mask is None
+        y = attention(q, k, v, mask, causal, keys)            # [B,H,T,C]
         return self.o_proj(y.transpose(1, 2).flatten(2))      # [B,T,D]
 
     def project(self, x):

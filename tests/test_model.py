@@ -5,9 +5,10 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from minillava.attention import alone_on_cpu, attention, attention_mask, token_positions
-from minillava.llama import Block, LanguageConfig, RMSNorm, rotary_table
+from minillava.llama import Block, KVCache, LanguageConfig, LanguageModel, RMSNorm, rotary_table
 from minillava.llava import (IGNORE_INDEX, IMAGE_TOKEN, Llava, LlavaConfig, find_places,
                              summed_cross_entropy)
 from minillava.on_cpu import Attend, Gate, Normalize, by_formula_on_cpu
@@ -269,3 +270,29 @@ def test_one_new_token_looks_at_its_keys_whichever_way_is_the_faster(monkeypatch
     fused = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True)
     torch.testing.assert_close(attention(q, k, v, mask), fused)
     assert alone_on_cpu(q.reshape(2, kv_heads, -1, 8), k) == (kv_heads == 6 and many == 1 and not amx)
+    # The free room of a cache behind the keys, with whatever an earlier turn left there, changes nothing.
+    k, v = (torch.cat([x, 100 * torch.randn(2, kv_heads, 3, 8)], dim=2) for x in (k, v))
+    torch.testing.assert_close(attention(q, k, v, mask, keys=5), fused)
+
+
+def test_the_formula_multiplies_matrices_of_one_size_token_after_token(monkeypatch):
+    """oneDNN prepares a product for each size and keeps that: at 7B a megabyte a token, and as much in holes."""
+    monkeypatch.setattr("minillava.attention.MANY", 1)
+    monkeypatch.setattr("minillava.attention.AMX", False)
+    torch.manual_seed(0)
+    config = LanguageConfig(50, 16, 32, 1, 2)
+    model = LanguageModel(config)
+    cache = KVCache(config, 1, "cpu", torch.float32)
+
+    class Sizes(TorchDispatchMode):
+        seen = set()
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.bmm.default:
+                self.seen.add((args[0].shape, args[1].shape))
+            return function(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Sizes() as sizes:
+        for _ in range(5):
+            model(torch.randn(1, 1, 16), cache)
+    assert len(sizes.seen) == 2  # of the scores, of the answer

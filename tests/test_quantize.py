@@ -308,6 +308,17 @@ def saved(tmp_path_factory):
 NAME = "language_model.model.layers.0.mlp.up_proj"
 
 
+def test_a_place_for_few_bits_takes_no_memory():
+    """Freed, it would stay with the process as a gap of gigabytes, which a chat fills bit by bit."""
+    with torch.device("meta"):
+        module = torch.nn.Sequential(torch.nn.Linear(64, 64, bias=False), torch.nn.Linear(64, 64, bias=False))
+    int4, int8 = to_int4(torch.randn(64, 64)), to_int8(torch.randn(64, 64))
+    tensors = {"0.weight": int4[0], "0.scale": int4[1], "1.weight": int8[0], "1.scale": int8[1]}
+    quantize.place_quantized(module, tensors)
+    assert [type(layer) for layer in module] == [Int4Linear, Int8Linear]
+    assert all(buffer.is_meta for buffer in module.buffers())
+
+
 @pytest.mark.parametrize("change, said", [
     (lambda tensors: tensors.pop(f"{NAME}.scale"), "layers.0.mlp.up_proj.weight is torch.uint8"),
     (lambda tensors: tensors.pop(f"{NAME}.weight"), "lacks language_model.layers.0.mlp.up_proj.weight"),

@@ -101,11 +101,12 @@ def place_quantized(module, tensors):
         weight = tensors.get(f"{name}.weight")
         if isinstance(layer, nn.Linear) and f"{name}.scale" in tensors and weight is not None:
             size = layer.in_features, layer.out_features
-            if weight.dtype == torch.int8:
-                module.set_submodule(name, Int8Linear(*size))
-            elif weight.dtype == torch.uint8:
-                halved = weight.shape[-1] == BLOCK // 4
-                module.set_submodule(name, Int4Linear(*size, BLOCK // 2 if halved else BLOCK))
+            with torch.device("meta"):
+                if weight.dtype == torch.int8:
+                    module.set_submodule(name, Int8Linear(*size))
+                elif weight.dtype == torch.uint8:
+                    halved = weight.shape[-1] == BLOCK // 4
+                    module.set_submodule(name, Int4Linear(*size, BLOCK // 2 if halved else BLOCK))
 
 
 def fit_to_machine(module):
