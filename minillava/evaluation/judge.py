@@ -117,6 +117,9 @@ def read_comparisons(questions, context, answers):
         for path, row in zip(answers, rows):
             if not isinstance(row.get("text"), str):
                 raise ValueError(f"{path} has no answer to question {question['question_id']}")
+            if str(question["text"]).strip() not in str(row.get("prompt", question["text"])):
+                raise ValueError(f"{path} answers another question {question['question_id']}: "
+                                 f"{row['prompt']!r:.60}; is it another benchmark's?")
         comparisons.append(Comparison(number, question, told, rows))
     if not comparisons:
         raise ValueError(f"{questions} holds no questions")
@@ -128,7 +131,8 @@ def rows_by(name, path):
     found = {}
     for number, row in enumerate(read_jsonl(path), 1):
         check_plain(row, (name,), number, path)
-        found[row.get(name)] = row
+        if found.setdefault(row.get(name), row) != row:
+            raise ValueError(f"{path} has two rows of {name} {row.get(name)!r}")
     return found
 
 
