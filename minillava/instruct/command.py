@@ -21,7 +21,7 @@ def add_teacher_flags(parser, temperature, name="--teacher", teachers=()):
     name: that of the one which says who is asked; teachers: whom it may name beside an endpoint and
     a folder.
     """
-    add = parser.add_argument_group("teacher").add_argument
+    add = parser.add_argument_group(name.removeprefix("--")).add_argument
     add(name, metavar="|".join([*teachers, "openai", "FOLDER"]),
         help="the endpoint that OPENAI_BASE_URL, OPENAI_MODEL and OPENAI_API_KEY name, "
              "or the folder of a Vicuna")
