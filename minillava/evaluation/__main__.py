@@ -33,7 +33,7 @@ from minillava.evaluation.questions import FORMS, check_pictures, read_questions
 from minillava.evaluation.report import add_report_flags, report
 from minillava.evaluation.scoring import score, table, upload
 from minillava.generate import check_sampling
-from minillava.instruct.command import open_from_flags, run_command
+from minillava.instruct.command import check_output, open_from_flags, run_command
 
 ANSWER = """
     ... answer pope --questions llava_pope_test.jsonl --images val2014 --model DIR \\
@@ -166,10 +166,12 @@ def run_answer(args):
         max_new_tokens = benchmark.max_new_tokens if benchmark else 1024
     check_counts(args.batch, args.limit)
     check_sampling(max_new_tokens, args.temperature, args.top_p)
+    check_output(args.out)
     share = share_of_this_process(args.num_chunks, args.chunk_idx)
     form = form_of({name: getattr(args, name) for name in FORMS}, benchmark)
     questions = read_questions(args.questions, form, args.all_rounds)[: args.limit]
-    check_pictures(questions, args.images)  # before the model is read
+    if args.control != "none":
+        check_pictures(questions, args.images)  # before the model is read
     model, tokenizer = open_model(args.model, args.vision, args.language, args.projector,
                                   args.base, args.quantize, args.device, args.dtype)
     quiet = args.num_chunks == 1 and share[0] > 0  # of torchrun's ranks, one shows its progress
