@@ -175,7 +175,8 @@ def check_question(path, row, questions):
 
 def read_score(path):
     row = read_object(path)
-    kinds = {"benchmark": str, "title": str, "score": (int, float), "answers": int, "unit": str}
+    kinds = {"benchmark": str, "title": str, "score": (int, float), "answers": int, "unit": str,
+             "metadata": (dict, type(None))}
     whole = all(isinstance(row.get(field), kind) for field, kind in kinds.items())
     if not whole or row["benchmark"] not in BENCHMARKS:
         raise ValueError(f"{path} is no score; delete it and score its answers again")
