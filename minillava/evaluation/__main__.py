@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from minillava.evaluation.asking import (
+    SETTINGS,
     add_model_flags,
     answer_questions,
     open_model,
@@ -161,11 +162,10 @@ def add_answer_flags(parser):
 
 def run_answer(args):
     benchmark = BENCHMARKS.get(args.benchmark)
-    max_new_tokens = args.max_new_tokens
-    if max_new_tokens is None:
-        max_new_tokens = benchmark.max_new_tokens if benchmark else 1024
+    if args.max_new_tokens is None:
+        args.max_new_tokens = benchmark.max_new_tokens if benchmark else 1024
     check_counts(args.batch, args.limit)
-    check_sampling(max_new_tokens, args.temperature, args.top_p)
+    check_sampling(args.max_new_tokens, args.temperature, args.top_p)
     check_output(args.out)
     share = share_of_this_process(args.num_chunks, args.chunk_idx)
     form = form_of({name: getattr(args, name) for name in FORMS}, benchmark)
@@ -175,12 +175,10 @@ def run_answer(args):
     model, tokenizer = open_model(args.model, args.vision, args.language, args.projector,
                                   args.base, args.quantize, args.device, args.dtype)
     quiet = args.num_chunks == 1 and share[0] > 0  # of torchrun's ranks, one shows its progress
-    rows = answer_questions(
-        questions, args.out, model, tokenizer, args.images,
-        name=str(args.model or args.language or "miniature"), benchmark=args.benchmark,
-        template=args.template, control=args.control, max_new_tokens=max_new_tokens,
-        temperature=args.temperature, top_p=args.top_p, seed=args.seed, batch=args.batch,
-        share=share, quiet=quiet)
+    name = str(args.model or args.language or "miniature")
+    settings = {flag: getattr(args, flag) for flag in SETTINGS}
+    rows = answer_questions(questions, args.out, model, tokenizer, args.images, name, settings,
+                            share, quiet)
     report_answers(rows, args.out)
 
 
