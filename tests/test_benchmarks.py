@@ -343,6 +343,14 @@ def test_the_table_stands_beside_the_papers(tmp_path, run, pope):
     assert empty.returncode == 2 and "holds no scores" in empty.err
 
 
+def test_no_command_writes_over_the_answers(tmp_path, run, pope):
+    said = (tmp_path / "a.jsonl").read_bytes()
+    for typed in (pope, ["upload", "mm-vet", "--answers", tmp_path / "a.jsonl"]):
+        done = run(*typed, "--out", tmp_path / "coco/../a.jsonl")
+        assert done.returncode == 2 and "a.jsonl is what is read" in done.err
+    assert (tmp_path / "a.jsonl").read_bytes() == said
+
+
 def test_every_benchmark_is_whole():
     assert len(BENCHMARKS) == 12
     for name, benchmark in BENCHMARKS.items():

@@ -369,6 +369,7 @@ def test_a_teacher_that_knows_nothing_of_the_pictures_is_no_success(coco, tmp_pa
     (["--captions", "{tmp}/captions.json"], "--instances"),
     (["--captions", "{tmp}/captions.json", "--instances", "{tmp}/captions.json"], "captions.json is not written as"),
     (["--captions", "{tmp}/captions.json", "--kinds", "talk"], "--kinds"),
+    (["--captions", "{tmp}/out.json", "--kinds", "brief"], "out.json is what is read"),
     (["--captions", "{tmp}/captions.json", "--kinds", "brief,detail"], "--kinds"),
     (["--captions", "{tmp}/captions.json", "--kinds", "conversation", "--teacher", "toy", "--count", "3"], "for 2"),
     (["--captions", "{tmp}/captions.json", "--kinds", "conversation"], "--teacher"),

@@ -197,10 +197,13 @@ def check_counts(batch, limit):
 
 
 def run_score(args):
+    if args.out:
+        check_output(args.out, args.answers, args.questions, args.labels)
     score(args.benchmark, args.answers, args.questions, args.labels, args.out)
 
 
 def run_upload(args):
+    check_output(args.out, args.answers, args.questions)
     upload(args.benchmark, args.answers, args.questions, args.out)
 
 

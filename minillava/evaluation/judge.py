@@ -55,7 +55,7 @@ def judge(questions, context, answers, out, open_judge, rule_file=RULE, system_f
 
     open_judge: gives the Teacher who is asked, once all files have been read.
     """
-    check_output(out)
+    check_output(out, questions, context, *answers)
     comparisons = read_comparisons(questions, context, answers)
     rules = read_rules(rule_file, comparisons)
     system = system_file.read_text(encoding="utf-8").strip()
