@@ -41,7 +41,7 @@ def main():
     with errors_in_one_line(STOPPED), tempfile.TemporaryDirectory() as scratch:
         # the questions: ScienceQA's own, or those of a mini one that is drawn here
         drawn = args.data is None
-        data = args.data or draw_questions(scratch, args.split, args.questions, args.seed)
+        data = args.data or draw_questions(scratch, args.split, args.questions or 600, args.seed)
         problems = scienceqa.load(data, args.split)
 
         # the answers: those of a file, or a model's
@@ -56,7 +56,7 @@ def main():
             settings = settings_of(model, args.prompt_format, args.template, args.option_letter,
                                    args.use_caption, args.max_new_tokens, args.batch)
             questions = make_questions(data, args.split, settings, args.text_only)
-            texts, control = ask(model, tokenizer, questions, settings,
+            texts, control = ask(model, tokenizer, questions[: args.questions], settings,
                                  out=args.out or Path(scratch, "answers.jsonl"),
                                  name=Path(args.model or args.language).name,
                                  control=drawn or args.control)
@@ -154,14 +154,20 @@ def parse_arguments():
     args = parser.parse_args()
     if args.model is None and args.language is None:  # the shipped miniature
         args.model = TOY / "scienceqa"
-        args.dtype = "float32"
+        args.dtype = "float32" if args.dtype == "auto" else args.dtype
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         exit_with("eval_scienceqa.py is one process; torchrun shares the questions of `python -m "
                   "minillava.evaluation answer scienceqa`, whose `score` reads the answers")
-    if min(args.batch, args.max_new_tokens, args.questions) < 1:
+    counts = args.batch, args.max_new_tokens, args.questions
+    if any(count is not None and count < 1 for count in counts):
         exit_with("--batch, --max-new-tokens and --questions are at least 1")
     if args.data is None and args.score_only:
         exit_with("--score-only needs --data, the folder of the questions")
+    if args.score_only and (args.out or args.control):
+        exit_with("--score-only asks nothing: leave out --out and --control")
+    judged = args.ensemble == "judge"
+    if (judged or args.judge or args.requery) and not (judged and args.teacher):
+        exit_with("a judge weighs two answers: --teacher FILE --ensemble judge")
     if args.data is not None and not (args.out or args.score_only):
         exit_with("name a file for the answers with --out; a stopped evaluation goes on from it")
     return args
@@ -172,7 +178,8 @@ def add_question_flags(parser):
     parser.add_argument("--data", type=Path,
                         help="ScienceQA's folder (default: a mini one is drawn)")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--questions", type=int, default=600, help="size of the mini ScienceQA")
+    parser.add_argument("--questions", type=int,
+                        help="the first so many alone (default: all; 600 are drawn)")
     parser.add_argument("--seed", type=int, default=0, help="of the mini ScienceQA")
     parser.add_argument("--prompt-format", help="such as QCM-LEA (default: the checkpoint's)")
     parser.add_argument("--option-letter", action=flag, default=False,

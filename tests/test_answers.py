@@ -279,12 +279,19 @@ def test_the_miniature_answers_a_question_file(tmp_path, run):
     ([], [], "holds no questions"),
     ([{"question_id": 1, "text": "Q"}], ["--batch", "0"], "--batch"),
     ([{"question_id": 1, "text": "Q"}], ["--model", "nowhere"], "nowhere"),
+    ([{"question_id": 1, "text": "Q"}], ["--model", "nowhere", "--out", "."], "--out . is a folder"),
 ])
 def test_what_is_wrong_with_the_questions_is_one_line(tmp_path, run, rows, typed, message):
     (tmp_path / "images").mkdir()
     done = run("answer", "--questions", write_jsonl(tmp_path / "q.jsonl", rows), "--images", tmp_path / "images",
                "--out", tmp_path / "a.jsonl", *typed)
     assert done.returncode == 2 and message in done.err and done.err.splitlines()[-1].startswith("error: ")
+
+
+def test_who_asks_without_pictures_needs_none(tmp_path, run):
+    questions = write_jsonl(tmp_path / "q.jsonl", [{"question_id": 1, "text": "Q", "image": "nowhere.png"}])
+    done = run("answer", "--questions", questions, "--control", "none", "--max-new-tokens", 2, "--out", tmp_path / "a.jsonl")
+    assert done.returncode == 0 and read_jsonl(tmp_path / "a.jsonl")[0]["text"], done.err
 
 
 def test_who_names_no_folder_of_pictures_is_told_to():

@@ -14,7 +14,7 @@ from minillava.evaluation import __main__ as evaluation
 from minillava.evaluation.__main__ import main
 from minillava.evaluation.benchmarks import BENCHMARKS
 from minillava.evaluation.mmbench import is_right
-from minillava.evaluation.questions import FORMS
+from minillava.evaluation.questions import FORMS, options_of
 from minillava.evaluation.scores import mme_says, pope_says_yes, soft_accuracy
 from minillava.evaluation.scoring import write_score
 from minillava.evaluation.vqa_text import MISSPELLINGS, normalize
@@ -233,6 +233,10 @@ def test_mmbench_counts_questions_and_whole_circles(tmp_path, run):
     assert score_of(tmp_path / "a.score.json")["rows"]["all"] == {"plain": 100, "circular": 50, "questions": 2}
 
 
+def test_an_option_of_mmbench_may_be_sodium():
+    assert options_of({"A": "Na", "B": "K", "C": "NA", "D": "Cl"}) == ["Na", "K"]
+
+
 def test_a_round_of_mmbench_is_read_among_the_options_as_they_stood():
     row = {"text": "A", "option_char": ["B", "C", "A"]}
     assert is_right(row, "B") and not is_right(row, "A")
@@ -280,6 +284,8 @@ def test_each_server_gets_its_own_file(tmp_path, run):
     assert run("upload", "vqav2", *typed).returncode == 0
     assert out.read_text() == ('[{"question_id": 3, "answer": "cat"}, {"question_id": 1, "answer": ""}, '
                                '{"question_id": 2, "answer": "2"}]')
+    done = run("upload", "vqav2", *typed[2:])  # its server wants more than was asked
+    assert done.returncode == 2 and "--questions: llava_vqav2_mscoco_test2015.jsonl" in done.err
     done = run("upload", "vizwiz", *typed)  # takes whole files alone
     assert done.returncode == 2 and "1 of 3 questions have no answer, such as '1'" in done.err
     assert run("upload", "gqa", *typed).returncode == 0
@@ -327,11 +333,22 @@ def test_the_table_stands_beside_the_papers(tmp_path, run, pope):
     lines = run("table", tmp_path).out.splitlines()
     assert lines[1].split()[:4] == ["POPE", "97.4", "85.9", "85.9"] and "19 of 20" in lines[1]
     assert lines[2].startswith("LLaVA-Bench (in the wild)   75.0          63.4  70.7")
+    blind = score_of(tmp_path / "a.score.json") | {"metadata": {"control": "none"}}
+    (tmp_path / "blind.score.json").write_text(json.dumps(blind))
+    assert run("table", tmp_path).out.splitlines()[2].endswith("m, control: none")
     for model in ("llava-v1.5-7b", "llava-v1.5-13b"):  # a folder of answers, and no ending after its dot
         write_score(tmp_path / model, {})
         assert (tmp_path / f"{model}.score.json").exists()
     empty = run("table", tmp_path / "coco")
     assert empty.returncode == 2 and "holds no scores" in empty.err
+
+
+def test_no_command_writes_over_the_answers(tmp_path, run, pope):
+    said = (tmp_path / "a.jsonl").read_bytes()
+    for typed in (pope, ["upload", "mm-vet", "--answers", tmp_path / "a.jsonl"]):
+        done = run(*typed, "--out", tmp_path / "coco/../a.jsonl")
+        assert done.returncode == 2 and "a.jsonl is what is read" in done.err
+    assert (tmp_path / "a.jsonl").read_bytes() == said
 
 
 def test_every_benchmark_is_whole():

@@ -362,12 +362,14 @@ def test_a_teacher_that_knows_nothing_of_the_pictures_is_no_success(coco, tmp_pa
     (["--captions", "{tmp}/latin-1.json"], "latin-1.json is not UTF-8 text"),
     (["--captions", "{tmp}/a_text.jsonl", "--kinds", "brief"], "the captions of 1.jpg are no list"),
     (["--captions", "{tmp}/a_number.jsonl", "--kinds", "brief"], "an image's name is a text, not 5"),
+    (["--captions", "{tmp}/twice.jsonl", "--kinds", "brief"], "twice.jsonl has 1.jpg in several rows"),
     (["--captions", "{tmp}/no_name.json", "--kinds", "brief"], "an image's name is a text, not None"),
     (["--captions", "{tmp}/deep.json"], "deep.json is not written as COCO's files are"),
     (["--captions", "{tmp}/captions.json", "--kinds", "brief"], "--keep-all does not thin them"),
     (["--captions", "{tmp}/captions.json"], "--instances"),
     (["--captions", "{tmp}/captions.json", "--instances", "{tmp}/captions.json"], "captions.json is not written as"),
     (["--captions", "{tmp}/captions.json", "--kinds", "talk"], "--kinds"),
+    (["--captions", "{tmp}/out.json", "--kinds", "brief"], "out.json is what is read"),
     (["--captions", "{tmp}/captions.json", "--kinds", "brief,detail"], "--kinds"),
     (["--captions", "{tmp}/captions.json", "--kinds", "conversation", "--teacher", "toy", "--count", "3"], "for 2"),
     (["--captions", "{tmp}/captions.json", "--kinds", "conversation"], "--teacher"),
@@ -377,6 +379,7 @@ def test_what_is_wrong_with_the_input_is_one_line(coco, tmp_path, toy_main, run,
     (tmp_path / "latin-1.json").write_bytes('{"images": "café"}'.encode("latin-1"))
     (tmp_path / "a_text.jsonl").write_text(json.dumps({"image": "1.jpg", "captions": "A cat."}))
     (tmp_path / "a_number.jsonl").write_text(json.dumps({"image": 5, "captions": ["A cat."]}))
+    write_jsonl(tmp_path / "twice.jsonl", [{"image": "1.jpg", "captions": [text]} for text in ("A cat.", "A pet.")])
     (tmp_path / "no_name.json").write_text(json.dumps({"images": [{"id": 1, "file_name": None}], "annotations": []}))
     (tmp_path / "deep.json").write_text("[" * 100_000)
     done = run(*(word.format(tmp=tmp_path) for word in typed), "--out", tmp_path / "out.json")

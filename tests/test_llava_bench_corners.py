@@ -82,7 +82,7 @@ def test_a_dry_run_and_folders_that_are_not_there(tmp_path, run):
         assert len(read_jsonl(tmp_path / "new" / "reviews.jsonl")) == 12
         sent = len(server.requests)
         for flag, name in (("--out", tmp_path), ("--cache", tmp_path / "q.jsonl"),
-                           ("--rule", tmp_path / "q.jsonl"), ("--system", tmp_path / "nowhere.txt")):
+                           ("--out", tmp_path / "cand.jsonl"), ("--rule", tmp_path / "q.jsonl"), ("--system", tmp_path / "nowhere.txt")):
             done = run(*typed, "--cache", tmp_path / "fresh", flag, name, **environment(server))
             assert done.returncode == 2 and "Traceback" not in done.err
         assert len(server.requests) == sent

@@ -277,6 +277,19 @@ def test_a_wrong_answer_file_is_one_clear_line(capsys, folder, tmp_path, answers
     assert leave.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1 and message in error
 
 
+@pytest.mark.parametrize("typed, message", [
+    (["--ensemble", "judge"], "--teacher FILE --ensemble judge"),
+    (["--teacher", "t.jsonl", "--judge", "openai"], "--teacher FILE --ensemble judge"),
+    (["--requery", "second.jsonl"], "--teacher FILE --ensemble judge"),
+    (["--out", "b.jsonl"], "leave out --out and --control"),
+    (["--control"], "leave out --out and --control"),
+])
+def test_what_would_not_be_read_is_refused(capsys, folder, typed, message):
+    with pytest.raises(SystemExit) as leave:
+        evaluate(capsys, "--data", folder, "--score-only", "a.jsonl", *typed)
+    assert leave.value.code == 2 and message in capsys.readouterr().err
+
+
 def break_json(path):
     path.write_text("{")
 
@@ -395,6 +408,8 @@ def test_the_prompt_format_travels_with_the_checkpoint(toy, folder, tmp_path, ca
     finally:
         model.config = before
     command = ["--model", tmp_path / "model", "--data", folder, "--max-new-tokens", 4, "--device", "cpu"]
+    _, printed = evaluate(capsys, *command, "--out", tmp_path / "first.jsonl", "--questions", 2)
+    assert "scored: 2 of 3 questions" in printed
     _, printed = evaluate(capsys, *command, "--out", tmp_path / "a.jsonl")
     assert re.search(r"prompt_format +QCM-ALE +the checkpoint's", printed)
     assert re.search(r"template +llava_v1 +the checkpoint's", printed)

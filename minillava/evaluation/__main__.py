@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 from minillava.evaluation.asking import (
+    SETTINGS,
     add_model_flags,
     answer_questions,
     open_model,
@@ -33,7 +34,7 @@ from minillava.evaluation.questions import FORMS, check_pictures, read_questions
 from minillava.evaluation.report import add_report_flags, report
 from minillava.evaluation.scoring import score, table, upload
 from minillava.generate import check_sampling
-from minillava.instruct.command import open_from_flags, run_command
+from minillava.instruct.command import check_output, open_from_flags, run_command
 
 ANSWER = """
     ... answer pope --questions llava_pope_test.jsonl --images val2014 --model DIR \\
@@ -161,24 +162,23 @@ def add_answer_flags(parser):
 
 def run_answer(args):
     benchmark = BENCHMARKS.get(args.benchmark)
-    max_new_tokens = args.max_new_tokens
-    if max_new_tokens is None:
-        max_new_tokens = benchmark.max_new_tokens if benchmark else 1024
+    if args.max_new_tokens is None:
+        args.max_new_tokens = benchmark.max_new_tokens if benchmark else 1024
     check_counts(args.batch, args.limit)
-    check_sampling(max_new_tokens, args.temperature, args.top_p)
+    check_sampling(args.max_new_tokens, args.temperature, args.top_p)
+    check_output(args.out)
     share = share_of_this_process(args.num_chunks, args.chunk_idx)
     form = form_of({name: getattr(args, name) for name in FORMS}, benchmark)
     questions = read_questions(args.questions, form, args.all_rounds)[: args.limit]
-    check_pictures(questions, args.images)  # before the model is read
+    if args.control != "none":
+        check_pictures(questions, args.images)  # before the model is read
     model, tokenizer = open_model(args.model, args.vision, args.language, args.projector,
                                   args.base, args.quantize, args.device, args.dtype)
     quiet = args.num_chunks == 1 and share[0] > 0  # of torchrun's ranks, one shows its progress
-    rows = answer_questions(
-        questions, args.out, model, tokenizer, args.images,
-        name=str(args.model or args.language or "miniature"), benchmark=args.benchmark,
-        template=args.template, control=args.control, max_new_tokens=max_new_tokens,
-        temperature=args.temperature, top_p=args.top_p, seed=args.seed, batch=args.batch,
-        share=share, quiet=quiet)
+    name = str(args.model or args.language or "miniature")
+    settings = {flag: getattr(args, flag) for flag in SETTINGS}
+    rows = answer_questions(questions, args.out, model, tokenizer, args.images, name, settings,
+                            share, quiet)
     report_answers(rows, args.out)
 
 
@@ -197,10 +197,13 @@ def check_counts(batch, limit):
 
 
 def run_score(args):
+    if args.out:
+        check_output(args.out, args.answers, args.questions, args.labels)
     score(args.benchmark, args.answers, args.questions, args.labels, args.out)
 
 
 def run_upload(args):
+    check_output(args.out, args.answers, args.questions)
     upload(args.benchmark, args.answers, args.questions, args.out)
 
 

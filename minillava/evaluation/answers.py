@@ -133,7 +133,8 @@ def answers_so_far(questions, path, model_id, metadata):
 
 def difference(row, model_id, metadata):
     """What an earlier answer was made with that is otherwise now, in words."""
-    now, then = metadata, row.get("metadata") or {}
+    now, then = metadata, row.get("metadata")
+    then = then if isinstance(then, dict) else {}
     names = [name for name in {**now, **then} if now.get(name) != then.get(name)]
     changed = [f"{name} {then.get(name)} (now {now.get(name)})" for name in names]
     return ", ".join(changed) or f"the same settings (now by {model_id})"

@@ -17,39 +17,40 @@ from minillava.terminal import printable
 from minillava.weights.allocator import keep_freed_memory
 
 
-def answer_questions(questions, out, model, tokenizer, images=None, *, name="miniature",
-                     benchmark=None, template=None, control=None, max_new_tokens=1024,
-                     temperature=0.0, top_p=1.0, seed=0, batch=8, share=(0, 1), quiet=False):
+# the flags that decide an answer, beside the weights
+SETTINGS = ("benchmark", "template", "control", "temperature", "top_p", "seed", "max_new_tokens",
+            "batch")
+
+
+def answer_questions(questions, out, model, tokenizer, images, name, settings, share, quiet):
     """Asks every question that the file `out` does not answer yet; returns its rows, in order.
 
-    control: "none" or "another" picture. share: (index, count) where several processes do the work;
-    None is returned while another part is under way.
+    settings: a value for each of SETTINGS. share: (index, count) where several processes do the
+    work; None is returned while another part is under way.
     """
-    if control:
-        questions = with_control(questions, control)
-    if template:
-        model.config = dataclasses.replace(model.config, template=template)
+    if settings["control"]:
+        questions = with_control(questions, settings["control"])
+    if settings["template"]:
+        model.config = dataclasses.replace(model.config, template=settings["template"])
 
-    weight = model.language_model.embed_tokens.weight
-    metadata = {
-        "benchmark": benchmark, "template": model.config.template, "control": control,
-        "temperature": temperature, "top_p": top_p, "seed": seed, "max_new_tokens": max_new_tokens,
-        "batch": batch, "dtype": str(weight.dtype).removeprefix("torch."),
-        "fingerprint": fingerprint(model),
-    }
-    answer = partial(answer_batch, model, tokenizer, images, max_new_tokens, temperature, top_p,
-                     seed)
-    return answer_file(questions, out, answer, name, metadata, batch, share, quiet)
+    dtype = model.language_model.embed_tokens.weight.dtype
+    metadata = settings | {"template": model.config.template,
+                           "dtype": str(dtype).removeprefix("torch."),
+                           "fingerprint": fingerprint(model)}
+    answer = partial(answer_batch, model, tokenizer, images, settings)
+    return answer_file(questions, out, answer, name, metadata, settings["batch"], share, quiet)
 
 
-def answer_batch(model, tokenizer, images, max_new_tokens, temperature, top_p, seed, asked):
+def answer_batch(model, tokenizer, images, settings, asked):
     """A batch of questions -> texts."""
     prompts = [question["prompt"] for question in asked]
     pictures = [picture_of(question, images) for question in asked]
-    if temperature > 0:
+    if settings["temperature"] > 0:
         # the same draws whichever process asks this batch, and after whatever stop
-        torch.manual_seed(seed + zlib.crc32("\0".join(prompts).encode("utf-8", "replace")))
-    return generate(model, tokenizer, prompts, pictures, max_new_tokens, temperature, top_p)
+        own = zlib.crc32("\0".join(prompts).encode("utf-8", "replace"))
+        torch.manual_seed(settings["seed"] + own)
+    return generate(model, tokenizer, prompts, pictures, settings["max_new_tokens"],
+                    settings["temperature"], settings["top_p"])
 
 
 def report_answers(rows, out):

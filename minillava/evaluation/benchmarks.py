@@ -40,7 +40,8 @@ class Benchmark:
     answers: object = None          # reads an answer file -> rows, where it is no plain jsonl
     score: object = None            # (answers, questions, labels) -> Score
     labels: str = ""                # what --labels is; "" where the score needs none
-    upload: object = None           # (answers, questions, out) -> ids without an answer
+    upload: object = None           # (answers, questions, out): writes the server's file
+    upload_questions: str = ""      # the question file of the upload, where it is another
     source: str = "Liu et al. 2023, Improved Baselines with Visual Instruction Tuning, table 4"
 
 
@@ -48,7 +49,8 @@ TABLE_3 = "Liu et al. 2023, Improved Baselines with Visual Instruction Tuning, t
 BENCHMARKS = {
     "vqav2": Benchmark(
         "VQAv2", "llava_vqav2_mscoco_test-dev2015.jsonl", 107394, (78.5, 80.0), "accuracy", SHORT,
-        reads="normalised as EvalAI does", upload=upload_vqav2, source=TABLE_3),
+        reads="normalised as EvalAI does", upload=upload_vqav2,
+        upload_questions="llava_vqav2_mscoco_test2015.jsonl", source=TABLE_3),
     "gqa": Benchmark(
         "GQA", "llava_gqa_testdev_balanced.jsonl", 12578, (62.0, 63.3), "accuracy", SHORT,
         reads="lower case, without a full stop", score=score_gqa, upload=upload_gqa,

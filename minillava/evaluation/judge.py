@@ -55,7 +55,7 @@ def judge(questions, context, answers, out, open_judge, rule_file=RULE, system_f
 
     open_judge: gives the Teacher who is asked, once all files have been read.
     """
-    check_output(out)
+    check_output(out, questions, context, *answers)
     comparisons = read_comparisons(questions, context, answers)
     rules = read_rules(rule_file, comparisons)
     system = system_file.read_text(encoding="utf-8").strip()
@@ -117,6 +117,9 @@ def read_comparisons(questions, context, answers):
         for path, row in zip(answers, rows):
             if not isinstance(row.get("text"), str):
                 raise ValueError(f"{path} has no answer to question {question['question_id']}")
+            if str(question["text"]).strip() not in str(row.get("prompt", question["text"])):
+                raise ValueError(f"{path} answers another question {question['question_id']}: "
+                                 f"{row['prompt']!r:.60}; is it another benchmark's?")
         comparisons.append(Comparison(number, question, told, rows))
     if not comparisons:
         raise ValueError(f"{questions} holds no questions")
@@ -128,7 +131,8 @@ def rows_by(name, path):
     found = {}
     for number, row in enumerate(read_jsonl(path), 1):
         check_plain(row, (name,), number, path)
-        found[row.get(name)] = row
+        if found.setdefault(row.get(name), row) != row:
+            raise ValueError(f"{path} has two rows of {name} {row.get(name)!r}")
     return found
 
 

@@ -85,7 +85,6 @@ def upload_mmbench(answers, questions, out):
     else:
         raise ValueError(f"MMBench takes a .xlsx, or a .tsv to look into; {out} is neither")
     write_bytes(out, data)
-    return [index for index in questions if index not in texts]
 
 
 def cell_of(question, name):

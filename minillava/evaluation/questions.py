@@ -20,9 +20,9 @@ FORMS = {
     "option_letter": OPTION_LETTER,
     "option_letter_cn": "请直接回答选项字母。",
 }
-# what pandas, and with it the official code, reads as an empty cell
-EMPTY = {"", "#n/a", "#n/a n/a", "#na", "-1.#ind", "-1.#qnan", "-nan", "1.#ind", "1.#qnan", "<na>",
-         "n/a", "na", "null", "nan", "none"}
+# what pandas, and with it the official code, reads as an empty cell ("Na", sodium, is none)
+EMPTY = {"", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN",
+         "<NA>", "N/A", "NA", "NULL", "n/a", "null"}
 
 
 def read_questions(path, form=None, all_rounds=False):
@@ -131,7 +131,8 @@ def options_of(row):
 
 
 def has(row, name):
-    return (row.get(name) or "").lower() not in EMPTY
+    cell = row.get(name) or ""
+    return cell not in EMPTY and cell.lower() not in ("nan", "none")
 
 
 # ----------------------------------------------------------------------------------------- pictures

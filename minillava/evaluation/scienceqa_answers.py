@@ -120,8 +120,8 @@ def check_answers(path, answers, kind, data, split, problems):
         if i not in problems:
             other = read_object(data / "problems.json").get(i)
             where = f"{data} does not know"
-            if other:
-                where = f"is of split {other['split']}, not {split}"
+            if isinstance(other, dict):
+                where = f"is of split {other.get('split')}, not {split}"
             raise ValueError(f"{path} answers question {i}, which {where}")
         if type(value) is not kind:
             raise ValueError(f"{path}: the answer to question {i} is {value!r:.40}, "

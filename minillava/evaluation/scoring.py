@@ -60,10 +60,15 @@ def upload(name, answers_file, questions_file, out):
     benchmark = BENCHMARKS[name]
     questions = questions_by_id(questions_file)
     if name not in ("gqa", "mm-vet") and not questions:
-        raise ValueError(f"name the question file with --questions: {benchmark.questions}")
+        raise ValueError("name the question file with --questions: "
+                         f"{benchmark.upload_questions or benchmark.questions}")
     answers = read_answers(answers_file, name, questions)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    missing = benchmark.upload(answers, questions, out)
+    answered = {str(row["question_id"]) for row in answers}
+    missing = [i for i in questions if i not in answered]
+    if missing and name in ("vizwiz", "seed"):
+        raise ValueError(f"{len(missing)} of {len(questions)} questions have no answer, such as "
+                         f"{missing[0]!r}; the server takes whole files: answer them first")
+    benchmark.upload(answers, questions, out)
     print(f"{len(answers)} answers are in {printable(out)}")
     if missing:
         print(f"{len(missing)} of {len(questions)} questions have no answer: {some_of(missing)}")
@@ -83,8 +88,14 @@ def table(folder):
         small, large = published_of(row)
         size = f" of {row['size']}" if row.get("size") else ""
         rows.append([row["title"], f"{row['score']:.1f}", small, large,
-                     f"{row['answers']}{size}", row["unit"], str(row.get("model") or "-")])
+                     f"{row['answers']}{size}", row["unit"], answered_by(row)])
     print(aligned(rows))
+
+
+def answered_by(row):
+    """The model's name, and the control where it was not shown the question's own picture."""
+    name, control = row.get("model") or "-", (row.get("metadata") or {}).get("control")
+    return f"{name}, control: {control}" if control else str(name)
 
 
 def published_of(row):
@@ -164,7 +175,8 @@ def check_question(path, row, questions):
 
 def read_score(path):
     row = read_object(path)
-    kinds = {"benchmark": str, "title": str, "score": (int, float), "answers": int, "unit": str}
+    kinds = {"benchmark": str, "title": str, "score": (int, float), "answers": int, "unit": str,
+             "metadata": (dict, type(None))}
     whole = all(isinstance(row.get(field), kind) for field, kind in kinds.items())
     if not whole or row["benchmark"] not in BENCHMARKS:
         raise ValueError(f"{path} is no score; delete it and score its answers again")

@@ -41,7 +41,7 @@ def make_data(captions, instances, kinds, out, open_teacher, count=None, seed=0,
     descriptions answer, in place of prompts/detail/questions.txt.
     """
     check_kinds(kinds, count)
-    check_output(out)
+    check_output(out, captions, instances)
     symbols = read_symbols(captions, instances)
     if {"detail", "reasoning"} & set(kinds) and not (instances or is_jsonl(captions)):
         raise ValueError("detail and reasoning are made from boxes too; give --instances")

@@ -21,7 +21,7 @@ def add_teacher_flags(parser, temperature, name="--teacher", teachers=()):
     name: that of the one which says who is asked; teachers: whom it may name beside an endpoint and
     a folder.
     """
-    add = parser.add_argument_group("teacher").add_argument
+    add = parser.add_argument_group(name.removeprefix("--")).add_argument
     add(name, metavar="|".join([*teachers, "openai", "FOLDER"]),
         help="the endpoint that OPENAI_BASE_URL, OPENAI_MODEL and OPENAI_API_KEY name, "
              "or the folder of a Vicuna")
@@ -132,10 +132,14 @@ def make_folder(folder, flag):
         raise ValueError(f"{flag} {folder}: nothing can be written there")
 
 
-def check_output(path):
-    """The folder of --out is made; ValueError if no file can be written there."""
+def check_output(path, *inputs):
+    """The folder of --out is made; ValueError if no file can be written there, or if it would take
+    the place of an input.
+    """
     if path.is_dir():
         raise ValueError(f"--out {path} is a folder; name a file in it")
+    if any(file and file.resolve() == path.resolve() for file in inputs):
+        raise ValueError(f"--out {path} is what is read, and would be lost; name another file")
     make_folder(path.parent, "the folder of --out,")
 
 

@@ -33,7 +33,7 @@ def read_symbols(captions, instances=None):
         if instances:
             raise ValueError(f"{captions} has its instances in its rows; leave out --instances")
         with one_line_errors(captions):
-            return dict(symbols_of_row(row) for row in read_jsonl(captions))
+            return symbols_of_rows(read_jsonl(captions), captions)
     with one_line_errors(captions):
         file_names, captions_of = read_captions(captions)
     boxes_of = {}
@@ -42,6 +42,15 @@ def read_symbols(captions, instances=None):
             boxes_of = read_boxes(instances)
     return {file_name: (captions_of[image_id], boxes_of.get(image_id, []))
             for image_id, file_name in file_names.items()}
+
+
+def symbols_of_rows(rows, path):
+    symbols = {}
+    for name, told in map(symbols_of_row, rows):
+        if name in symbols:
+            raise ValueError(f"{path} has {name} in several rows; list its captions in one")
+        symbols[name] = told
+    return symbols
 
 
 def symbols_of_row(row):
