@@ -117,9 +117,10 @@ def sharded(model, dtype):
 
 
 def synced(model, last):
-    """The context of a micro-batch: gradients travel between ranks after a step's last one only."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last)
+    """The context of a micro-batch: DDP's gradients travel between ranks after the last one only.
+
+    FSDP2's travel after each: a rank that waited would hold those of the whole model, in fp32.
+    """
     if isinstance(model, DistributedDataParallel) and not last:
         return model.no_sync()
     return nullcontext()
