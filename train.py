@@ -285,7 +285,7 @@ def main():
         elif args.plan:
             config = plan.planned_config(recipe, sources)
             print(plan.plan_lines(config, recipe, args.gpus, setup.shard, setup.dtype, args.mfu,
-                                  args.quantize))
+                                  plan.planned_bits(sources)))
         elif args.check_data:
             options.refuse_missing(name, sources)
             look_at_data(recipe, sources, setup)
