@@ -101,15 +101,15 @@ def run(recipe, sources, setup, device):
     wrapped = train(model, data, recipe, setup, device, validation)
     save(wrapped, out / recipe.result)
     if leads:
-        show_result(recipe, len(data), out, validation)
+        show_result(recipe, len(data), out, validation, sources.quantize)
     distributed.barrier()
 
 
-def show_result(recipe, samples, out, validation):
+def show_result(recipe, samples, out, validation, quantize):
     """The curve of the loss as a picture, a few answers, and what can be done with the weights."""
     draw_loss([(f"stage {recipe.stage}", losses(out))], out / "loss.png", val_losses(out))
     if validation and recipe.stage == 2:
-        show_answers(out / "best", validation.data)
+        show_answers(out / "best", validation.data, quantize)
     print(closing_words(recipe, samples, out, validation))
 
 
