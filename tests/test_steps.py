@@ -110,6 +110,12 @@ def test_a_step_that_is_saved_already_is_not_saved_again(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-9"]
 
 
+def test_a_run_stopped_before_its_first_step_leaves_nothing_to_go_on_from(tmp_path):
+    """Nothing was measured, so that another run may begin there, and it would begin with these weights."""
+    checkpoints.save(tmp_path, 0, *small(), keep=2)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_checkpoint_that_cannot_be_written_or_read_is_one_line(tmp_path, monkeypatch):
     model, optimizers = small()
     checkpoints.save(tmp_path, 9, model, optimizers, keep=1)
