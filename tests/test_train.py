@@ -196,6 +196,14 @@ def test_a_run_does_not_write_over_what_it_reads(tmp_path, monkeypatch, capsys, 
     assert [path.name for path in tmp_path.iterdir()] == ["train.json"]
 
 
+@pytest.mark.parametrize("result", ["llava", "adapter", "mm_projector.bin", "best"])
+def test_weights_that_no_run_has_written_are_not_taken_for_a_result(tmp_path, result):
+    """Of a LLaVA that lies there a run would say "Nothing is left to do", and end."""
+    (tmp_path / result).mkdir()
+    with pytest.raises(ValueError, match=f"write over .*{result}, which no run has written"):
+        refuse_overwriting(Sources(), tmp_path)
+
+
 def test_a_run_that_came_to_no_step_begins_anew_in_its_folder(tmp_path):
     (tmp_path / "train.json").write_text("[1, 2]")
     sources = Sources(data=tmp_path / "train.json")

@@ -144,8 +144,9 @@ def refuse_overwriting(sources, out):
 
 
 def written_by(sources):
-    """The files that a run leaves in its folder, beside its weights."""
-    names = ["config.json", "metrics.jsonl", "loss.png"]
+    """What a run leaves in its folder, beside its checkpoints."""
+    names = ["config.json", "metrics.jsonl", "loss.png", "mm_projector.bin", "llava", "adapter",
+             "best"]
     if sources.data and sources.data.is_dir():
         names += ["samples.json", "scienceqa.json"]
     if sources.val:
@@ -170,15 +171,13 @@ def write_config(out, asked):
 
 def git_state():
     """The commit this runs from, with "+" if files have changed; None outside a repository."""
-    git = ["git", "-C", Path(__file__).parent]
+    command = "git describe --always --abbrev=40 --exclude=* --dirty=+"
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"],
-                                capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"],
-                                 capture_output=True, text=True, check=True).stdout
+        done = subprocess.run(command.split(), cwd=Path(__file__).parent,
+                              capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return f"{commit}+" if changed else commit
+    return done.stdout.strip()
 
 
 def measured(out):
