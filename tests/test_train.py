@@ -94,6 +94,8 @@ def test_a_run_is_not_resumed_with_data_that_were_changed_since(tmp_path):
     write_config(tmp_path, asked_for(recipe, sources, setup))
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')
     refuse_mixing(setup, asked_for(recipe, sources, setup))
+    smaller = replace(recipe, per_gpu=1, checkpointing=not recipe.checkpointing)  # after an end for want of memory
+    refuse_mixing(setup, asked_for(smaller, sources, setup))
     data.write_text("[1, 2]")
     assert "cannot change data_bytes 3 to 6" in message(ValueError, refuse_mixing, setup, asked_for(recipe, sources, setup))
     (tmp_path / "metadata.csv").write_text("of a folder")

@@ -82,7 +82,7 @@ def wrap(model, device, shard, dtype):
     """The model on its device, trained weights in fp32, frozen ones in `dtype`, for many ranks.
 
     shard: FSDP2, each rank holds its part of weights, gradients and optimiser, and computes in
-    `dtype`, a block at a time. The frozen tower is small and whole everywhere.
+    `dtype`, a block at a time. What is frozen is whole everywhere.
     """
     for p in model.parameters():
         if not p.requires_grad:

@@ -120,7 +120,8 @@ def refuse_mixing(setup, asked):
     changes = []
     for part, values in asked.items():
         for name, value in values.items():
-            if name in ("per_gpu", "fits"):  # how a step is cut, not what is in it
+            # how a step fits into memory, not what is in it
+            if name in ("per_gpu", "fits", "checkpointing"):
                 continue
             # a run from before there was such a setting had its default, or the same
             was = before[part].get(name, DEFAULTS.get(name, value))
