@@ -306,11 +306,12 @@ def main():
 
 def look_at_data(recipe, sources, setup):
     """Shows three samples as they will be trained, then names all that are wrong, of --val too."""
-    own = replace(sources, val=None if share_of(sources.val) else sources.val, replay=0.0)
-    model, tokenizer, _ = make_model(recipe, own)
+    if share_of(sources.val):
+        sources = replace(sources, val=None)  # a part of what is read anyway
+    model, tokenizer, _ = make_model(recipe, sources)
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # nothing is left behind
         setup = replace(setup, out=Path(folder))
-        data, kept_apart = make_data(recipe, own, setup, tokenizer, model.config)
+        data, kept_apart = make_data(recipe, sources, setup, tokenizer, model.config)
         show_samples(data, tokenizer)
         bad = sum(check_data(part, setup.workers) for part in (data, kept_apart) if part)
     sys.exit(1 if bad else 0)
