@@ -44,7 +44,7 @@ from minillava.training.optimizer import set_lr, take_step
 from minillava.training.recipes import RECIPES, fitted, warn_of_repeats
 from minillava.training.records import Records
 from minillava.training.results import closing_words, is_finished, save_result, show_answers
-from minillava.training.run_folder import asked_for, carried_config, losses, measured
+from minillava.training.run_folder import asked_for, carried_config, lock, losses, measured
 from minillava.training.run_folder import refuse_mixing, refuse_overwriting, rewind, val_losses
 from minillava.training.run_folder import write_config
 from minillava.training.sampler import micro_batches
@@ -70,6 +70,7 @@ def run(recipe, sources, setup, device):
     refuse_mixing(setup, asked)
     if is_finished(out / recipe.result):
         return
+    locked = lock(out) if leads else None  # until this function returns
 
     # the model, and what it learns from
     if device.type == "cpu":

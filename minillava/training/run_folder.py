@@ -11,6 +11,11 @@ from minillava.training.recipes import Recipe
 from minillava.weights.folders import refuse_to_lose
 from minillava.weights.tensors import has_weights
 
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # Windows has none
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -130,6 +135,24 @@ def refuse_mixing(setup, asked):
     if changes:
         raise ValueError(f"the run in {setup.out} was begun otherwise, "
                          f"--resume cannot change {'; '.join(changes)}")
+
+
+def lock(out):
+    """-> a file that, while it is open, keeps others out of `out`; ValueError where one is in it.
+
+    However this process ends, the lock ends with it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    file = open(out / ".lock", "w")
+    try:
+        if fcntl:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise ValueError(f"another process is training in {out}: wait for its end, "
+                         "or name another folder with --out") from None
+    except OSError:
+        pass  # a file system without locks
+    return file
 
 
 def refuse_overwriting(sources, out):
