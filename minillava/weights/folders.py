@@ -62,8 +62,8 @@ def refuse_to_lose(out, *folders):
 def write_folder(path, tensors, files, save_more=None, change=None, stem="model"):
     """{name: tensor} in STEM.safetensors or shards, {file name: JSON}, and `save_more(folder)`.
 
-    `change(name, tensor)` makes each tensor what it shall be only when its shard is written, so that
-    a sum of two 13B models never stands in memory.
+    `change(name, tensor)` makes each tensor what it shall be only when its shard is written: a sum
+    of two 13B models never stands in memory.
     """
     path = Path(path)
     shards = cut_into_shards(tensors, stem)
