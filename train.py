@@ -44,7 +44,7 @@ from minillava.training.optimizer import set_lr, take_step
 from minillava.training.recipes import RECIPES, fitted, warn_of_repeats
 from minillava.training.records import Records
 from minillava.training.results import closing_words, is_finished, save_result, show_answers
-from minillava.training.run_folder import asked_for, carried_config, losses, measured
+from minillava.training.run_folder import asked_for, carried_config, lock, losses, measured
 from minillava.training.run_folder import refuse_mixing, refuse_overwriting, rewind, val_losses
 from minillava.training.run_folder import write_config
 from minillava.training.sampler import micro_batches
@@ -70,6 +70,7 @@ def run(recipe, sources, setup, device):
     refuse_mixing(setup, asked)
     if is_finished(out / recipe.result):
         return
+    locked = lock(out) if leads else None  # until this function returns
 
     # the model, and what it learns from
     if device.type == "cpu":
@@ -101,15 +102,15 @@ def run(recipe, sources, setup, device):
     wrapped = train(model, data, recipe, setup, device, validation)
     save(wrapped, out / recipe.result)
     if leads:
-        show_result(recipe, len(data), out, validation)
+        show_result(recipe, len(data), out, validation, sources.quantize)
     distributed.barrier()
 
 
-def show_result(recipe, samples, out, validation):
+def show_result(recipe, samples, out, validation, quantize):
     """The curve of the loss as a picture, a few answers, and what can be done with the weights."""
     draw_loss([(f"stage {recipe.stage}", losses(out))], out / "loss.png", val_losses(out))
     if validation and recipe.stage == 2:
-        show_answers(out / "best", validation.data)
+        show_answers(out / "best", validation.data, quantize)
     print(closing_words(recipe, samples, out, validation))
 
 
@@ -285,7 +286,7 @@ def main():
         elif args.plan:
             config = plan.planned_config(recipe, sources)
             print(plan.plan_lines(config, recipe, args.gpus, setup.shard, setup.dtype, args.mfu,
-                                  args.quantize))
+                                  plan.planned_bits(sources)))
         elif args.check_data:
             options.refuse_missing(name, sources)
             look_at_data(recipe, sources, setup)
@@ -306,11 +307,12 @@ def main():
 
 def look_at_data(recipe, sources, setup):
     """Shows three samples as they will be trained, then names all that are wrong, of --val too."""
-    own = replace(sources, val=None if share_of(sources.val) else sources.val, replay=0.0)
-    model, tokenizer, _ = make_model(recipe, own)
+    if share_of(sources.val):
+        sources = replace(sources, val=None)  # a part of what is read anyway
+    model, tokenizer, _ = make_model(recipe, sources)
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # nothing is left behind
         setup = replace(setup, out=Path(folder))
-        data, kept_apart = make_data(recipe, own, setup, tokenizer, model.config)
+        data, kept_apart = make_data(recipe, sources, setup, tokenizer, model.config)
         show_samples(data, tokenizer)
         bad = sum(check_data(part, setup.workers) for part in (data, kept_apart) if part)
     sys.exit(1 if bad else 0)

@@ -51,10 +51,6 @@ class QuantizedLinear(nn.Module):
         learns = x.requires_grad and torch.is_grad_enabled()
         return x.shape[:-1].numel() <= self.few and not learns and self.has_kernel(x)
 
-    def dequantized(self):
-        """The weight [O,I], in the dtype of the scale."""
-        return torch.cat(list(self.pieces(self.scale.dtype)))
-
 
 class Int8Linear(QuantizedLinear):
     """`weight` int8 [O,I], `scale` [O]."""

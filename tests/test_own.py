@@ -353,6 +353,18 @@ def test_what_is_wrong_among_the_samples_kept_apart_is_said_once_and_ends_nothin
     assert capsys.readouterr().out.count("right is It is 3.") == 1
 
 
+@pytest.mark.parametrize("quantize", [None, "int4"])
+def test_what_a_small_gpu_trained_it_can_open_at_the_end(folder, batch, monkeypatch, quantize):
+    """A 7B's LoRA is trained upon int4 in 16 GB: at the end its base must not be opened in fp32."""
+    model, tokenizer, *_ = batch
+    lay_out(folder, None, folder)
+    val, opened = LlavaData(folder / "samples.json", folder, tokenizer, model.config), []
+    monkeypatch.setattr("minillava.training.results.generate", lambda model, *_: opened.append(model) or ["It is."])
+    show_answers(TOY / "llava", val, quantize)
+    layer = opened[0].language_model.layers[0].mlp.up_proj
+    assert layer.weight.dtype == (torch.uint8 if quantize else torch.bfloat16)
+
+
 def test_each_scene_with_pink_is_told_of_in_conversations_of_their_own(tmp_path):
     draw("pink", tmp_path, 5, "train", seed=0)
     samples = folder_samples(tmp_path)

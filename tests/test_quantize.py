@@ -32,6 +32,11 @@ def make_layer(kind, weight):
     return layer
 
 
+def whole(layer):
+    """Its weight written out, [O,I]."""
+    return torch.cat(list(layer.pieces(layer.scale.dtype)))
+
+
 # ---- one layer ----
 
 @pytest.mark.parametrize("kind, error", [("int8", 0.01), ("int4", 0.1)])
@@ -39,7 +44,7 @@ def make_layer(kind, weight):
 def test_what_is_written_out_is_near_the_weights(kind, error, shape):
     torch.manual_seed(0)
     weight = 0.02 * torch.randn(shape)
-    written_out = make_layer(kind, weight).dequantized()
+    written_out = whole(make_layer(kind, weight))
     assert written_out.shape == shape
     assert (written_out - weight).norm() <= error * weight.norm()
 
@@ -50,13 +55,13 @@ def test_numbers_that_fit_are_kept():
     values, scale = to_int8(weight)
     assert values.tolist() == [[127, -127, 64, 0]] and scale.item() == pytest.approx(1 / 127)
     weight = torch.arange(-7.0, 9.0).repeat(4)[None]  # one group of 64
-    torch.testing.assert_close(make_layer("int4", weight).dequantized(), weight)
+    torch.testing.assert_close(whole(make_layer("int4", weight)), weight)
 
 
 def test_a_channel_of_zeros_stays_zero():
     for kind in KINDS:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            written_out = make_layer(kind, torch.zeros(64, 64, dtype=dtype)).dequantized()
+            written_out = whole(make_layer(kind, torch.zeros(64, 64, dtype=dtype)))
             assert written_out.abs().max() <= 1e-6
 
 
@@ -88,7 +93,7 @@ def test_a_folder_from_a_machine_with_another_kernel(monkeypatch, tmp_path, save
     for layer, other in zip(model.modules(), read.modules()):
         if isinstance(layer, Int4Linear):
             assert other.weight.shape[-1] == (reader or 64) // 2
-            assert torch.equal(layer.dequantized(), other.dequantized())
+            assert torch.equal(whole(layer), whole(other))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -103,7 +108,7 @@ def test_the_kernel_for_few_rows_computes_the_same(kind, dtype, tolerance, shape
     many = layer(x)
     assert few.shape == many.shape == (2, 3, shape[0])
     assert (few - many).abs().max() <= tolerance * many.abs().max()
-    torch.testing.assert_close(many, F.linear(x, layer.dequantized()), rtol=tolerance, atol=1e-4)
+    torch.testing.assert_close(many, F.linear(x, whole(layer)), rtol=tolerance, atol=1e-4)
 
 
 @pytest.mark.parametrize("offset", [1, 2, 4, 8, 16])
@@ -111,7 +116,7 @@ def test_int8_at_any_address(offset):
     """The kernel ends the process where weights or activations do not begin at a round address."""
     layer = make_layer("int8", torch.randn(128, 64).bfloat16())
     x = torch.randn(64 + offset).bfloat16()[offset:][None]
-    expected = F.linear(x, layer.dequantized())
+    expected = F.linear(x, whole(layer))
     torch.testing.assert_close(layer(x), expected, rtol=0.02, atol=0.1)
     room = torch.zeros(128 * 64 + offset, dtype=torch.int8)
     layer.weight = room[offset:].view(128, 64).copy_(layer.weight)
@@ -137,7 +142,7 @@ def test_gradients_reach_what_comes_before(kind):
     assert not kept and not list(layer.parameters())
     y.square().sum().backward()
     expected = x.detach().requires_grad_()
-    F.linear(expected, layer.dequantized()).square().sum().backward()
+    F.linear(expected, whole(layer)).square().sum().backward()
     torch.testing.assert_close(x.grad, expected.grad, rtol=1e-4, atol=1e-3)
 
 

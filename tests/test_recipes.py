@@ -14,7 +14,8 @@ from minillava.training.batches import StepBatch
 from minillava.training.optimizer import clip_gradients, make_optimizers
 from minillava.training.lora import add_lora, adapter_of
 from minillava.training.options import make_parser, refuse_alone, refuse_data, refuse_parts, refuse_upon_adapter
-from minillava.training.plan import count, kept_by_tower, planned_config, skeleton, step_flops
+from minillava.training.plan import count, kept_by_tower, memory, plan_lines, planned_bits, planned_config, skeleton
+from minillava.training.plan import step_flops
 from minillava.training.recipes import RECIPES, changed
 from minillava.training.results import closing_words
 from minillava.training.run_folder import Sources
@@ -168,6 +169,32 @@ def test_a_plan_counts_what_a_trained_tower_keeps_and_computes():
     assert kept_by_tower(frozen, 4) == 0
     more = step_flops(model, recipe, 100, 1) - step_flops(frozen, RECIPES["own"], 100, 1)
     assert more == 2 * 2 * count(model.vision_tower.encoder.layers[:23]) * 37  # two ways back
+
+
+def test_a_plan_counts_of_lora_under_fsdp_what_is_gathered():
+    """A block's frozen weights are not: each rank has them whole."""
+    config = planned_config(RECIPES["own"], Sources(init=TOY / "llava"))
+    for recipe in (RECIPES["own-lora"], replace(RECIPES["own-lora"], words=True), RECIPES["v1.5-pretrain"]):
+        model = skeleton(config, recipe)
+        trained, block = count(model, True), count(model.language_model.layers[0], True)
+        root = trained - block * len(model.language_model.layers)
+        items = memory(model, 100, 1, ranks=4, shard=True, checkpointing=True, width=2)
+        assert items["weights"] == trained + 2 * (root + 2 * block) + 2 * count(model, False)
+        assert items["gradients"] == trained + 2 * root
+
+
+@pytest.mark.parametrize("kind", [None, "int8", "int4"])
+def test_a_plan_finds_a_base_in_few_bits(tmp_path, kind):
+    if kind:
+        save_quantized(*load_llava(device="cpu", quantize=kind), tmp_path, kind)
+    assert planned_bits(Sources(init=tmp_path if kind else TOY / "llava")) == kind
+    assert planned_bits(Sources(init=TOY / "llava", quantize=kind)) == kind
+    assert planned_bits(Sources(language=TOY / "vicuna", quantize=kind)) == kind
+
+
+def test_a_plan_of_ones_own_is_fitted_as_the_training_is():
+    lines = plan_lines(LlavaConfig(), RECIPES["own"], 8, False, "bfloat16", 0.45)
+    assert "8 of them, 2 samples of 2048 tokens each" in lines and "/ 16, accumulating 1x" in lines
 
 
 def test_a_whole_llava_keeps_its_layer_the_first_one_too():

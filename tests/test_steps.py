@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from minillava.toy.recipes import TOY_RECIPES
@@ -109,6 +110,12 @@ def test_a_step_that_is_saved_already_is_not_saved_again(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-9"]
 
 
+def test_a_run_stopped_before_its_first_step_leaves_nothing_to_go_on_from(tmp_path):
+    """Nothing was measured, so that another run may begin there, and it would begin with these weights."""
+    checkpoints.save(tmp_path, 0, *small(), keep=2)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_checkpoint_that_cannot_be_written_or_read_is_one_line(tmp_path, monkeypatch):
     model, optimizers = small()
     checkpoints.save(tmp_path, 9, model, optimizers, keep=1)
@@ -140,6 +147,21 @@ def test_gradients_travel_once_a_step_not_once_a_micro_batch():
                 with distributed.synced(model, last=n == 4):
                     model(torch.randn(3, 4)).sum().backward()
         assert len(sent) == 2
+    finally:
+        dist.destroy_process_group()
+
+
+def test_between_micro_batches_a_rank_holds_its_own_part_of_the_gradients_alone():
+    """Those of a whole 7B are 25 GiB in fp32: FSDP2, told to wait, would keep them on every rank."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = fully_shard(nn.Linear(4, 2))
+        inputs, expected = torch.randn(4, 3, 4), 0
+        for n, x in enumerate(inputs, 1):
+            with distributed.synced(model, last=n == 4):
+                model(x).sum().backward()
+            expected = expected + x.sum(0)
+            torch.testing.assert_close(model.weight.grad.to_local(), expected.expand(2, 4))
     finally:
         dist.destroy_process_group()
 

@@ -3,6 +3,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ import train
 from minillava.checkpoint import TOY, load_llava
 from minillava.toy.miniature import draw_world
 from minillava.toy.recipes import TOY_RECIPES
-from minillava.training.run_folder import Setup, Sources, asked_for, refuse_mixing, refuse_overwriting, write_config
+from minillava.training.run_folder import Setup, Sources, asked_for, lock, refuse_mixing, refuse_overwriting
+from minillava.training.run_folder import write_config
 from minillava.training.signals import Stop
 from tests.check_kill import bits, command, make_world
 from tests.comparing import message, read_jsonl
@@ -94,6 +96,8 @@ def test_a_run_is_not_resumed_with_data_that_were_changed_since(tmp_path):
     write_config(tmp_path, asked_for(recipe, sources, setup))
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')
     refuse_mixing(setup, asked_for(recipe, sources, setup))
+    smaller = replace(recipe, per_gpu=1, checkpointing=not recipe.checkpointing)  # after an end for want of memory
+    refuse_mixing(setup, asked_for(smaller, sources, setup))
     data.write_text("[1, 2]")
     assert "cannot change data_bytes 3 to 6" in message(ValueError, refuse_mixing, setup, asked_for(recipe, sources, setup))
     (tmp_path / "metadata.csv").write_text("of a folder")
@@ -194,6 +198,26 @@ def test_a_run_does_not_write_over_what_it_reads(tmp_path, monkeypatch, capsys, 
         train.main()
     assert ended.value.code == 2 and "would write over " + lost.format(out=tmp_path) in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["train.json"]
+
+
+@pytest.mark.parametrize("result", ["llava", "adapter", "mm_projector.bin", "best"])
+def test_weights_that_no_run_has_written_are_not_taken_for_a_result(tmp_path, result):
+    """Of a LLaVA that lies there a run would say "Nothing is left to do", and end."""
+    (tmp_path / result).mkdir()
+    with pytest.raises(ValueError, match=f"write over .*{result}, which no run has written"):
+        refuse_overwriting(Sources(), tmp_path)
+
+
+def test_two_trainings_at_once_in_one_folder_are_refused(tmp_path):
+    """The second one, should it --resume, would delete the checkpoint that the first is writing."""
+    code = ("import pathlib, sys; from minillava.training.run_folder import lock\n"
+            "held = lock(pathlib.Path(sys.argv[1])); print('held', flush=True); input()")
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT, text=True, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == "held\n"
+        assert f"another process is training in {tmp_path}: wait" in message(ValueError, lock, tmp_path)
+        other.kill()
+    lock(tmp_path)
 
 
 def test_a_run_that_came_to_no_step_begins_anew_in_its_folder(tmp_path):

@@ -33,8 +33,9 @@ def state_of(model, optimizers):
 
 def save(out, step, model, optimizers, keep):
     """out/checkpoint-STEP, by all ranks; it has its name only once all of it is written."""
-    # a signal may come just after a step was saved, or before the first one after a resume
-    if add_up([step in checkpoints(out)])[0]:
+    # a signal may come just after a step was saved, or before the first one after a resume; and at
+    # the beginning there is nothing: another run in this folder would go on from it, unasked
+    if step == 0 or add_up([step in checkpoints(out)])[0]:
         return
 
     new = Path(out) / f"checkpoint-{step}.tmp"

@@ -82,7 +82,7 @@ def wrap(model, device, shard, dtype):
     """The model on its device, trained weights in fp32, frozen ones in `dtype`, for many ranks.
 
     shard: FSDP2, each rank holds its part of weights, gradients and optimiser, and computes in
-    `dtype`, a block at a time. The frozen tower is small and whole everywhere.
+    `dtype`, a block at a time. What is frozen is whole everywhere.
     """
     for p in model.parameters():
         if not p.requires_grad:
@@ -117,9 +117,10 @@ def sharded(model, dtype):
 
 
 def synced(model, last):
-    """The context of a micro-batch: gradients travel between ranks after a step's last one only."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last)
+    """The context of a micro-batch: DDP's gradients travel between ranks after the last one only.
+
+    FSDP2's travel after each: a rank that waited would hold those of the whole model, in fp32.
+    """
     if isinstance(model, DistributedDataParallel) and not last:
         return model.no_sync()
     return nullcontext()

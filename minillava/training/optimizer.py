@@ -31,13 +31,8 @@ def make_optimizers(model, lr, muon_lr=None, projector_lr=None, tower_lr=None, b
         else:
             others.append(p)
 
-    groups = []
-    if others:
-        groups.append({"params": others, "lr": lr})
-    if projector:
-        groups.append({"params": projector, "lr": projector_lr})
-    if tower:
-        groups.append({"params": tower, "lr": tower_lr})
+    rates = (others, lr), (projector, projector_lr), (tower, tower_lr)
+    groups = [{"params": params, "lr": rate} for params, rate in rates if params]
     optimizers = [torch.optim.AdamW(groups, betas=(0.9, beta2), weight_decay=0.0, fused=True)]
     if matrices:
         optimizers.append(Muon(matrices, muon_lr))

@@ -12,11 +12,13 @@ import torch
 from minillava.llava import HEAD_CHUNK, Llava
 from minillava.tokenizer import Tokenizer
 from minillava.training.new_words import learn_words
+from minillava.training.recipes import fitted
 from minillava.training.run_folder import carried_config
 from minillava.training.trained_parts import choose_trained
 from minillava.weights.adapters import is_adapter, read_adapted
 from minillava.weights.filling import NoInitialValues
 from minillava.weights.layouts import load_config, read_llava_folder, read_projector
+from minillava.weights.tensors import read_tensors
 
 # dense bf16 FLOP/s: NVIDIA's data sheets
 PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
@@ -56,6 +58,15 @@ def planned_config(recipe, sources):
         learn_words(model, Tokenizer.load(words), sources.new_words)
         config = model.config
     return config
+
+
+def planned_bits(sources):
+    """"int8", "int4" or None: as asked for, or as the weights of `init` are already."""
+    if sources.quantize or not sources.starts_whole or is_adapter(sources.whole_folder):
+        return sources.quantize
+    stored = {tensor.dtype for tensor in read_tensors(sources.whole_folder).values()}
+    # beside layers in int4 the head has 8 bits
+    return "int4" if torch.uint8 in stored else "int8" if torch.int8 in stored else None
 
 
 def skeleton(config, recipe):
@@ -109,10 +120,8 @@ def memory(model, tokens, images, ranks, shard, checkpointing, width, accumulate
 
     if shard:
         # FSDP2 gathers what is no block's for the whole step; of the blocks, this one and the next
-        block = count(model.language_model.layers[0])
-        root = 0
-        if model.language_model.embed_tokens.weight.requires_grad:
-            root = trained - layers * block
+        block = count(model.language_model.layers[0], trained=True)
+        root = trained - layers * block
         items["weights"] = 4 * trained / ranks + width * (root + 2 * block) + frozen_bytes
         items["gradients"] = 4 * trained / ranks + width * root
         items["optimizer"] /= ranks
@@ -163,6 +172,7 @@ def kept_by_tower(model, width):
 
 def plan_lines(config, recipe, ranks, shard, dtype, mfu, quantize=None):
     """The plan as text."""
+    recipe = fitted(recipe, recipe.samples, config.language_config.hidden_size, ranks)
     model = skeleton(config, recipe)
     accumulate = max(1, recipe.batch // (recipe.per_gpu * ranks))
     width = 4 if dtype == "float32" else 2

@@ -34,7 +34,7 @@ class Records:
         self.bar = tqdm(total=steps, initial=first, desc=f"stage {recipe.stage}",
                         disable=distributed.rank() > 0)
         self.waiting = []          # [(row, loss, norm, ids of the samples)]
-        self.since = time.time()   # the last time they were written
+        self.since = time.perf_counter()   # the last time they were written
 
     def __enter__(self):
         return self
@@ -68,7 +68,7 @@ class Records:
             return
         losses = torch.stack([loss for _, loss, _, _ in self.waiting])
         losses = distributed.mean_over_ranks(losses).tolist()
-        seconds = (time.time() - self.since) / len(self.waiting)
+        seconds = (time.perf_counter() - self.since) / len(self.waiting)
 
         with open(self.out / "metrics.jsonl", "a", encoding="utf-8") as log:
             for (row, _, norm, ids), loss in zip(self.waiting, losses):
@@ -79,7 +79,7 @@ class Records:
                     log.write(json.dumps(row) + "\n")
         self.bar.set_postfix(loss=f"{losses[-1]:.3f}")
         self.waiting = []
-        self.since = time.time()
+        self.since = time.perf_counter()
 
     def speed(self, row, seconds):
         speed = {"tokens_per_second": row["tokens"] / seconds}

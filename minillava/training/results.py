@@ -60,9 +60,12 @@ def whole_copy(model, weights):
     return whole
 
 
-def show_answers(path, val, count=3):
-    """Prints what the saved model says to samples kept apart: it opens, and has learned this."""
-    model, tokenizer = load_llava(path, dtype="float32")
+def show_answers(path, val, quantize=None, count=3):
+    """Prints what the saved model says to samples kept apart: it opens, and has learned this.
+
+    In 16 bits or fewer, as it will be chatted with: where it was trained there is room for that.
+    """
+    model, tokenizer = load_llava(path, dtype="fast", quantize=quantize)
     for index in range(min(count, len(val))):
         sample = val.sample(index)
         try:

@@ -11,6 +11,11 @@ from minillava.training.recipes import Recipe
 from minillava.weights.folders import refuse_to_lose
 from minillava.weights.tensors import has_weights
 
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # Windows has none
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -120,7 +125,8 @@ def refuse_mixing(setup, asked):
     changes = []
     for part, values in asked.items():
         for name, value in values.items():
-            if name in ("per_gpu", "fits"):  # how a step is cut, not what is in it
+            # how a step fits into memory, not what is in it
+            if name in ("per_gpu", "fits", "checkpointing"):
                 continue
             # a run from before there was such a setting had its default, or the same
             was = before[part].get(name, DEFAULTS.get(name, value))
@@ -129,6 +135,24 @@ def refuse_mixing(setup, asked):
     if changes:
         raise ValueError(f"the run in {setup.out} was begun otherwise, "
                          f"--resume cannot change {'; '.join(changes)}")
+
+
+def lock(out):
+    """-> a file that, while it is open, keeps others out of `out`; ValueError where one is in it.
+
+    However this process ends, the lock ends with it.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    file = open(out / ".lock", "w")
+    try:
+        if fcntl:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise ValueError(f"another process is training in {out}: wait for its end, "
+                         "or name another folder with --out") from None
+    except OSError:
+        pass  # a file system without locks
+    return file
 
 
 def refuse_overwriting(sources, out):
@@ -144,8 +168,9 @@ def refuse_overwriting(sources, out):
 
 
 def written_by(sources):
-    """The files that a run leaves in its folder, beside its weights."""
-    names = ["config.json", "metrics.jsonl", "loss.png"]
+    """What a run leaves in its folder, beside its checkpoints."""
+    names = ["config.json", "metrics.jsonl", "loss.png", "mm_projector.bin", "llava", "adapter",
+             "best"]
     if sources.data and sources.data.is_dir():
         names += ["samples.json", "scienceqa.json"]
     if sources.val:
@@ -170,15 +195,13 @@ def write_config(out, asked):
 
 def git_state():
     """The commit this runs from, with "+" if files have changed; None outside a repository."""
-    git = ["git", "-C", Path(__file__).parent]
+    command = "git describe --always --abbrev=40 --exclude=* --dirty=+"
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"],
-                                capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"],
-                                 capture_output=True, text=True, check=True).stdout
+        done = subprocess.run(command.split(), cwd=Path(__file__).parent,
+                              capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return f"{commit}+" if changed else commit
+    return done.stdout.strip()
 
 
 def measured(out):

@@ -61,7 +61,9 @@ class Validation:
 
     def batches(self):
         """This rank's share: (indices, whether they count). FSDP2 wants as many on every rank."""
-        mine = list(range(distributed.rank(), len(self.data), distributed.ranks()))
-        for start in range(0, math.ceil(len(self.data) / distributed.ranks()), self.per_gpu):
-            indices = mine[start : start + self.per_gpu]
+        ranks = distributed.ranks()
+        mine = range(distributed.rank(), len(self.data), ranks)
+        most = math.ceil(len(self.data) / ranks)  # samples of any rank
+        for start in range(0, most, self.per_gpu):
+            indices = list(mine[start : start + self.per_gpu])
             yield indices or [0], bool(indices)

@@ -5,6 +5,7 @@ It is written whole or not at all.
 import json
 import os
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -61,24 +62,15 @@ def refuse_to_lose(out, *folders):
 def write_folder(path, tensors, files, save_more=None, change=None, stem="model"):
     """{name: tensor} in STEM.safetensors or shards, {file name: JSON}, and `save_more(folder)`.
 
-    All is written elsewhere first and moved at the end: a run that is killed while it writes leaves
-    the old files whole, and no new folder at all. `change(name, tensor)` makes each tensor what it
-    shall be only when its shard is written, so that a sum of two 13B models never stands in memory.
+    `change(name, tensor)` makes each tensor what it shall be only when its shard is written: a sum
+    of two 13B models never stands in memory.
     """
     path = Path(path)
     shards = cut_into_shards(tensors, stem)
     if len(shards) > 1:
         files = files | {f"{stem}.safetensors.index.json": index_of_shards(shards)}
 
-    # beside the old files or where the folder will stand, in a folder of its own
-    beside = path if path.exists() else path.parent
-    own_name = f".new-{path.name}"
-    for killed in beside.glob(".new-*-*"):
-        if killed.name.rpartition("-")[0] == own_name:  # .new-llava-7, not .new-llava-int4-7
-            shutil.rmtree(killed)
-    new = beside / f"{own_name}-{os.getpid()}"
-    new.mkdir(parents=True)
-    try:
+    with replacing(path) as new:
         for file, shard in shards.items():
             write_shard(new / file, shard, change)
         if save_more is not None:
@@ -88,18 +80,33 @@ def write_folder(path, tensors, files, save_more=None, change=None, stem="model"
             (new / file).write_text(text, encoding="utf-8")
         for file in shards:  # safetensors lets only its owner read a file
             shutil.copymode(new / "config.json", new / file)
+        written = {file.name for file in new.iterdir()}
+    remove_stale_files(path, written, stem)
 
-        # then the folder takes its place, or each file that of an old one
-        written = sorted(file.name for file in new.iterdir())
+
+@contextmanager
+def replacing(path):
+    """A folder to write into, which then takes the place of `path`, or its files that of old ones.
+
+    A run that is killed while it writes leaves the old files whole, and no new folder at all.
+    """
+    # beside the old files or where the folder will stand, in a folder of its own
+    beside = path if path.exists() else path.parent
+    own_name = f".new-{path.name}"
+    for killed in beside.glob(".new-*-*"):
+        if killed.name.rpartition("-")[0] == own_name:  # .new-llava-7, not .new-llava-int4-7
+            shutil.rmtree(killed)
+    new = beside / f"{own_name}-{os.getpid()}"
+    new.mkdir(parents=True)
+    try:
+        yield new
         if path.exists():
-            for file in written:
-                replace_file(new / file, path / file)
+            for file in sorted(new.iterdir()):
+                replace_file(file, path / file.name)
         else:
             replace_file(new, path)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-
-    remove_stale_files(path, written, stem)
 
 
 def cut_into_shards(tensors, stem):
@@ -141,7 +148,7 @@ def write_shard(file, shard, change):
 def remove_stale_files(path, written, stem):
     """Weights and tokenizer of an earlier save: they do not belong to these."""
     stale = {file.name for file in path.glob(f"{stem}*.safetensors*")}
-    if set(TOKENIZER_FILES) & set(written):
+    if written & set(TOKENIZER_FILES):
         stale |= set(TOKENIZER_FILES)
-    for file in stale - set(written):
+    for file in stale - written:
         (path / file).unlink(missing_ok=True)

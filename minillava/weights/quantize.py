@@ -118,15 +118,14 @@ def fit_to_machine(module):
     if next(module.parameters()).device.type != "cpu":
         return
     for layer in module.modules():
-        if isinstance(layer, Int4Linear):
+        if isinstance(layer, QuantizedLinear):
             in_file = layer.weight
-            layer.weight = in_blocks(in_file, block_here())
+            if isinstance(layer, Int4Linear):
+                layer.weight = in_blocks(in_file, block_here())
+            elif in_file.data_ptr() % 16:  # in a file a tensor begins at any byte
+                layer.weight = in_file.clone()
             if layer.weight is not in_file:
                 forget_pages(in_file)
-        elif isinstance(layer, Int8Linear) and layer.weight.data_ptr() % 16:
-            in_file = layer.weight  # where a tensor begins at any byte
-            layer.weight = in_file.clone()
-            forget_pages(in_file)
         elif type(layer) in WIDENED and is_slow(layer.weight.dtype):
             layer.__class__ = WIDENED[type(layer)]  # the same weights by another product
 
