@@ -143,7 +143,7 @@ def lock(out):
     However this process ends, the lock ends with it.
     """
     out.mkdir(parents=True, exist_ok=True)
-    file = open(out / ".lock", "w")
+    file = open(out / ".lock", "wb")
     try:
         if fcntl:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
