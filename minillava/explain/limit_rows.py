@@ -89,7 +89,7 @@ def counting(model, tokenizer, count):
         for _ in range(count):
             places = rng.sample(range(9), number)
             names = [f"{rng.choice(list(COLORS))} {rng.choice(SHAPES)}" for _ in places]
-            scenes.append(draw([(n, make_box(p, rng)) for n, p in zip(names, places)], rng))
+            scenes.append(draw_at(places, names, rng))
         plural = "shape" if number == 1 else "shapes"
         right = [f"There {is_or_are(number)} {word} {plural}."] * count
         answers = ask(model, tokenizer, ["How many shapes are there?"] * count, scenes)
@@ -115,7 +115,7 @@ def bag_of_patches(model, tokenizer, count):
             shapes[:2] = rng.sample(SHAPES, 2)
             places = rng.sample(range(9), number)
             names = [f"{c} {s}" for c, s in zip(colors, shapes)]
-            scenes.append(draw([(n, make_box(p, rng)) for n, p in zip(names, places)], rng))
+            scenes.append(draw_at(places, names, rng))
             other_color = rng.choice([c for c in COLORS if c not in colors])
             there.append(is_there(names[0]))
             mixed.append(is_there(f"{colors[0]} {shapes[1]}"))
@@ -252,6 +252,11 @@ def ask_about(model, tokenizer, question, pictures):
 
 
 # --------------------------------------------------------------------------------- what they share
+
+def draw_at(places, names, rng):
+    scene = [(name, make_box(place, rng)) for name, place in zip(names, places)]
+    return draw(scene, rng)
+
 
 def asked_scenes(count, rng, kinds):
     """Held-out scenes, a question of `kinds` about each -> pictures, questions, answers."""
