@@ -17,8 +17,8 @@ def attention(q, k, v, mask=None, is_causal=False):
 
     mask: bool, True where a query may look. Without one a GPU runs FlashAttention.
     """
-    # One new token may look at all keys. `is_causal` would count it as the first of all, who may
-    # look at the first key alone.
+    # One new token may look at all keys. `is_causal` would take it for the first of all tokens,
+    # which may look at the first key alone.
     if q.shape[2] == 1:
         return attention_of_one(q, k, v, mask)
     # On some CPUs the formula, written out, is faster than the fused kernel: see on_cpu.py.
