@@ -23,9 +23,8 @@ from minillava.toy.annotations import as_fractions
 from minillava.toy.miniature import answers_to
 from minillava.toy.objects import is_or_are, read, with_article
 from minillava.toy.questions import CONVERSATION
-from minillava.toy.world import COLORS, PLACES, SHAPES, SIDE, draw, make_box, make_scene
-
-BIGGER_NUMBERS = ("six", "seven", "eight", "nine")
+from minillava.toy.world import (COLORS, NUMBERS, PLACES, SHAPES, SIDE, draw, make_box,
+                                 make_scene)
 
 
 # ------------------------------------------------------------------------------------ the limits
@@ -81,7 +80,7 @@ def counting(model, tokenizer, count):
 
     No training scene had more than five shapes, and no answer a larger number.
     """
-    numbers = ("one", "two", "three", "four", "five", *BIGGER_NUMBERS)
+    numbers = (*NUMBERS[1:], "six", "seven", "eight", "nine")
     rng = random.Random(0)
     rows = []
     for number, word in enumerate(numbers, 1):
