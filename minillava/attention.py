@@ -19,8 +19,9 @@ def attention(q, k, v, mask=None, is_causal=False, keys=None):
     keys: how many of the K are there, None: all; what lies behind them is a cache's free room.
     """
     keys = keys or k.shape[2]
-    # One new token may look at all keys. `is_causal` would count it as the first of all, who may
-    # look at the first key alone.
+
+    # One new token may look at all keys. `is_causal` would take it for the first of all tokens,
+    # which may look at the first key alone.
     if q.shape[2] == 1:
         return attention_of_one(q, k, v, mask, keys)
     k, v = k[:, :, :keys], v[:, :, :keys]

@@ -13,9 +13,9 @@ text is left out here; -200 is IMAGE_TOKEN, -100 IGNORE_INDEX):
 
 What is learned is the answer and the end token. A conversation is first written as pieces that
 say of themselves whether they are learned; each run of text of one kind is then encoded by
-itself, so that no boundary is ever searched for in the ids. These are the ids of the whole text
-encoded at once: in LLaMA's vocabulary a space stands only where a piece begins, so that no token
-reaches across ": A".
+itself, so that no boundary is ever searched for in the ids. The ids are still those of the whole
+text encoded at once: in LLaMA's vocabulary a space only begins a piece, as in "▁A", so no token
+holds both the colon and the A after it.
 """
 from dataclasses import dataclass
 from itertools import groupby

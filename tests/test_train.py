@@ -181,11 +181,13 @@ def test_signals_are_noted_and_then_left_to_others():
     assert signal.getsignal(signal.SIGINT) == before
 
 
-def test_a_check_of_no_data_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["train.py", "--check-data"])
+@pytest.mark.parametrize("typed, said", [
+    ("--check-data", "needs --data and --images"), ("--recipe own --data my-picture", "there is no my-picture;")])
+def test_data_that_is_missing_is_refused(typed, said, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train.py", *typed.split()])
     with pytest.raises(SystemExit) as ended:
         train.main()
-    assert ended.value.code == 2 and "needs --data and --images" in capsys.readouterr().err
+    assert ended.value.code == 2 and said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("typed, lost", [

@@ -47,7 +47,7 @@ EXHIBITS = {
         f"{GITHUB}/karpathy/nanochat/pull/582 (and NielsRogge/Transformers-Tutorials/issues/456)",
         "labels = input_ids.clone(). nanochat lost its mask in a rewrite: it trained on as before, "
         "and scored 0.315 for 0.355.",
-        "The loss is that of another text: most of what it counts is system text and questions.",
+        "The loss is that of another text: mostly of system text and questions.",
         "Each piece of a template says of itself whether it is learned, and the tests hold ids and "
         "labels to those of the official code."),
     # ---- what it starts from: weights ----
@@ -83,8 +83,8 @@ EXHIBITS = {
         f"{GITHUB}/huggingface/transformers/pull/33608 (and unslothai/unsloth/issues/3783)",
         "'Image features and image tokens do not match: tokens: 575': what writes the prompt "
         "counts otherwise than the tower. Before that check, masked_scatter took what fitted.",
-        "The loss looks well. The first question of a batch is answered, those after it with parts "
-        "of other pictures: the score depends on the size of the batch.",
+        "The loss looks healthy. The first question of a batch is answered, those after it from "
+        "parts of other pictures: the score depends on the batch size.",
         "An image has config.image_tokens places, counted from the tower's own size, and "
         "Llava.check_images refuses any other number."),
     "wrong-mean": Exhibit(

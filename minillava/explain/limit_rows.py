@@ -23,9 +23,8 @@ from minillava.toy.annotations import as_fractions
 from minillava.toy.miniature import answers_to
 from minillava.toy.objects import is_or_are, read, with_article
 from minillava.toy.questions import CONVERSATION
-from minillava.toy.world import COLORS, PLACES, SHAPES, SIDE, draw, make_box, make_scene
-
-BIGGER_NUMBERS = ("six", "seven", "eight", "nine")
+from minillava.toy.world import (COLORS, NUMBERS, PLACES, SHAPES, SIDE, draw, make_box,
+                                 make_scene)
 
 
 # ------------------------------------------------------------------------------------ the limits
@@ -33,8 +32,8 @@ BIGGER_NUMBERS = ("six", "seven", "eight", "nine")
 def small_shapes(model, tokenizer, count):
     """An object smaller than a patch
 
-    A patch of 16 x 16 pixels becomes one vector. What fills little of it is little of that vector:
-    first the shape is lost, then the colour. (The training had shapes of 15 to 28 pixels.)
+    A patch of 16 x 16 pixels becomes one vector. What fills little of the patch is little of the
+    vector: the shape is lost first, then the colour. (Training had shapes of 15 to 28 pixels.)
     """
     rng = random.Random(0)
     rows = []
@@ -59,8 +58,8 @@ def small_shapes(model, tokenizer, count):
 def between_places(model, tokenizer, count):
     """An object where no training picture had one
 
-    In training each shape stood within 4 pixels of the middle of its place. A transformer has no
-    eyes that move: what it knows of a place it has learned there.
+    In training each shape stood within 4 pixels of the middle of its place. A transformer cannot
+    move its eyes: what it knows of a place, it has learned at that place.
     """
     rng = random.Random(0)
     rows = []
@@ -79,9 +78,9 @@ def between_places(model, tokenizer, count):
 def counting(model, tokenizer, count):
     """Counting beyond the training range
 
-    No scene of the training had more than five shapes, and no answer a larger number.
+    No training scene had more than five shapes, and no answer a larger number.
     """
-    numbers = ("one", "two", "three", "four", "five", *BIGGER_NUMBERS)
+    numbers = (*NUMBERS[1:], "six", "seven", "eight", "nine")
     rng = random.Random(0)
     rows = []
     for number, word in enumerate(numbers, 1):
@@ -89,7 +88,7 @@ def counting(model, tokenizer, count):
         for _ in range(count):
             places = rng.sample(range(9), number)
             names = [f"{rng.choice(list(COLORS))} {rng.choice(SHAPES)}" for _ in places]
-            scenes.append(draw([(n, make_box(p, rng)) for n, p in zip(names, places)], rng))
+            scenes.append(draw_at(places, names, rng))
         plural = "shape" if number == 1 else "shapes"
         right = [f"There {is_or_are(number)} {word} {plural}."] * count
         answers = ask(model, tokenizer, ["How many shapes are there?"] * count, scenes)
@@ -101,8 +100,8 @@ def counting(model, tokenizer, count):
 def bag_of_patches(model, tokenizer, count):
     """A bag of patches: the red of one thing with the shape of another
 
-    The paper's LLaVA said yes to strawberry yogurt where strawberries and yogurt stood apart. Here:
-    a red circle, where a red square and a blue circle are. The miniature has been asked such
+    The paper's LLaVA said yes to strawberry yogurt where strawberries and yogurt stood apart. Here
+    it is a red circle, where a red square and a blue circle are. The miniature was asked such
     questions in training (ask_exists in toy/questions.py), and answers them well.
     """
     rng = random.Random(0)
@@ -115,7 +114,7 @@ def bag_of_patches(model, tokenizer, count):
             shapes[:2] = rng.sample(SHAPES, 2)
             places = rng.sample(range(9), number)
             names = [f"{c} {s}" for c, s in zip(colors, shapes)]
-            scenes.append(draw([(n, make_box(p, rng)) for n, p in zip(names, places)], rng))
+            scenes.append(draw_at(places, names, rng))
             other_color = rng.choice([c for c in COLORS if c not in colors])
             there.append(is_there(names[0]))
             mixed.append(is_there(f"{colors[0]} {shapes[1]}"))
@@ -128,8 +127,8 @@ def bag_of_patches(model, tokenizer, count):
 def wording(model, tokenizer, count):
     """Hallucination from the wording of the question
 
-    The same things are asked for in five forms; "no" turns the right answer round. F1 and the share
-    of yes are POPE's; half of the things are there.
+    The same things are asked for in five forms; "no" turns the right answer round. Half of the
+    things are there. F1 and the share of yes are computed as by POPE.
     """
     forms = {"Is there {}?": False, "Do you see {} in the image?": False,
              "Is there no {}?": True, "There is {}, right?": False, "Where is the {}?": False}
@@ -158,7 +157,7 @@ def resolution(model, tokenizer, count):
     """Another resolution than the trained one
 
     The tower's positions are a table of 6 x 6. Stretched to a finer grid, as is done for other
-    towers, it runs; but nothing was trained to look at patches that hold so little each.
+    towers, it runs; but nothing was trained on patches that each hold so little.
     """
     scenes, questions, right = asked_scenes(count, random.Random(0), list(CONVERSATION))
     rows = []
@@ -190,8 +189,8 @@ def at_resolution(model, side):
 def shrunk(model, tokenizer, count):
     """A large picture, shrunk to the resolution of the tower
 
-    A picture of any size is made as small as the tower wants it: the same scenes, with more and
-    more around them. They become small, and stand where none stood in training.
+    A picture of any size is shrunk to what the tower takes. Here the same scenes have more and more
+    around them: their shapes become small, and stand where none stood in training.
     """
     scenes, questions, right = asked_scenes(count, random.Random(0), ["total"])
     rows = []
@@ -213,7 +212,7 @@ def two_pictures(model, tokenizer, count):
     """Two pictures in one prompt
 
     LLaVA was trained on one picture a conversation. Two fit into the ids, and the model runs; but
-    no word of its training says which of them is asked about, or that there could be two.
+    nothing in training said which of them is asked about, or that there could be two.
     """
     rng = random.Random(0)
     answers = Counter()
@@ -252,6 +251,11 @@ def ask_about(model, tokenizer, question, pictures):
 
 
 # --------------------------------------------------------------------------------- what they share
+
+def draw_at(places, names, rng):
+    scene = [(name, make_box(place, rng)) for name, place in zip(names, places)]
+    return draw(scene, rng)
+
 
 def asked_scenes(count, rng, kinds):
     """Held-out scenes, a question of `kinds` about each -> pictures, questions, answers."""

@@ -1,4 +1,4 @@
-"""The one picture of the README: an image and a question go through LLaVA (figure 1 of the paper, with shapes).
+"""The README's picture of LLaVA: figure 1 of the paper, with shapes.
 
     python -m minillava.explain.overview --out docs/overview.svg
 """

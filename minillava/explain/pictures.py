@@ -1,4 +1,4 @@
-"""What the walk shows as pictures: the patch grid, masks, the cache, the words that patches look like. PNG, by Pillow."""
+"""What the walk draws: the patch grid, masks, the cache, the words that patches are like."""
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -40,14 +40,18 @@ def matrix(cells, labels, path, cell=26, left=110, top=36):
     for y, row in enumerate(cells):
         pen.text((8, top + cell * y + 6), labels[y][:16], INK)
         for x, seen in enumerate(row):
-            corner = left + cell * x, top + cell * y
-            pen.rectangle((*corner, corner[0] + cell - 2, corner[1] + cell - 2), SEEN if seen else HIDDEN)
+            left_edge, top_edge = left + cell * x, top + cell * y
+            square = left_edge, top_edge, left_edge + cell - 2, top_edge + cell - 2
+            pen.rectangle(square, SEEN if seen else HIDDEN)
     pen.text((8, 8), "rows look at columns; blue: may", INK)
     save(image, path)
 
 
 def cache_growth(turns, path, width=720, row=12):
-    """What each step ran (orange) beside what it found in the cache (blue); turns: lists of token counts."""
+    """What each step ran, orange, beside what it found in the cache, blue.
+
+    turns: for each turn, how many tokens each of its steps ran.
+    """
     steps = [tokens for turn in turns for tokens in turn]
     scale = (width - 120) / sum(steps)
     image, pen = blank(width, row * len(steps) + 50)
@@ -67,7 +71,7 @@ def cache_growth(turns, path, width=720, row=12):
 
 
 def words_on_patches(picture, config, columns, path, side=480):
-    """The picture three times; on every patch the word whose embedding is nearest to its projected feature.
+    """The picture once a column, on every patch a word.
 
     columns: [(title, [a word per patch])]
     """

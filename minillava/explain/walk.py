@@ -26,7 +26,9 @@ from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN
 from minillava.terminal import errors_in_one_line, printable
 from minillava.toy import world
 
-STAGE_1 = TOY / "pretrain" / "mm_projector.bin"  # the projector that the miniature had before stage 2
+STAGE_1 = TOY / "pretrain" / "mm_projector.bin"  # the miniature's projector before stage 2
+
+MOST = 64  # tokens of an answer
 
 
 class Shapes:
@@ -79,12 +81,16 @@ def walk_picture(model, image, out):
     say("pixel_values", pixel_values.shape, f"resized to {side} x {side}, CLIP's mean taken out")
 
     title(2, "The numbers become features (vit.py)")
-    say("patch_embedding", shapes.seen["patches"], f"{side} / {patch} = {grid}: a grid of {grid} x {grid}")
-    say("embeddings", shapes.seen["embeddings"], f"{grid * grid} patches and the class token, with positions")
-    padding = shapes.seen["block"][1] - shapes.seen["embeddings"][1]
+    seen = shapes.seen
+    N = config.image_tokens
+    padding = seen["block"][1] - seen["embeddings"][1]
     behind = f"; {padding} of padding behind them (vit.py: padded)" if padding else ""
-    say(f"after {model.used_blocks} blocks", shapes.seen["block"], "every patch has looked at every other" + behind)
-    say("without the class token", [1, grid * grid, config.vision_config.hidden_size], "LLaVA reads the grid alone")
+    say("patch_embedding", seen["patches"], f"{side} / {patch} = {grid}: a grid of {grid} x {grid}")
+    say("embeddings", seen["embeddings"], f"{N} patches and the class token, with positions")
+    say(f"after {model.used_blocks} blocks", seen["block"],
+        "every patch has looked at every other" + behind)
+    say("without the class token", [1, N, config.vision_config.hidden_size],
+        "LLaVA reads the grid alone")
 
     title(3, "The features become words (llava.py)")
     say(f"projector, {config.projector}", features.shape, "as wide as a word of the language model")
@@ -102,13 +108,15 @@ def walk_prompt(model, tokenizer, question):
 
     title(4, "Among the words (conversation.py)")
     print(f"  {tokenizer.spell(ids[:first])!r}")
-    print(f"  {config.image_tokens} times the placeholder {IMAGE_TOKEN}, which the projected features replace")
+    print(f"  {config.image_tokens} times the placeholder {IMAGE_TOKEN}, "
+          "which the projected features replace")
     print(f"  {tokenizer.spell(ids[last:])!r}")
-    say("input_ids", [1, len(ids)], f"{len(ids) - config.image_tokens} words, {config.image_tokens} image tokens")
+    words = len(ids) - config.image_tokens
+    say("input_ids", [1, len(ids)], f"{words} words, {config.image_tokens} image tokens")
     return ids
 
 
-def walk_answer(model, tokenizer, ids, image, most=64):
+def walk_answer(model, tokenizer, ids, image):
     """The decoder's work, and the answer token by token, with what came second and third."""
     language = model.language_model
     parts = {"block": language.layers[0], "norm": language.norm, "head": language.lm_head}
@@ -117,7 +125,7 @@ def walk_answer(model, tokenizer, ids, image, most=64):
     answer = []
     rows = []
     with Shapes(parts) as shapes, torch.inference_mode():
-        while len(answer) < most:  # all tokens anew for each word: the cache comes in step 8
+        while len(answer) < MOST:  # all tokens anew for each word: the cache comes in step 8
             input_ids = torch.tensor([ids + answer], device=model.device)
             probabilities = model(input_ids, pixel_values)[0, -1].float().softmax(-1)
             best = probabilities.topk(3)
@@ -157,10 +165,13 @@ def walk_training(model, tokenizer, question, answer):
     print(f"  {'stands at':>22}   {'is to predict':>22}")
     learned = [at for at, label in enumerate(labels) if label != IGNORE_INDEX]
     for at in learned:
-        here = "the image's last token" if ids[at - 1] == IMAGE_TOKEN else repr(tokenizer.spell([ids[at - 1]]))
+        here = repr(tokenizer.spell([ids[at - 1]]))
+        if ids[at - 1] == IMAGE_TOKEN:
+            here = "the image's last token"
         print(f"  {here:>22} -> {tokenizer.spell([labels[at]])!r:>22}")
-    print(f"  {len(learned)} of {len(ids)} positions are learned: the answer and its end. The system message, the "
-          "question and\n  the image have no loss: they are given, and nobody will ask the model to write them.")
+    print(f"  {len(learned)} of {len(ids)} positions are learned: the answer and its end. "
+          "The system message, the question and\n"
+          "  the image have no loss: they are given, and nobody will ask the model to write them.")
 
 
 def walk_chat(model, tokenizer, image, turns, out):
@@ -174,7 +185,7 @@ def walk_chat(model, tokenizer, image, turns, out):
     turn_runs = []
     for question in turns:
         said.append(human_turn(question, image=not said))
-        pieces = stream(model, tokenizer, said, image, 32, cache=cache)
+        pieces = stream(model, tokenizer, said, image, MOST, cache=cache)
         said.append(("gpt", "".join(pieces).strip()))
         turn_runs.append(list(runs))
         runs.clear()
@@ -182,29 +193,35 @@ def walk_chat(model, tokenizer, image, turns, out):
 
     title(8, "The cache over two turns (generate.py)")
     for number, tokens in enumerate(turn_runs, 1):
-        print(f"  turn {number}: a prefill of {tokens[0]} tokens, then {len(tokens) - 1} steps of one token")
+        print(f"  turn {number}: a prefill of {tokens[0]} tokens, "
+              f"then {len(tokens) - 1} steps of one token")
     pictures.cache_growth(turn_runs, out / "cache.png")
 
 
 def walk_masks(out):
     """Who may look at whom: in training, and where a shorter prompt is padded on the left."""
-    words = ["<s>", "USER:", "<image>", "<image>", "What?", "ASSISTANT:", "A", "cat"]
-    T = len(words)
+    words = ["<s>", "USER:", "<image>", "<image>", "What?", "ASSISTANT:"]
+    padding = ["(padding)", "(padding)"]
+    T = len(words + padding)
+
     # padded on the right: the padding looks back, but no word looks at it
     causal = torch.ones(T, T, dtype=torch.bool).tril()
-    pictures.matrix(causal.tolist(), [*words[:-2], "(padding)", "(padding)"], out / "mask_training.png")
-    # padded on the left: it is masked, or it would be looked at by all that follows
-    padded = attention_mask(T, start=torch.tensor([2]))[0, 0]
-    pictures.matrix(padded.tolist(), ["(padding)", "(padding)", *words[:-2]], out / "mask_decoding.png")
+    pictures.matrix(causal.tolist(), words + padding, out / "mask_training.png")
+
+    # padded on the left: all that follows would look at the padding, were it not masked
+    masked = attention_mask(T, start=torch.tensor([len(padding)]))[0, 0]
+    pictures.matrix(masked.tolist(), padding + words, out / "mask_decoding.png")
 
 
 def nearest_words(model, tokenizer, image):
-    """The word whose embedding points most in the direction of each projected patch -> [N] strings."""
+    """The word whose embedding points most in the direction of each patch's -> [N] strings."""
     with torch.inference_mode():
         pixel_values = preprocess([image], model.config).to(model.device)
-        features = model.encode_images(pixel_values)[0].float()            # [N, D]
-        words = model.language_model.embed_tokens.weight.float()           # [V, D]
-        likeness = normalize(features, dim=-1) @ normalize(words, dim=-1).T  # [N, V]
+        features = model.encode_images(pixel_values)[0].float()   # [N,D]
+        words = model.language_model.embed_tokens.weight.float()  # [V,D]
+        features = normalize(features, dim=-1)
+        words = normalize(words, dim=-1)
+        likeness = features @ words.T                             # [N,V], the cosines
         likeness[:, [tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id or 0]] = -1
         return [tokenizer.spell([i]).strip() for i in likeness.argmax(-1).tolist()]
 

@@ -43,10 +43,11 @@ def make_world(folder, split, scenes, seed):
             note = {"id": len(instances) + 1, "image_id": image_id} | annotation(name, box)
             instances.append(note)
 
-    told = {"images": images, "annotations": captions}
-    seen = {"images": images, "annotations": instances, "categories": CATEGORIES}
-    (folder / f"captions_{split}.json").write_text(json.dumps(told), encoding="utf-8")
-    (folder / f"instances_{split}.json").write_text(json.dumps(seen), encoding="utf-8")
+    files = {"captions": {"images": images, "annotations": captions},
+             "instances": {"images": images, "annotations": instances, "categories": CATEGORIES}}
+    for name, content in files.items():
+        path = folder / f"{name}_{split}.json"
+        path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def symbols_of(folder, split):

@@ -3,7 +3,6 @@
 A name leaves some aspects of a thing open ("the star" its color, size and place): one of them is
 asked with the name, the next ones without it. Each function returns [(question, answer)].
 """
-
 from minillava.toy.objects import name_of, with_article
 from minillava.toy.questions import VALUES
 from minillava.toy.talk import PICTURED, answer_of, line, mend_articles, worded

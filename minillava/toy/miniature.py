@@ -166,12 +166,16 @@ def score(model, tokenizer, questions, images, desc):
 
     images: a PIL image or None per question.
     """
-    right = {}
     answers = answers_to(model, tokenizer, questions, images, desc)
+    hits = {question["type"]: [] for question in questions}
     for question, answer in zip(questions, answers):
-        right.setdefault(question["type"], []).append(answer == question["answer"])
-    shares = {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items())}
-    return shares | {"all": sum(shares.values()) / len(shares)}  # each type has as many questions
+        is_right = answer == question["answer"]
+        hits[question["type"]].append(is_right)
+
+    shares = {kind: sum(right) / len(right) for kind, right in sorted(hits.items())}
+    # Each type has as many questions, so this is the share of all.
+    shares["all"] = sum(shares.values()) / len(shares)
+    return shares
 
 
 def answers_to(model, tokenizer, questions, images, desc=None, batch=128, max_new_tokens=96):
@@ -180,12 +184,14 @@ def answers_to(model, tokenizer, questions, images, desc=None, batch=128, max_ne
     questions: [{"question", "answer": the right one, if it is known}]; desc: of the progress bar.
     """
     # rows of a batch end together, if their answers are about as long
-    order = sorted(range(len(questions)), key=lambda i: len(questions[i].get("answer", "")))
+    lengths = [len(question.get("answer", "")) for question in questions]
+    order = sorted(range(len(questions)), key=lambda i: lengths[i])
     answers = [None] * len(questions)
     for start in tqdm(range(0, len(order), batch), desc=desc, disable=desc is None):
         rows = order[start : start + batch]
         prompts = [questions[i]["question"] for i in rows]
-        texts = generate(model, tokenizer, prompts, [images[i] for i in rows], max_new_tokens)
+        shown = [images[i] for i in rows]
+        texts = generate(model, tokenizer, prompts, shown, max_new_tokens)
         for i, text in zip(rows, texts):
             answers[i] = text
     return answers

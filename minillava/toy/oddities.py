@@ -70,10 +70,10 @@ def as_mask(field):
 
 # -------------------------------------------------------------------------------------- fields
 
-def coordinates(rng):
-    """x and y [SIDE,SIDE] from -1 to 1, turned by a random angle."""
+def coordinates(rng, turned=True):
+    """x and y [SIDE,SIDE] from -1 to 1, turned by a random angle or not."""
     y, x = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
-    angle = rng.uniform(0, math.pi)
+    angle = rng.uniform(0, math.pi) if turned else 0
     cos, sin = math.cos(angle), math.sin(angle)
     return x * cos - y * sin, x * sin + y * cos
 
@@ -133,8 +133,7 @@ def rings(rng):
 
 
 def checkers(rng):
-    turned = rng.random() < 0.5
-    x, y = coordinates(rng) if turned else np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
+    x, y = coordinates(rng, turned=rng.random() < 0.5)
     fine = rng.uniform(1.5, 10)
     board = (np.floor(x * fine) + np.floor(y * fine)) % 2
     return painted(board, [any_color(rng), any_color(rng)])

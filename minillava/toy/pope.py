@@ -18,7 +18,6 @@ from minillava.toy.bench import evaluate, run_on_scenes
 from minillava.toy.objects import with_article
 
 PER_SCENE = 3  # things that are there, and as many that are not
-TITLE = "POPE of the toy world"
 
 
 def pope(model, scenes, seed, out):
@@ -37,7 +36,7 @@ def pope(model, scenes, seed, out):
     evaluate("answer", "--questions", questions, "--images", out / "val", "--out", answers,
              "--batch", "60", "--max-new-tokens", "32", *(["--model", model] if model else []))
     print()
-    score("pope", answers, questions, labels, title=TITLE)
+    score("pope", answers, questions, labels, title="POPE of the toy world")
 
 
 def pope_rows(scenes, rng):

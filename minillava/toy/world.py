@@ -25,6 +25,7 @@ PLACES = ("top-left", "top-middle", "top-right",
           "middle-left", "center", "middle-right",
           "bottom-left", "bottom-middle", "bottom-right")
 NUMBERS = ("no", "one", "two", "three", "four", "five")
+COUNTS = (1, 2, 3, 3, 4, 4, 4, 5, 5, 5)  # of shapes in a scene, one drawn: rather many than few
 SIDE = 96         # of a picture, in pixels
 CELL = SIDE // 3  # of the layout
 SMOOTH = 2        # pictures are drawn this many times larger and shrunk, for smooth edges
@@ -39,17 +40,19 @@ def split_of(categories):
 
 
 def make_scene(rng, split):
-    """-> [(category, box)] of the split, as above.
-
-    Half the scenes have two colours at most; half, drawn apart from that, two shapes at most.
-    """
+    """-> [(category, box)] of the split, as above."""
     while True:
-        colors = rng.sample(list(COLORS), rng.choice((2, len(COLORS))))
-        shapes = rng.sample(list(SHAPES), rng.choice((2, len(SHAPES))))
-        places = rng.sample(range(9), rng.choice((1, 2, 3, 3, 4, 4, 4, 5, 5, 5)))
+        colors = two_or_all(list(COLORS), rng)
+        shapes = two_or_all(SHAPES, rng)
+        places = rng.sample(range(9), rng.choice(COUNTS))
         names = [f"{rng.choice(colors)} {rng.choice(shapes)}" for _ in places]
         if split_of(names) == split:
             return [(name, make_box(place, rng)) for name, place in zip(names, places)]
+
+
+def two_or_all(values, rng):
+    """What a scene may take its values from: with few to take from, some are there twice."""
+    return rng.sample(values, rng.choice((2, len(values))))
 
 
 def make_box(place, rng, width=None):

@@ -231,6 +231,8 @@ def refuse_alone(args):
 
 def refuse_missing(recipe_name, sources):
     """A recipe needs data, and CLIP and Vicuna where --init is no whole LLaVA."""
+    if sources.data and not sources.data.exists():
+        raise ValueError(f"there is no {sources.data}; give --data a folder or a JSON file")
     folder = sources.data and sources.data.is_dir()  # its pictures are in it
     whole = sources.starts_whole
     needed = {"--data": sources.data, "--images": sources.images or folder,
