@@ -382,10 +382,19 @@ def test_a_scene_is_changed_and_the_last_question_asked_again_of_model_and_teach
     ("blue circle to red", "0 shapes are 'blue circle'"), ("to red", "a scene is changed as in"),
     ("star to top-left", "a shape at the top-left already"), ("star to heaven", "'heaven' is no color"),
     ("add purple", "a new shape wants one of circle"), ("add red star at the top-left", "a shape at the top-left already"),
-    ("drop", "one must be meant"), ("drop large", "2 shapes are 'large'")])
+    ("add tiny red star center", "'tiny' is no size"),
+    ("drop", "a scene is changed as in"), ("drop large", "2 shapes are 'large'")])
 def test_a_change_that_cannot_be_leaves_the_scene(change, said):
     with pytest.raises(ValueError, match=said):
         Scene(SHAPES, seed=0).changed(change)
+
+
+def test_a_shape_that_is_not_clear_is_asked_back_among_those_it_may_be():
+    shapes = [*SHAPES, ("blue square", [3, 67, 29, 93])]
+    with pytest.raises(ValueError, match="2 shapes are 'blue', .*: large blue star at middle-right, large blue square"):
+        Scene(shapes, seed=0).changed("drop blue")
+    with pytest.raises(ValueError, match="0 shapes are 'green', .*: large red circle at top-left, "):
+        Scene(shapes, seed=0).changed("drop green")
 
 
 def test_the_picture_stays_when_old_turns_leave(capsys):
