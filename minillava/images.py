@@ -71,6 +71,7 @@ def _preprocess_one(image, config):
     """
     size = config.vision_config.image_size
     pad = config.image_aspect_ratio == "pad"
+    refuse_other_types(image)
     image = to_rgb(image)
     refuse_strip(image, size, pad)
 
@@ -140,6 +141,12 @@ def upright(image):
 
 
 # ---- what cannot be used, and what is said about it ----
+
+
+def refuse_other_types(image):
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"an image is one of PIL's, not of type {type(image).__name__}; "
+                        "load_image opens a file")
 
 
 def refuse_strip(image, size, pad):
