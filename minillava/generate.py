@@ -169,8 +169,7 @@ def stream(model, tokenizer, turns, image=None, max_new_tokens=512, temperature=
     image_tokens = model.config.image_tokens if image is not None else 0
     ids, _ = render([*turns, ("gpt", None)], tokenizer, model.config.template, image_tokens)
     if image_tokens and IMAGE_TOKEN not in ids:
-        raise ValueError("no turn has <image>, so the image would not be seen: "
-                         "human_turn(text, image=True) puts it in front")
+        raise ValueError("no turn has <image>: human_turn(question, image=True) puts it there")
     room = cache.max_length - len(ids)
     if room < 1:
         raise ValueError(f"the conversation has {len(ids)} tokens, the model's context ends at "
@@ -289,8 +288,7 @@ def check_rows(prompts, images):
     """ValueError unless these are lists of one length: a lone text would be a question a letter."""
     are_lists = isinstance(prompts, (list, tuple)) and isinstance(images, (list, tuple))
     if not are_lists or not prompts or len(prompts) != len(images):
-        raise ValueError("generate takes a list of questions and a list of as many images, "
-                         "in which None stands for no image")
+        raise ValueError("generate takes a list of questions, and one of as many images (or None)")
 
 
 def check_sampling(max_new_tokens, temperature, top_p, top_k=0, repetition_penalty=1.0, stop=()):
@@ -304,10 +302,8 @@ def check_sampling(max_new_tokens, temperature, top_p, top_k=0, repetition_penal
     if not 0.01 <= repetition_penalty <= 100:
         raise ValueError("the repetition penalty is from 0.01 to 100, 1 for none, not "
                          f"{repetition_penalty}")
-    if isinstance(stop, str):
-        raise ValueError(f"stop is a list of texts, as [{stop!r:.40}]")
-    if "" in stop:
-        raise ValueError("a stop text is empty; it would end each answer before its first word")
+    if isinstance(stop, str) or "" in stop:
+        raise ValueError(f"stop is a list of texts, of which none is empty, not {stop!r:.40}")
     if max_new_tokens < 1:
         raise ValueError(f"an answer may have 1 token or more (max-new-tokens), not {max_new_tokens}")
 

@@ -145,8 +145,7 @@ def upright(image):
 
 def refuse_other_types(image):
     if not isinstance(image, Image.Image):
-        raise TypeError(f"an image is one of PIL's, not of type {type(image).__name__}; "
-                        "load_image opens a file")
+        raise TypeError(f"{type(image).__name__} is no PIL image; load_image opens a file")
 
 
 def refuse_strip(image, size, pad):

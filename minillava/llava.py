@@ -180,8 +180,7 @@ def find_places(input_ids, labels=None):
     if labels is None:
         return image_at, None
     if labels.shape != input_ids.shape:
-        raise ValueError(f"labels {list(labels.shape)} for ids {list(input_ids.shape)}: "
-                         "each id has one, and the shift by one is made here")
+        raise ValueError("labels are not as many as ids; the shift by one is made here")
     next_learned = F.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1))           # [B,T]
     return image_at, next_learned.flatten().nonzero().squeeze(1)          # [supervised]
 

@@ -299,7 +299,7 @@ def test_several_questions_are_one_batch_and_its_lines_are_json(run, scene, tmp_
     (["--temperature", "hot"], "--temperature"),
     (["--top-p", "0"], "top-p"),
     (["--max-new-tokens", "0"], "max-new-tokens"),
-    (["--stop", ""], "stop text is empty"),
+    (["--stop", ""], "stop is a list of texts, of which none is empty"),
     (["--device", "tpu9"], "there is no device 'tpu9' here"),
     (["--dtype", "int8"], "dtype 'int8'"),
     (["--prompt", " "], "the question is empty"),

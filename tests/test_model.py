@@ -54,7 +54,7 @@ def test_a_prepared_batch_is_not_searched_again(model, monkeypatch):
 
 def test_labels_that_were_shifted_already_are_refused(model):
     input_ids, pixels, labels = batch()
-    with pytest.raises(ValueError, match="each id has one"):
+    with pytest.raises(ValueError, match="the shift by one is made here"):
         model(input_ids, pixels, labels=labels[:, 1:])
 
 
