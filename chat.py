@@ -171,7 +171,7 @@ def read_images(paths, count):
         print(f"no --image: this is about a scene drawn just now, {file.name}", file=sys.stderr)
     if len(paths) not in (1, count):
         raise ValueError(f"{len(paths)} images for {count} questions: one for each, or one for all")
-    images = [load_image(path) for path in paths]
+    images = [load_image(terminal.typed_path(path)) for path in paths]
     return images if len(images) == count else images * count
 
 
@@ -220,6 +220,8 @@ def main():
         check_sampling(**settings)
         torch.manual_seed(torch.seed() if args.seed is None else args.seed)
         prompts = read_prompts(args.prompt or [])
+        if args.json and not prompts:
+            raise ValueError("--json goes with --prompt: a question, or - to read it from a pipe")
         images = []
         if prompts or args.image:
             images = read_images(args.image, max(1, len(prompts)))

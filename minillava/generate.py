@@ -119,6 +119,7 @@ def generate(model, tokenizer, prompts, images, max_new_tokens=512, temperature=
     there. stop: texts before which an answer ends. It also ends where the model's context does.
     ValueError if a prompt leaves no room.
     """
+    check_rows(prompts, images)
     check_sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop)
     draw = partial(sample_token, temperature=temperature, top_p=top_p, top_k=top_k,
                    repetition_penalty=repetition_penalty)
@@ -156,9 +157,10 @@ def stream(model, tokenizer, turns, image=None, max_new_tokens=512, temperature=
            top_k=0, repetition_penalty=1.0, stop=(), cache=None):
     """Yields the answer to `turns`, which end with a human turn, piece by piece as it comes.
 
-    image: that of the whole conversation, or None. cache: a PrefixCache; given again with the next
-    turn, it makes that turn cost only its new tokens. It belongs to one image. ValueError if the
-    conversation no longer fits into the context.
+    image: that of the whole conversation, which one turn marks with <image> (human_turn puts it
+    there), or None. cache: a PrefixCache; given again with the next turn, it makes that turn cost
+    only its new tokens. It belongs to one image. ValueError if the conversation no longer fits into
+    the context.
     """
     check_sampling(max_new_tokens, temperature, top_p, top_k, repetition_penalty, stop)
     draw = partial(sample_token, temperature=temperature, top_p=top_p, top_k=top_k,
@@ -166,10 +168,12 @@ def stream(model, tokenizer, turns, image=None, max_new_tokens=512, temperature=
     cache = cache or PrefixCache(model)
     image_tokens = model.config.image_tokens if image is not None else 0
     ids, _ = render([*turns, ("gpt", None)], tokenizer, model.config.template, image_tokens)
+    if image_tokens and IMAGE_TOKEN not in ids:
+        raise ValueError("no turn has <image>: human_turn(question, image=True) puts it there")
     room = cache.max_length - len(ids)
     if room < 1:
         raise ValueError(f"the conversation has {len(ids)} tokens, the model's context ends at "
-                         f"{cache.max_length}; start anew")
+                         f"{cache.max_length}; ask something shorter, or start anew")
 
     # Only what the cache does not know yet is run, the image if it is among that.
     new_ids = cache.reuse(ids)
@@ -280,6 +284,13 @@ def longest_overlap(text, stop):
 # ---- what generate and stream are made of ----
 
 
+def check_rows(prompts, images):
+    """ValueError unless these are lists of one length: a lone text would be a question a letter."""
+    are_lists = isinstance(prompts, (list, tuple)) and isinstance(images, (list, tuple))
+    if not are_lists or not prompts or len(prompts) != len(images):
+        raise ValueError("generate takes a list of questions, and one of as many images (or None)")
+
+
 def check_sampling(max_new_tokens, temperature, top_p, top_k=0, repetition_penalty=1.0, stop=()):
     """ValueError for numbers that no answer can be drawn with, NaN and infinity among them."""
     if not 0 <= temperature < math.inf:
@@ -291,8 +302,8 @@ def check_sampling(max_new_tokens, temperature, top_p, top_k=0, repetition_penal
     if not 0.01 <= repetition_penalty <= 100:
         raise ValueError("the repetition penalty is from 0.01 to 100, 1 for none, not "
                          f"{repetition_penalty}")
-    if "" in stop:
-        raise ValueError("a stop text is empty; it would end each answer before its first word")
+    if isinstance(stop, str) or "" in stop:
+        raise ValueError(f"stop is a list of texts, of which none is empty, not {stop!r:.40}")
     if max_new_tokens < 1:
         raise ValueError(f"an answer may have 1 token or more (max-new-tokens), not {max_new_tokens}")
 

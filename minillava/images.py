@@ -71,6 +71,7 @@ def _preprocess_one(image, config):
     """
     size = config.vision_config.image_size
     pad = config.image_aspect_ratio == "pad"
+    refuse_other_types(image)
     image = to_rgb(image)
     refuse_strip(image, size, pad)
 
@@ -140,6 +141,11 @@ def upright(image):
 
 
 # ---- what cannot be used, and what is said about it ----
+
+
+def refuse_other_types(image):
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"{type(image).__name__} is no PIL image; load_image opens a file")
 
 
 def refuse_strip(image, size, pad):

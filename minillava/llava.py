@@ -179,6 +179,8 @@ def find_places(input_ids, labels=None):
     image_at = (input_ids == IMAGE_TOKEN).flatten().nonzero().squeeze(1)  # [images*N]
     if labels is None:
         return image_at, None
+    if labels.shape != input_ids.shape:
+        raise ValueError("labels are not as many as ids; the shift by one is made here")
     next_learned = F.pad(labels[:, 1:] != IGNORE_INDEX, (0, 1))           # [B,T]
     return image_at, next_learned.flatten().nonzero().squeeze(1)          # [supervised]
 

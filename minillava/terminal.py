@@ -25,6 +25,8 @@ from PIL import Image
 OBEYED = {"Cc", "Cs", "Zl", "Zp"}
 TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 TRUE_COLOR = 2**24
+# In a TERM of 256 colours or more; ssh takes TERM along, and not COLORTERM.
+MANY_COLORS = ("256", "kitty", "ghostty", "alacritty", "wezterm", "foot")
 STYLES = {"plain": 0, "bold": 1, "dim": 2, "magenta": 35, "cyan": 36}
 CUBE = (0, 95, 135, 175, 215, 255)  # levels of red, green and blue in the palette of 256
 GREYS = range(8, 248, 10)           # and its greys
@@ -204,7 +206,7 @@ def color_depth():
         return 0
     if os.environ.get("COLORTERM") in ("truecolor", "24bit") or "WT_SESSION" in os.environ:
         return TRUE_COLOR  # WT_SESSION: Windows Terminal, which sets no TERM
-    return 256 if "256" in term else 0
+    return 256 if any(name in term for name in MANY_COLORS) else 0
 
 
 def styled(text, style):
@@ -275,8 +277,9 @@ def edit_lines(commands):
     readline.set_completer_delims(" /")
     if is_gnu(readline):
         readline.parse_and_bind("tab: complete")
-        # A paste is one message, whatever its lines.
-        readline.parse_and_bind("set enable-bracketed-paste on")
+        # A paste is one message, whatever its lines; a dumb terminal would show what asks for it.
+        if os.environ.get("TERM") != "dumb":
+            readline.parse_and_bind("set enable-bracketed-paste on")
     else:
         readline.parse_and_bind("bind ^I rl_complete")
 
@@ -314,7 +317,10 @@ def read_message(prompt):
     """
     if not sys.stdin.isatty():
         prompt = ""
-    text = (input(prompt) + waiting_lines()).strip()
+    try:
+        text = (input(prompt) + waiting_lines()).strip()
+    except OSError:  # the terminal is gone, and nothing will ever come from it
+        raise EOFError from None
     if not text.startswith(QUOTES):
         return text
     lines = [text[len(QUOTES) :]]

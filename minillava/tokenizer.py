@@ -87,8 +87,8 @@ class Tokenizer:
         try:
             return pipeline.encode(text, add_special_tokens=False).ids
         except TypeError:
-            raise ValueError(f"{text!r:.80} is not a string of Unicode characters "
-                             "(half a surrogate pair?)") from None
+            raise ValueError(f"{text!r:.80} is not a string of Unicode characters: "
+                             "it came from text that is not UTF-8, or was cut") from None
 
     def decode(self, ids):
         """A list of ids -> their text; control and image tokens and unknown ids spell nothing."""

@@ -145,7 +145,7 @@ def test_a_paste_is_one_message_where_readline_does_not_join_it():
     ("/image nowhere.png", "there is no image nowhere.png"),
     ("/what", "there is no command /what"),
     ("/set temperature nan", "the temperature is 0 or more"),
-    ("/set top-k many", "top-k is a number"),
+    ("/set top-k 1.5", "top-k is a whole number"),
     ("/set colour red", "there is no setting 'colour'"),
     ("/scene red circle to blue", "no scene of the toy world"),
 ])
@@ -214,6 +214,13 @@ def test_without_colours_there_are_no_escapes(scene):
     assert terminal.end() == 0
 
 
+def test_a_dumb_terminal_gets_no_escapes_at_all(scene):
+    terminal = PseudoTerminal("chat.py", "--image", scene, TERM="dumb")
+    terminal.read_until("you> ")
+    assert "\x1b" not in terminal.seen
+    assert terminal.end() == 0
+
+
 # ---- in a pipe ----
 
 def command(*arguments, typed=None):
@@ -242,11 +249,11 @@ def test_a_closed_pipe_ends_it_quietly(scene, arguments):
 
 
 @pytest.mark.parametrize("typed, code, said", [
-    ("<&-", 0, ""), ("--prompt 'Hello!' >&-", 0, ""), ("--prompt - <&-", 2, "error: the question is empty"),
+    ("<&-", 0, ""), ("0>/dev/null", 0, ""), ("--prompt 'Hello!' >&-", 0, ""), ("--prompt - <&-", 2, "error: the question is empty"),
     ("--prompt - <&- 2>&-", 2, "")])
 def test_a_stream_that_the_shell_has_closed_is_an_empty_one(scene, typed, code, said):
     line = f'exec "{sys.executable}" chat.py --image "{scene}" {typed}'
-    done = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == code and done.stderr.startswith(said) and bool(done.stderr) == bool(said)
 
 
@@ -283,6 +290,7 @@ def test_several_questions_are_one_batch_and_its_lines_are_json(run, scene, tmp_
     (["--image", "nowhere.png"], "there is no image nowhere.png"),
     (["--image", "README.md"], "README.md is not an image"),
     (["--image", "{broken}"], "is damaged"),
+    (["--image", "https://example.org/cat.png"], "not fetched from the web"),
     (["--image", "no\x1b[2J.png"], "there is no image no\\x1b[2J.png"),
     (["--model", "nowhere"], "there is no folder nowhere"),
     (["--model", "tests"], "tests has no config.json"),
@@ -291,7 +299,7 @@ def test_several_questions_are_one_batch_and_its_lines_are_json(run, scene, tmp_
     (["--temperature", "hot"], "--temperature"),
     (["--top-p", "0"], "top-p"),
     (["--max-new-tokens", "0"], "max-new-tokens"),
-    (["--stop", ""], "stop text is empty"),
+    (["--stop", ""], "stop is a list of texts, of which none is empty"),
     (["--device", "tpu9"], "there is no device 'tpu9' here"),
     (["--dtype", "int8"], "dtype 'int8'"),
     (["--prompt", " "], "the question is empty"),
@@ -304,6 +312,11 @@ def test_what_is_wrong_is_said_in_one_line(run, scene, tmp_path, arguments, mess
     assert done.returncode == 2 and not done.out and "\x1b" not in done.err
     last = done.err.splitlines()[-1]
     assert message in last and last.startswith(("error: ", "main: error: "))
+
+
+def test_json_without_a_question_is_an_error(run, scene):
+    done = run("--image", scene, "--json")
+    assert done.returncode == 2 and "--json goes with --prompt" in done.err
 
 
 def test_weights_that_compute_nan_are_an_error(run, tmp_path):
@@ -382,10 +395,19 @@ def test_a_scene_is_changed_and_the_last_question_asked_again_of_model_and_teach
     ("blue circle to red", "0 shapes are 'blue circle'"), ("to red", "a scene is changed as in"),
     ("star to top-left", "a shape at the top-left already"), ("star to heaven", "'heaven' is no color"),
     ("add purple", "a new shape wants one of circle"), ("add red star at the top-left", "a shape at the top-left already"),
-    ("drop", "one must be meant"), ("drop large", "2 shapes are 'large'")])
+    ("add tiny red star center", "'tiny' is no size"),
+    ("drop", "a scene is changed as in"), ("drop large", "2 shapes are 'large'")])
 def test_a_change_that_cannot_be_leaves_the_scene(change, said):
     with pytest.raises(ValueError, match=said):
         Scene(SHAPES, seed=0).changed(change)
+
+
+def test_a_shape_that_is_not_clear_is_asked_back_among_those_it_may_be():
+    shapes = [*SHAPES, ("blue square", [3, 67, 29, 93])]
+    with pytest.raises(ValueError, match="2 shapes are 'blue', .*: large blue star at middle-right, large blue square"):
+        Scene(shapes, seed=0).changed("drop blue")
+    with pytest.raises(ValueError, match="0 shapes are 'green', .*: large red circle at top-left, "):
+        Scene(shapes, seed=0).changed("drop green")
 
 
 def test_the_picture_stays_when_old_turns_leave(capsys):

@@ -431,6 +431,17 @@ def test_damaged_files(copy, spoil):
         assert Path(name).name in message(ValueError, load, folder)
 
 
+def test_a_clone_without_git_lfs_says_what_is_missing(copy):
+    path = copy("vicuna") / "model.safetensors"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9976576152\n")
+    assert "git lfs pull, or hf download" in message(ValueError, load_language, path.parent)
+
+
+def test_a_whole_llava_is_no_language_model_alone(copy):
+    for name in ("llava", "llava_hf"):
+        assert "is a whole LLaVA" in message(ValueError, load_language, copy(name))
+
+
 def test_a_tensor_that_two_shards_hold(copy):
     folder = copy("llava_hf")
     first, second, _ = sorted(folder.glob("*.safetensors"))
@@ -641,6 +652,8 @@ def test_what_is_read_is_not_written_over(copy, run, command):
     said = run(*command.format(out=out, other=other).split(), "--out", out)
     assert said.returncode == 2 and f"--out would write over {out}: name another" in said.err
     assert before == {path: path.read_bytes() for path in out.iterdir()}
+    said = run(*command.format(out=out, other=other).split(), "--out", out / "config.json")
+    assert said.returncode == 2 and "config.json is a file: name a folder" in said.err
 
 
 def test_the_tower_inside_a_folder_is_not_written_over_either(copy):

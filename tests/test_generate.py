@@ -152,6 +152,21 @@ def test_numbers_that_nothing_can_be_drawn_with(toy, numbers, message):
         next(stream(*toy, [("human", "Hello!")], **numbers))
 
 
+@pytest.mark.parametrize("prompts, images, settings, error, message", [
+    ("H", [None], {}, ValueError, "a list of questions"), (["Hello!"], None, {}, ValueError, "as many images"),
+    (["Hello!"], [], {}, ValueError, "as many images"), ([], [], {}, ValueError, "a list of questions"),
+    (["Hello!"], ["photo.jpg"], {}, TypeError, "str is no PIL image; load_image"),
+    (["Hello!"], [None], {"stop": "end"}, ValueError, "stop is a list of texts")])
+def test_arguments_of_another_kind_are_told_apart_from_bugs(toy, prompts, images, settings, error, message):
+    with pytest.raises(error, match=message):
+        generate(*toy, prompts, images, **settings)
+
+
+def test_an_image_that_no_turn_points_at_is_not_dropped_in_silence(toy):
+    with pytest.raises(ValueError, match="no turn has <image>"):
+        next(stream(*toy, [("human", "How many shapes are there?")], a_scene()))
+
+
 def test_a_model_that_computes_nan_says_so():
     model, tokenizer = load_llava(device="cpu", dtype=torch.float32)
     model.language_model.layers[1].mlp.up_proj.weight.data[0, 0] = math.nan

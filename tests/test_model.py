@@ -53,6 +53,12 @@ def test_a_prepared_batch_is_not_searched_again(model, monkeypatch):
     assert model(input_ids, pixels, labels=labels, places=places) == found
 
 
+def test_labels_that_were_shifted_already_are_refused(model):
+    input_ids, pixels, labels = batch()
+    with pytest.raises(ValueError, match="the shift by one is made here"):
+        model(input_ids, pixels, labels=labels[:, 1:])
+
+
 def test_a_batch_with_nothing_to_learn_has_loss_zero_and_a_gradient(model):
     input_ids, pixels, labels = batch()
     loss = model(input_ids, pixels, labels=torch.full_like(labels, IGNORE_INDEX))

@@ -95,7 +95,7 @@ def test_a_picture_stays_within_its_columns_and_rows(size, depth, escape):
 
 @pytest.mark.parametrize("environment, depth", [
     ({"TERM": "xterm-256color", "COLORTERM": "truecolor"}, TRUE_COLOR), ({"TERM": "xterm-256color"}, 256),
-    ({"TERM": "xterm"}, 0), ({"TERM": "dumb", "COLORTERM": "truecolor"}, 0), ({"WT_SESSION": "1"}, TRUE_COLOR),
+    ({"TERM": "xterm-kitty"}, 256), ({"TERM": "xterm"}, 0), ({"TERM": "dumb", "COLORTERM": "truecolor"}, 0), ({"WT_SESSION": "1"}, TRUE_COLOR),
     ({"TERM": "xterm-256color", "COLORTERM": "truecolor", "NO_COLOR": "1"}, 0)])
 def test_colours_are_those_that_the_terminal_has(monkeypatch, environment, depth):
     for name in ("TERM", "COLORTERM", "NO_COLOR", "WT_SESSION"):

@@ -250,7 +250,7 @@ def test_bad_folders_and_bad_text(tmp_path, tiny):
     core, _ = byte_level()
     with pytest.raises(ValueError, match="name bos_token"):
         Tokenizer.load(folder(tmp_path, None, tokenizer=json.loads(core.to_str())))
-    with pytest.raises(ValueError, match="not a string of Unicode"):
+    with pytest.raises(ValueError, match="text that is not UTF-8"):
         tiny.encode("caf\udce9")
 
 

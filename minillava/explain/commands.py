@@ -139,7 +139,8 @@ def read_setting(name, value):
     try:
         return kind(value)
     except ValueError:
-        raise ValueError(f"{name} is a number, not {value!r}") from None
+        whole = "whole " if kind is int else ""
+        raise ValueError(f"{name} is a {whole}number, not {value!r}") from None
 
 
 def help(chat, _):

@@ -38,7 +38,7 @@ class Scene:
         try:
             return true_answer(question, read(as_fractions(self.shapes)))
         except ValueError:
-            return "That is none of the questions that I know the answer to."
+            return "I know only the training's questions, word for word, as: How many shapes are there?"
 
 
 def edit_scene(scene, text, rng):
@@ -50,7 +50,7 @@ def edit_scene(scene, text, rng):
     words = [word for word in text.lower().split() if word not in ("the", "a", "an", "at")]
     if words[:1] == ["add"]:
         return scene + [new_shape(scene, words[1:], rng)]
-    if words[:1] == ["drop"]:
+    if words[:1] == ["drop"] and words[1:]:
         if len(scene) == 1:
             raise ValueError("this is the last shape; a scene without any is none")
         dropped = index_of_shape(scene, words[1:])
@@ -68,14 +68,18 @@ def index_of_shape(scene, words):
     things = [Thing(name, box) for name, box in as_fractions(scene)]
     described = [{thing.size, thing.color, thing.shape, thing.place} for thing in things]
     found = [i for i, properties in enumerate(described) if set(words) <= properties]
-    if not words or len(found) != 1:
-        here = ", ".join(f"{thing} at {thing.place}" for thing in things)
+    if len(found) != 1:
+        meant = [things[i] for i in found] or things
+        here = ", ".join(f"{thing} at {thing.place}" for thing in meant)
         raise ValueError(f"{len(found)} shapes are {' '.join(words)!r}, and one must be meant: {here}")
     return found[0]
 
 
 def new_shape(scene, words, rng):
     """["small", "blue", "star", "center"] -> (category, box); the size may be left out."""
+    for word in words:
+        if word not in (*SIZES, *COLORS, *SHAPES, *PLACES, "in", "to"):
+            raise ValueError(f"{word!r} is no size, color, shape or place, as in: {EXAMPLES[3]}")
     color, shape, place = [one_of(words, pool) for pool in (COLORS, SHAPES, PLACES)]
     size = one_of(words, SIZES) if set(words) & set(SIZES) else rng.choice(list(SIZES))
     if len(scene) == MOST:

@@ -51,7 +51,9 @@ def refuse_foreign_quantization(path, config):
 
 
 def refuse_to_lose(out, *folders):
-    """ValueError if a folder that is read, or the tower in it, would be written over."""
+    """ValueError if a folder that is read, or the tower in it, would be written over, or a file."""
+    if Path(out).is_file():
+        raise ValueError(f"--out {out} is a file: name a folder")
     for folder in filter(None, folders):
         for read in (Path(folder), Path(folder) / OWN_TOWER):
             for written in (Path(out), Path(out) / OWN_TOWER):

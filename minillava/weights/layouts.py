@@ -106,7 +106,11 @@ def read_vision_config(path, data):
 def read_language(path):
     """A Vicuna or any other Llama -> (LanguageConfig, tensors)"""
     path, data = open_folder(path)
-    return parse_language_config(data, path / "config.json"), rename(read_tensors(path), LLAMA)
+    tensors = read_tensors(path)
+    if any("projector." in name for name in tensors):
+        raise ValueError(f"{path} is a whole LLaVA: give its language model alone, "
+                         "as a Vicuna comes")
+    return parse_language_config(data, path / "config.json"), rename(tensors, LLAMA)
 
 
 def read_projector(path):

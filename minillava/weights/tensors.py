@@ -74,6 +74,7 @@ def read_tensor_file(path):
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; download it again")
+    refuse_pointer(path)
     try:
         if path.suffix == ".safetensors":
             tensors = load_file(path)
@@ -90,6 +91,13 @@ def read_tensor_file(path):
         raise ValueError(f"{path} is not a table of named tensors")
     refuse_floats_of_8_bits(tensors, path)
     return tensors
+
+
+def refuse_pointer(path):
+    """`git clone` without Git LFS leaves a few lines of text in place of each big file."""
+    if path.is_file() and path.stat().st_size < 1000 and b"git-lfs" in path.read_bytes():
+        raise ValueError(f"{path} is a pointer of Git LFS, not the weights: "
+                         "git lfs pull, or hf download, brings them")
 
 
 @contextmanager
