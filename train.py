@@ -53,7 +53,7 @@ from minillava.training.samples import share_of, write_samples
 from minillava.training.signals import Stop, end_by_signal
 from minillava.training.trained_parts import choose_trained, refuse_few_bits
 from minillava.training.validation import Validation
-from minillava.weights.allocator import give_back_freed_memory, keep_freed_memory
+from minillava.weights.allocator import keep_freed_memory
 from minillava.weights.devices import training_dtype
 from minillava.weights.saving import refuse_projector
 
@@ -214,8 +214,6 @@ def train(model, data, recipe, setup, device, validation=None):
             loss = forward_backward(wrapped, batch, recipe, dtype, device)
             norm = clip_gradients(wrapped, recipe.max_grad_norm)
             take_step(optimizers)
-            if (step + 1) % 50 == 0:
-                give_back_freed_memory()
 
             val_loss = None
             last = step + 1 == steps

@@ -3,7 +3,7 @@ import ctypes
 
 import pytest
 
-from minillava.weights.allocator import M_MMAP_MAX, give_back_freed_memory, keep_freed_memory
+from minillava.weights.allocator import M_MMAP_MAX, keep_freed_memory
 
 
 class Library:
@@ -28,4 +28,3 @@ def test_another_c_library_is_left_alone(monkeypatch):
         raise OSError(name)
     monkeypatch.setattr(ctypes, "CDLL", missing)
     keep_freed_memory()
-    give_back_freed_memory()
