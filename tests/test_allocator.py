@@ -3,7 +3,7 @@ import ctypes
 
 import pytest
 
-from minillava.weights.allocator import M_MMAP_MAX, keep_freed_memory
+from minillava.weights.allocator import M_MMAP_THRESHOLD, keep_freed_memory
 
 
 class Library:
@@ -20,7 +20,7 @@ def test_freed_memory_is_kept_where_the_library_can(monkeypatch, has_mallopt):
     library = Library(has_mallopt)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
     keep_freed_memory()
-    assert (M_MMAP_MAX in library.settings) == has_mallopt
+    assert (M_MMAP_THRESHOLD in library.settings) == has_mallopt
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
