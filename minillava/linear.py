@@ -124,12 +124,14 @@ class WidenedLinear(nn.Linear):
     """A layer in bf16 (or fp16) that answers on a processor without instructions for it.
 
     Many rows are multiplied in fp32; few are not, since there the time goes into reading weights.
+    Trained on a GPU it is a plain layer again: only the CPU that it was loaded on is slow.
     """
     few = 8
 
     def forward(self, x):
         """[..,I] -> [..,O]"""
-        if torch.is_grad_enabled() or x.shape[:-1].numel() <= self.few:
+        few = x.shape[:-1].numel() <= self.few
+        if few or torch.is_grad_enabled() or x.device.type != "cpu":
             return super().forward(x)
         wide = x.float()
         y = torch.cat([F.linear(wide, weight.float()) for weight in self.weight.split(PIECE)], -1)
@@ -142,6 +144,8 @@ class WidenedConv2d(nn.Conv2d):
     """CLIP's patches, likewise: without bias."""
 
     def forward(self, x):
+        if x.device.type != "cpu":
+            return super().forward(x)
         return F.conv2d(x.float(), self.weight.float(), stride=self.stride).to(x.dtype)
 
 
