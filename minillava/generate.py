@@ -11,6 +11,7 @@ from functools import partial
 from itertools import islice
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minillava.conversation import TEMPLATES, human_turn, render
 from minillava.images import preprocess
@@ -19,6 +20,9 @@ from minillava.llava import IMAGE_TOKEN
 
 # A temperature below this one draws the likeliest word, as 0 does; divided by it, logits overflow.
 COLDEST = 1e-6
+# SDPA's kernels for one new token: all but cuDNN's, which an H100 would take. That one is planned
+# anew for each number of keys, hence at every token: others measured some 30 ms each time.
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @torch.inference_mode()
@@ -53,7 +57,8 @@ def next_tokens(model, input_ids, pixels, cache, draw):
         new_ids = tokens[:, None]                                # [B,1]
         written = torch.cat([written, new_ids], dim=1)
         embeddings = model.language_model.embed_tokens(new_ids)  # [B,1,D]
-        logits = last_logits(model.language_model, embeddings, cache)
+        with sdpa_kernel(KERNELS):
+            logits = last_logits(model.language_model, embeddings, cache)
 
 
 def next_logits(model, input_ids, pixels, cache):
