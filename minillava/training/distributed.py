@@ -36,7 +36,7 @@ def set_up(device="auto", shard=False):
     if device.type == "cuda":
         backend = "cpu:gloo,cuda:nccl"
         device = own_gpu(device)
-        torch.cuda.set_device(device)  # that of all that names none: FSDP2, NCCL, the peak of memory
+        torch.cuda.set_device(device)  # for FSDP2 and NCCL, which name none
 
     if "RANK" in os.environ:
         dist.init_process_group(backend)
@@ -46,7 +46,7 @@ def set_up(device="auto", shard=False):
 
 
 def own_gpu(device):
-    """Each of torchrun's processes on this machine has a GPU of its own; alone, the one asked for."""
+    """Each of torchrun's processes here has a GPU of its own; alone, it is the one asked for."""
     processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
     if processes > gpus:
         raise ValueError(f"torchrun has {processes} processes here, but there are {gpus} GPUs: "
