@@ -303,6 +303,7 @@ def main():
             if sources.replay and not sources.replay_data:
                 sources = with_replay(sources, setup.out / "replay", setup.seed)
             run(recipe, sources, setup, device)
+        distributed.end()
 
 
 def look_at_data(recipe, sources, setup):

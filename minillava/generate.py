@@ -11,6 +11,7 @@ from functools import partial
 from itertools import islice
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minillava.conversation import TEMPLATES, human_turn, render
 from minillava.images import preprocess
@@ -19,6 +20,9 @@ from minillava.llava import IMAGE_TOKEN
 
 # A temperature below this one draws the likeliest word, as 0 does; divided by it, logits overflow.
 COLDEST = 1e-6
+# SDPA's kernels for one new token: all but cuDNN's, which an H100 would take. That one is planned
+# anew for each number of keys, hence at every token: others measured some 30 ms each time.
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 @torch.inference_mode()
@@ -48,17 +52,26 @@ def next_tokens(model, input_ids, pixels, cache, draw):
         refuse_nan(logits)
         tokens = draw(logits, written)                         # [B]
         yield tokens
-        # The next step runs what was just drawn, and nothing else. It is never an image: looked up
-        # at once, it need not be searched for one, for which a GPU would be waited for.
-        new_ids = tokens[:, None]                                # [B,1]
+        # The next step runs what was just drawn, and nothing else.
+        new_ids = tokens[:, None]                              # [B,1]
         written = torch.cat([written, new_ids], dim=1)
-        embeddings = model.language_model.embed_tokens(new_ids)  # [B,1,D]
-        logits = last_logits(model.language_model, embeddings, cache)
+        logits = logits_after(model.language_model, new_ids, cache)
 
 
 def next_logits(model, input_ids, pixels, cache):
     """Runs the new ids [B,T] through the cache -> logits [B,V] of what follows the last."""
     return last_logits(model.language_model, model.embed(input_ids, pixels), cache)
+
+
+def logits_after(language_model, new_ids, cache):
+    """Runs the one id of each row that was just drawn, [B,1] -> logits [B,V] of what follows it.
+
+    It is never an image: looked up at once, it need not be searched for one, for which a GPU would
+    be waited for.
+    """
+    embeddings = language_model.embed_tokens(new_ids)          # [B,1,D]
+    with sdpa_kernel(KERNELS):
+        return last_logits(language_model, embeddings, cache)
 
 
 def last_logits(language_model, embeddings, cache):

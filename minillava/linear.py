@@ -71,9 +71,10 @@ class Int8Linear(QuantizedLinear):
         return torch._weight_int8pack_mm(x, self.weight, self.scale.to(x.dtype))
 
     def pieces(self, dtype):
-        """The weight written out, [PIECE,I] at a time."""
-        scales = self.scale.to(dtype).split(PIECE)
-        for weight, scale in zip(self.weight.split(PIECE), scales):
+        """The weight written out, [piece,I] at a time."""
+        size = piece_on(self.weight.device)
+        scales = self.scale.to(dtype).split(size)
+        for weight, scale in zip(self.weight.split(size), scales):
             yield weight.to(dtype).mul_(scale[:, None])
 
 
@@ -106,26 +107,29 @@ class Int4Linear(QuantizedLinear):
         return y[:, : self.out_features]
 
     def pieces(self, dtype):
-        """The weight written out, [PIECE,I] at a time."""
+        """The weight written out, [piece,I] at a time."""
         block = 2 * self.weight.shape[-1]
-        weights = self.weight.split(PIECE // block)
-        scales = self.scale.to(dtype).split(PIECE, dim=1)
+        size = piece_on(self.weight.device)
+        weights = self.weight.split(size // block)
+        scales = self.scale.to(dtype).split(size, dim=1)
         left = self.out_features
         for weight, scale in zip(weights, scales):
             yield write_out(weight, scale)[:left, : self.in_features]
-            left -= PIECE
+            left -= size
 
 
 class WidenedLinear(nn.Linear):
     """A layer in bf16 (or fp16) that answers on a processor without instructions for it.
 
     Many rows are multiplied in fp32; few are not, since there the time goes into reading weights.
+    Trained on a GPU it is a plain layer again: only the CPU that it was loaded on is slow.
     """
     few = 8
 
     def forward(self, x):
         """[..,I] -> [..,O]"""
-        if torch.is_grad_enabled() or x.shape[:-1].numel() <= self.few:
+        few = x.shape[:-1].numel() <= self.few
+        if few or torch.is_grad_enabled() or x.device.type != "cpu":
             return super().forward(x)
         wide = x.float()
         y = torch.cat([F.linear(wide, weight.float()) for weight in self.weight.split(PIECE)], -1)
@@ -138,6 +142,8 @@ class WidenedConv2d(nn.Conv2d):
     """CLIP's patches, likewise: without bias."""
 
     def forward(self, x):
+        if x.device.type != "cpu":
+            return super().forward(x)
         return F.conv2d(x.float(), self.weight.float(), stride=self.stride).to(x.dtype)
 
 
@@ -176,9 +182,19 @@ class FrozenProduct(torch.autograd.Function):
     def backward(ctx, grad):
         wide = grad.to(product_dtype(grad.dtype, grad.device))
         total = 0
-        for part, piece in zip(wide.split(PIECE, dim=-1), ctx.layer.pieces(wide.dtype)):
+        parts = wide.split(piece_on(wide.device), dim=-1)
+        for part, piece in zip(parts, ctx.layer.pieces(wide.dtype)):
             total = total + part @ piece
         return total.to(grad.dtype), None
+
+
+def piece_on(device):
+    """How many output channels are written out at once; on a GPU all, of any layer.
+
+    There each operation has to be started, which takes longer than to read a small piece: a token
+    of a 7B in int4 would start 11,000 of them, and starts 2,000.
+    """
+    return PIECE if device.type == "cpu" else 2**20
 
 
 # ---- weights into few bits ----

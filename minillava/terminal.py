@@ -18,6 +18,7 @@ from itertools import cycle
 from pathlib import Path
 from urllib.parse import unquote
 
+import torch
 from PIL import Image
 
 # Unicode's categories of controls, half surrogate pairs, separators of lines and paragraphs, and
@@ -72,13 +73,13 @@ def exit_with(error, code=2):
 def errors_in_one_line(stopped="stopped", rank=0):
     """Around a command: its text is UTF-8, and no error ends it with a traceback.
 
-    Exit code 2: wrong input; 1: a loss that is not finite; 130: Ctrl-C, after which `stopped` is
-    said. rank: of this process, where torchrun has started several.
+    Exit code 2: wrong input, or too much for a GPU; 1: a loss that is not finite; 130: Ctrl-C, after
+    which `stopped` is said. rank: of this process, where torchrun has started several.
     """
     print_in_utf8()
     try:
         yield
-    except (OSError, ValueError, FloatingPointError) as error:
+    except (OSError, ValueError, FloatingPointError, torch.OutOfMemoryError) as error:
         if rank > 0:
             # What is wrong for all rank 0 says, and torchrun ends the others before they do too.
             time.sleep(PRECEDENCE)

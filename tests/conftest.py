@@ -1,11 +1,14 @@
 """What tests of several files share."""
+import os
 import signal
 import sys
 from types import SimpleNamespace
 
-import pytest
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # beside a GPU the tests are of the CPU too: tests/gpu/check.py is of the GPU
 
-from minillava import on_cpu
+import pytest  # noqa: E402
+
+from minillava import on_cpu  # noqa: E402
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and what a test starts would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

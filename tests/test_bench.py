@@ -54,7 +54,7 @@ def test_a_training_step_is_measured_in_a_process_of_its_own(monkeypatch, capsys
 
 def test_four_bits_are_built_without_sixteen(monkeypatch):
     monkeypatch.setattr(bench, "LLAMA_7B", LanguageConfig(128, 64, 96, 2, 4))
-    figure = bench.decoding_7b({"read": 1e9}, 1)
+    figure = bench.decoding_7b({"read": 1e9}, "cpu", 1)
     assert figure["seconds"] > 0 and figure["weights_gb"] < 128 * 64 * 2 * 2 / 1e9 + 1e-4
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from minillava.checkpoint import TOY, load_language, load_llava, load_vision
@@ -79,6 +80,15 @@ def test_an_answer_equals_the_one_of_running_everything_again_for_each_word(toy)
         ids = generate_naively(model, input_ids, to_pixels(model, [image] if image else []), 20)[0].tolist()
         ids = ids[: ids.index(tokenizer.eos_id)] if tokenizer.eos_id in ids else ids
         assert tokenizer.decode(ids).strip() == answer
+
+
+def test_new_words_leave_out_the_kernel_that_is_planned_for_each_length(toy, monkeypatch):
+    asked = set()
+    sdpa, allowed = F.scaled_dot_product_attention, torch.backends.cuda.cudnn_sdp_enabled
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, *rest, **more: (
+        asked.add((q.shape[2] == 1, allowed())), sdpa(q, *rest, **more))[1])
+    generate(*toy, ["What do you see?", "Why?"], [a_scene()] * 2, max_new_tokens=3)
+    assert asked == {(False, True), (True, False)} and allowed()
 
 
 def test_an_answer_with_a_prefix_goes_on_as_if_the_model_had_written_it(toy):

@@ -393,3 +393,12 @@ def line_of(groups):
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     scale = (high - low) / (15 + 2 * linear.BEYOND)
     return scale, low + (8 + linear.BEYOND) * scale
+
+
+@pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
+def test_a_gpu_writes_a_layer_out_at_once_and_a_cpu_in_pieces(kind):
+    for device, shapes in (("meta", [[2050, 100]]), ("cpu", [[1024, 100], [1024, 100], [2, 100]])):  # for want of a GPU
+        with torch.device(device):
+            layer = kind(100, 2050)
+        assert [list(piece.shape) for piece in layer.pieces(torch.float32)] == shapes
+        assert layer(torch.zeros(100, 100, device=device)).shape == (100, 2050)

@@ -52,6 +52,16 @@ def test_many_rows_are_multiplied_in_fp32_and_few_as_they_are(has_bf16, rows):
         assert torch.equal(layer(x), expected)
 
 
+def test_on_a_gpu_they_are_plain_layers(has_bf16, monkeypatch):
+    """Where a model is trained on one, its weights come from a CPU that may be slow."""
+    has_bf16(False)
+    monkeypatch.setattr(torch.Tensor, "float", None)
+    with torch.inference_mode(), torch.device("meta"):  # for want of a GPU
+        x = torch.empty(1, 3, 40, 64, dtype=torch.bfloat16)
+        assert widened_layer()(x).shape == (1, 3, 40, 1100)
+        assert WidenedConv2d(3, 8, 4, 4, bias=False, dtype=torch.bfloat16)(x).shape == (1, 8, 10, 16)
+
+
 def test_what_is_trained_stays_as_it_is(has_bf16):
     has_bf16(False)
     layer = widened_layer().requires_grad_(True)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from minillava.checkpoint import load_llava
 from minillava.toy.recipes import TOY_RECIPES
 from minillava.training import checkpoints, distributed
 from minillava.training.optimizer import make_optimizers, set_lr, take_step
@@ -164,6 +165,32 @@ def test_between_micro_batches_a_rank_holds_its_own_part_of_the_gradients_alone(
             torch.testing.assert_close(model.weight.grad.to_local(), expected.expand(2, 4))
     finally:
         dist.destroy_process_group()
+
+
+def test_each_process_has_a_gpu_of_its_own_or_one_line_says_that_there_are_too_few(monkeypatch):
+    chosen = []
+    for name, fake in (("is_available", lambda: True), ("device_count", lambda: 2), ("set_device", chosen.append)):
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
+    assert distributed.set_up("cuda:1", shard=True) == torch.device("cuda:1")
+    assert distributed.set_up() == torch.device("cuda:0")
+    for name, value in (("RANK", "5"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert distributed.set_up() == torch.device("cuda:1")
+    assert [device.index for device in chosen] == [1, 0, 1]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert "has 8 processes here, but there are 2 GPUs: --nproc-per-node 2" in message(ValueError, distributed.set_up)
+
+
+def test_fsdp2_stays_on_the_cpu_that_was_asked_for_where_there_is_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch._C, "_get_accelerator", lambda *_: torch.device("mps"))
+    try:
+        device = distributed.set_up("cpu", shard=True)
+        model, _ = load_llava(device="cpu")
+        wrapped = distributed.wrap(model, device, True, torch.float32)
+        assert wrapped(torch.tensor([[1, 5, 6]]), labels=torch.tensor([[1, 5, 6]])).isfinite()
+    finally:
+        distributed.end()
 
 
 def test_recipes_divide_their_batch_and_no_flag_leaves_them_as_they_are():

@@ -2,6 +2,7 @@
 import os
 
 import pytest
+import torch
 from PIL import Image
 
 from minillava import terminal
@@ -140,7 +141,8 @@ def test_tab_offers_commands_and_paths(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("error, code, said", [
-    (ValueError("wrong\x1b[2J"), 2, "error: wrong\\x1b[2J\n"), (KeyboardInterrupt(), 130, "\nstopped\n")])
+    (ValueError("wrong\x1b[2J"), 2, "error: wrong\\x1b[2J\n"), (KeyboardInterrupt(), 130, "\nstopped\n"),
+    (torch.OutOfMemoryError("CUDA out of memory."), 2, "error: CUDA out of memory.\n")])
 def test_wrong_input_and_ctrl_c_end_a_command_without_a_traceback(capsys, error, code, said):
     with pytest.raises(SystemExit) as ended, errors_in_one_line():
         raise error

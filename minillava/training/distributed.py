@@ -14,6 +14,7 @@ from contextlib import nullcontext
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -31,16 +32,32 @@ def set_up(device="auto", shard=False):
     if device == "auto" and not torch.cuda.is_available():
         device = "cpu"
     device = find_device(device)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    backend = "gloo"
+    if device.type == "cuda":
+        backend = "cpu:gloo,cuda:nccl"
+        device = own_gpu(device)
+        torch.cuda.set_device(device)  # for FSDP2 and NCCL, which name none
 
     if "RANK" in os.environ:
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
         dist.init_process_group(backend)
     elif shard:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return device
+
+
+def own_gpu(device):
+    """Each of torchrun's processes here has a GPU of its own; alone, it is the one asked for."""
+    processes, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if processes > gpus:
+        raise ValueError(f"torchrun has {processes} processes here, but there are {gpus} GPUs: "
+                         f"--nproc-per-node {gpus}")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
+
+
+def end():
+    """At the end of a run; NCCL warns where it is left out."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def rank():
@@ -89,7 +106,7 @@ def wrap(model, device, shard, dtype):
             p.data = p.data.to(device, dtype)
     for buffer in model.buffers():  # of quantised layers
         buffer.data = buffer.data.to(device)
-    return sharded(model, dtype) if shard else replicated(model, device)
+    return sharded(model, device, dtype) if shard else replicated(model, device)
 
 
 def replicated(model, device):
@@ -104,15 +121,16 @@ def replicated(model, device):
         model, device_ids, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
-def sharded(model, dtype):
+def sharded(model, device, dtype):
     """FSDP2, a block at a time, so that the fp32 model never stands whole in memory."""
+    mesh = init_device_mesh(device.type, (ranks(),))  # else it takes a GPU that is not asked for
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     frozen = {p for p in model.parameters() if not p.requires_grad}
     for part in (*model.language_model.layers, model):
         for p in part.parameters():
             if p.requires_grad and p.dtype != torch.float32:
                 p.data = p.data.float()
-        fully_shard(part, mp_policy=policy, ignored_params=frozen)
+        fully_shard(part, mesh=mesh, mp_policy=policy, ignored_params=frozen)
     return model
 
 
