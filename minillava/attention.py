@@ -89,9 +89,10 @@ def attention_of_one(q, k, v, mask, keys):
     # On a CPU, at 700 keys for 32 queries in groups of 8, a sixteenth of the time.
     together = q.reshape(len(q), k.shape[1], -1, q.shape[-1])
 
-    if not alone_on_cpu(together, k):
-        k, v = k[:, :, :keys], v[:, :, :keys]
-        return F.scaled_dot_product_attention(together, k, v, mask).reshape(q.shape)
+    seen = k[:, :, :keys]
+    if not alone_on_cpu(together, seen):
+        y = F.scaled_dot_product_attention(together, seen, v[:, :, :keys], mask)
+        return y.reshape(q.shape)
 
     # Keys times queries, not queries times keys: each key is read as it lies in memory. The free
     # room is multiplied too: of another size for each token, oneDNN would prepare each product anew
