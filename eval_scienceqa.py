@@ -163,8 +163,10 @@ def parse_arguments():
         exit_with("--batch, --max-new-tokens and --questions are at least 1")
     if args.data is None and args.score_only:
         exit_with("--score-only needs --data, the folder of the questions")
-    if args.score_only and (args.out or args.control):
-        exit_with("--score-only asks nothing: leave out --out and --control")
+    if args.score_only and (args.out or args.control or args.questions):
+        exit_with("--score-only asks nothing: leave out --out, --control and --questions")
+    if args.results and args.results in (args.score_only, args.teacher, args.requery):
+        exit_with(f"--results would write over {args.results}: name another file")
     judged = args.ensemble == "judge"
     if (judged or args.judge or args.requery) and not (judged and args.teacher):
         exit_with("a judge weighs two answers: --teacher FILE --ensemble judge")

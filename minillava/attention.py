@@ -16,9 +16,10 @@ def attention(q, k, v, mask=None, is_causal=False, keys=None):
     """q [B,H,T,C] over k and v [B,G,K,C] -> [B,H,T,C]; G divides H: H / G queries share a key.
 
     mask: bool, True where a query may look. Without one a GPU runs FlashAttention.
-    keys: how many of the K are there, None: all; what lies behind them is a cache's free room.
+    keys: how many of the K are looked at; what lies behind is padding, or a cache's free room.
     """
-    keys = keys or k.shape[2]
+    if keys is None:
+        keys = k.shape[2]
 
     # One new token may look at all keys. `is_causal` would take it for the first of all tokens,
     # which may look at the first key alone.

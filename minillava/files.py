@@ -63,7 +63,7 @@ def read_whole_lines(path):
     """
     try:
         text = read_text(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return rows_of(text[: text.rfind("\n") + 1], path)
 

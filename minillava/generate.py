@@ -234,6 +234,9 @@ class PrefixCache:
         # The last token of an answer may be in `ids` without having been run.
         common = min(common, self.keys_values.length, len(ids) - 1)
         self.keys_values.length = common
+        # NaN of an answer that failed would spoil the next ones: times a probability of 0 it is NaN.
+        for values in self.keys_values.values:
+            values[:, :, common:] = 0
         self.ids = list(ids)
         return ids[common:]
 

@@ -183,9 +183,8 @@ class Attention(nn.Module):
             k, v, keys = cache.update(layer, k, v)
 
         # Nobody looks at what comes after: a mask says so already, if there is one.
-        causal = mask is None
-        y = attention(q, k, v, mask, causal, keys)            # [B,H,T,C]
-        return self.o_proj(y.transpose(1, 2).flatten(2))      # [B,T,D]
+        y = attention(q, k, v, mask, is_causal=mask is None, keys=keys)  # [B,H,T,C]
+        return self.o_proj(y.transpose(1, 2).flatten(2))                 # [B,T,D]
 
     def project(self, x):
         """Queries, keys and values; fastest.py may make them in one product."""

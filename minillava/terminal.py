@@ -359,7 +359,7 @@ def typed_path(text):
     if os.path.exists(bare):
         return Path(bare)
     try:
-        text = " ".join(shlex.split(text))
+        unquoted = os.path.expanduser(" ".join(shlex.split(text)))
     except ValueError:  # one quote alone: an apostrophe
-        pass
-    return Path(os.path.expanduser(text))
+        unquoted = bare
+    return Path(unquoted if os.path.exists(unquoted) else bare)

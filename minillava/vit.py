@@ -76,7 +76,7 @@ class Attention(nn.Module):
         v = self.split_heads(self.v_proj(x))
 
         # Keys behind the first `length` are padding, which nobody looks at.
-        y = attention(q, k[:, :, :length], v[:, :, :length], is_causal=is_causal)  # [B,H,T,C]
+        y = attention(q, k, v, is_causal=is_causal, keys=length)  # [B,H,T,C]
 
         # The heads side by side again.
         return self.out_proj(y.transpose(1, 2).flatten(2))  # [B,T,D]

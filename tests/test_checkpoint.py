@@ -439,7 +439,7 @@ def test_a_clone_without_git_lfs_says_what_is_missing(copy):
 
 def test_a_whole_llava_is_no_language_model_alone(copy):
     for name in ("llava", "llava_hf"):
-        assert "is a whole LLaVA" in message(ValueError, load_language, copy(name))
+        assert "is a whole LLaVA: chat with it as --model" in message(ValueError, load_language, copy(name))
 
 
 def test_a_tensor_that_two_shards_hold(copy):

@@ -131,6 +131,19 @@ def test_the_same_question_twice_runs_one_token_again(toy):
     assert cache.reuse([1, 5, 6]) == [6] and cache.keys_values.length == 2
 
 
+def test_an_answer_that_overflowed_leaves_nothing_to_the_next(toy, monkeypatch):
+    """Its NaN lie in the cache behind what is kept; the formula multiplies what lies there, by 0."""
+    monkeypatch.setattr("minillava.attention.MANY", 1)
+    monkeypatch.setattr("minillava.attention.AMX", False)
+    image, = pictures(1)
+    turns, cache = [("human", "<image>\nHow many shapes are there?")], PrefixCache(toy[0])
+    answer = list(stream(*toy, turns, image, cache=cache))
+    with torch.inference_mode():
+        for values in cache.keys_values.values:
+            values[:, :, cache.keys_values.length :] = math.nan
+    assert list(stream(*toy, turns, image, cache=cache)) == answer
+
+
 def test_a_cache_grows_and_changes_nothing(toy, monkeypatch):
     model, tokenizer = toy
     image, = pictures(1)

@@ -55,7 +55,7 @@ def judge(questions, context, answers, out, open_judge, rule_file=RULE, system_f
 
     open_judge: gives the Teacher who is asked, once all files have been read.
     """
-    check_output(out, questions, context, *answers)
+    check_output(out, questions, context, *answers, rule_file, system_file)
     comparisons = read_comparisons(questions, context, answers)
     rules = read_rules(rule_file, comparisons)
     system = system_file.read_text(encoding="utf-8").strip()
@@ -117,9 +117,10 @@ def read_comparisons(questions, context, answers):
         for path, row in zip(answers, rows):
             if not isinstance(row.get("text"), str):
                 raise ValueError(f"{path} has no answer to question {question['question_id']}")
-            if str(question["text"]).strip() not in str(row.get("prompt", question["text"])):
+            asked = str(row.get("prompt") or question["text"]).replace("<image>", "")
+            if str(question["text"]).replace("<image>", "").strip() not in asked:
                 raise ValueError(f"{path} answers another question {question['question_id']}: "
-                                 f"{row['prompt']!r:.60}; is it another benchmark's?")
+                                 f"{asked!r:.60}; is it another benchmark's?")
         comparisons.append(Comparison(number, question, told, rows))
     if not comparisons:
         raise ValueError(f"{questions} holds no questions")

@@ -39,7 +39,7 @@ def settings_of(model, prompt_format, template, option_letter, use_caption, max_
         "image_aspect_ratio": (own.image_aspect_ratio, "the checkpoint's"),
         "max_new_tokens": (max_new_tokens, "--max-new-tokens"),
         "batch": (batch, "--batch"),
-        "dtype": (str(dtype).removeprefix("torch."), "--dtype"),
+        "dtype": (str(dtype).removeprefix("torch."), "--dtype, or the checkpoint's"),
         "fingerprint": (fingerprint(model), "the checkpoint's"),
     }
     for name, (value, origin) in settings.items():

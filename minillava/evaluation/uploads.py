@@ -23,7 +23,7 @@ def upload_vqav2(answers, questions, out):
 
 def upload_vizwiz(answers, questions, out):
     texts = texts_by_id(answers)
-    rows = [{"image": question.get("image"), "answer": normalize(texts[i])}
+    rows = [{"image": question["image"], "answer": normalize(texts[i])}
             for i, question in questions.items()]
     write(out, json.dumps(rows))
 

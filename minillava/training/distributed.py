@@ -36,7 +36,7 @@ def set_up(device="auto", shard=False):
     if device.type == "cuda":
         backend = "cpu:gloo,cuda:nccl"
         device = own_gpu(device)
-        torch.cuda.set_device(device)  # for FSDP2 and NCCL, which name none
+        torch.cuda.set_device(device)  # FSDP2 and NCCL take the current one
 
     if "RANK" in os.environ:
         dist.init_process_group(backend)

@@ -108,8 +108,8 @@ def read_language(path):
     path, data = open_folder(path)
     tensors = read_tensors(path)
     if any("projector." in name for name in tensors):
-        raise ValueError(f"{path} is a whole LLaVA: give its language model alone, "
-                         "as a Vicuna comes")
+        raise ValueError(f"{path} is a whole LLaVA: chat with it as --model, train it as --init; "
+                         "--language is a Vicuna alone")
     return parse_language_config(data, path / "config.json"), rename(tensors, LLAMA)
 
 

@@ -187,7 +187,7 @@ def decode(tokens=64):
     words = model.lm_head(model(embeddings, cache)[:, -1:]).argmax(-1)
 
     def answer():
-        word = words
+        cache.length, word = 640, words
         for _ in range(tokens):
             word = logits_after(model, word, cache).argmax(-1, keepdim=True)
 
