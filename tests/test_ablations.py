@@ -176,6 +176,7 @@ def test_a_row_from_end_to_end_goes_on_where_it_was_stopped(tmp_path, run, train
 def test_a_setting_that_does_not_fit_is_one_line(words, message, tmp_path, monkeypatch, capsys):
     command = ["train.py", "--recipe", *words, "--data", tmp_path / "a.json", "--images", tmp_path, "--out", tmp_path]
     monkeypatch.setattr(sys, "argv", [str(word) for word in command])
+    (tmp_path / "a.json").write_text("[]")
     with pytest.raises(SystemExit) as ended:
         train.main()
     told = capsys.readouterr().err

@@ -281,8 +281,8 @@ def test_a_wrong_answer_file_is_one_clear_line(capsys, folder, tmp_path, answers
     (["--ensemble", "judge"], "--teacher FILE --ensemble judge"),
     (["--teacher", "t.jsonl", "--judge", "openai"], "--teacher FILE --ensemble judge"),
     (["--requery", "second.jsonl"], "--teacher FILE --ensemble judge"),
-    (["--out", "b.jsonl"], "leave out --out and --control"),
-    (["--control"], "leave out --out and --control"),
+    (["--out", "b.jsonl"], "leave out --out, --control"),
+    (["--control"], "leave out --out, --control"),
 ])
 def test_what_would_not_be_read_is_refused(capsys, folder, typed, message):
     with pytest.raises(SystemExit) as leave:
