@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from minillava.attention import attention, attention_mask, token_positions
-from minillava.on_cpu import rms_norm, swiglu
+from minillava.on_cpu import rms_norm, swiglu, zeros_apart
 
 # A KV cache grows by so many tokens at a time.
 GROWTH = 256
@@ -154,8 +153,11 @@ class KVCache:
 
 
 def with_room(x, length):
-    """[B,G,room,C] -> [B,G,length,C], zeros behind; F.pad counts from C, where nothing is added."""
-    return F.pad(x, (0, 0, 0, length - x.shape[2]))
+    """[B,G,room,C] -> [B,G,length,C], zeros behind"""
+    shape = (*x.shape[:2], length, x.shape[3])
+    zeros = zeros_apart(shape, x.dtype) if x.device.type == "cpu" else x.new_zeros(shape)
+    zeros[:, :, : x.shape[2]] = x
+    return zeros
 
 
 class Attention(nn.Module):
