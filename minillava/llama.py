@@ -156,7 +156,7 @@ def with_room(x, length):
     """[B,G,room,C] -> [B,G,length,C], zeros behind"""
     shape = (*x.shape[:2], length, x.shape[3])
     zeros = zeros_apart(shape, x.dtype) if x.device.type == "cpu" else x.new_zeros(shape)
-    zeros[:, :, : x.shape[2]] = x
+    zeros[:, :, : x.shape[2]] = x[:, :, :length]  # longer where memory ran out amid a growth
     return zeros
 
 
