@@ -28,7 +28,7 @@ from minillava.evaluation.scienceqa_ensemble import ask_judge, ensemble, write_v
 from minillava.evaluation.scienceqa_table import alone, report
 from minillava.evaluation.scoring import keep_score
 from minillava.files import beside
-from minillava.instruct.command import add_teacher_flags, open_from_flags
+from minillava.instruct.command import add_teacher_flags, check_output, open_from_flags
 from minillava.terminal import errors_in_one_line, exit_with
 from minillava.toy.scienceqa import make_scienceqa
 
@@ -39,6 +39,10 @@ STOPPED = "stopped; with the same --out the same command goes on where it was"
 def main():
     args = parse_arguments()
     with errors_in_one_line(STOPPED), tempfile.TemporaryDirectory() as scratch:
+        if args.results:
+            read = args.score_only, args.teacher, args.requery
+            check_output(args.results, *read, flag="--results")
+
         # the questions: ScienceQA's own, or those of a mini one that is drawn here
         drawn = args.data is None
         data = args.data or draw_questions(scratch, args.split, args.questions or 600, args.seed)
@@ -165,8 +169,6 @@ def parse_arguments():
         exit_with("--score-only needs --data, the folder of the questions")
     if args.score_only and (args.out or args.control or args.questions):
         exit_with("--score-only asks nothing: leave out --out, --control and --questions")
-    if args.results and args.results in (args.score_only, args.teacher, args.requery):
-        exit_with(f"--results would write over {args.results}: name another file")
     judged = args.ensemble == "judge"
     if (judged or args.judge or args.requery) and not (judged and args.teacher):
         exit_with("a judge weighs two answers: --teacher FILE --ensemble judge")

@@ -68,9 +68,6 @@ def upload(name, answers_file, questions_file, out):
     if missing and name in ("vizwiz", "seed"):
         raise ValueError(f"{len(missing)} of {len(questions)} questions have no answer, such as "
                          f"{missing[0]!r}; the server takes whole files: answer them first")
-    unseen = [i for i, question in questions.items() if "image" not in question]
-    if unseen and name == "vizwiz":
-        raise ValueError(f"{questions_file}: question {unseen[0]!r} names no image; is it VizWiz's?")
     benchmark.upload(answers, questions, out)
     print(f"{len(answers)} answers are in {printable(out)}")
     if missing:

@@ -22,6 +22,9 @@ def upload_vqav2(answers, questions, out):
 
 
 def upload_vizwiz(answers, questions, out):
+    for i, question in questions.items():
+        if "image" not in question:
+            raise ValueError(f"question {i!r} names no image; is the question file VizWiz's?")
     texts = texts_by_id(answers)
     rows = [{"image": question["image"], "answer": normalize(texts[i])}
             for i, question in questions.items()]

@@ -132,15 +132,15 @@ def make_folder(folder, flag):
         raise ValueError(f"{flag} {folder}: nothing can be written there")
 
 
-def check_output(path, *inputs):
+def check_output(path, *inputs, flag="--out"):
     """The folder of --out is made; ValueError if no file can be written there, or if it would take
     the place of an input.
     """
     if path.is_dir():
-        raise ValueError(f"--out {path} is a folder; name a file in it")
+        raise ValueError(f"{flag} {path} is a folder; name a file in it")
     if any(file and file.resolve() == path.resolve() for file in inputs):
-        raise ValueError(f"--out {path} is what is read, and would be lost; name another file")
-    make_folder(path.parent, "the folder of --out,")
+        raise ValueError(f"{flag} {path} is what is read, and would be lost; name another file")
+    make_folder(path.parent, f"the folder of {flag},")
 
 
 def print_dry_run(teacher, requests):

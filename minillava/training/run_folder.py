@@ -140,7 +140,8 @@ def refuse_mixing(setup, asked):
 def lock(out):
     """-> a file that, while it is open, keeps others out of `out`; ValueError where one is in it.
 
-    However this process ends, the lock ends with it; or where it opens and closes .lock once more.
+    However this process ends, the lock ends with it. Nothing else here may open .lock: the lock would
+    end as soon as that is closed.
     """
     out.mkdir(parents=True, exist_ok=True)
     file = open(out / ".lock", "wb")
