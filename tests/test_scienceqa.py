@@ -277,6 +277,14 @@ def test_a_wrong_answer_file_is_one_clear_line(capsys, folder, tmp_path, answers
     assert leave.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1 and message in error
 
 
+def test_results_do_not_take_the_place_of_the_answers(capsys, folder, tmp_path):
+    answers = tmp_path / "a.jsonl"
+    answers.write_text("{}")
+    with pytest.raises(SystemExit) as leave:
+        evaluate(capsys, "--data", folder, "--score-only", answers, "--results", tmp_path / ".." / tmp_path.name / "a.jsonl")
+    assert leave.value.code == 2 and "--results" in capsys.readouterr().err and answers.read_text() == "{}"
+
+
 @pytest.mark.parametrize("typed, message", [
     (["--ensemble", "judge"], "--teacher FILE --ensemble judge"),
     (["--teacher", "t.jsonl", "--judge", "openai"], "--teacher FILE --ensemble judge"),
