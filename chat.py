@@ -20,6 +20,7 @@ from minillava.explain.commands import COMMANDS, SETTINGS, introduce, keyword
 from minillava.fastest import choose_products
 from minillava.generate import PrefixCache, check_sampling, generate, stream
 from minillava.images import load_image
+from minillava.linear import prepack_layers
 from minillava.terminal import note, printable
 from minillava.toy.scene import Scene
 from minillava.weights.allocator import keep_freed_memory
@@ -229,6 +230,7 @@ def main():
         model, tokenizer = load_llava(args.model, vision=args.vision, language=args.language,
                                       projector=args.projector, base=args.base,
                                       device=args.device, dtype=args.dtype, quantize=args.quantize)
+        prepack_layers(model.requires_grad_(False))
         if not prompts:
             introduce(model, args.model or args.language)
         if args.seed is None:  # its choice may differ from run to run, and with it what is rounded

@@ -25,13 +25,13 @@ from torch import nn
 from minillava.checkpoint import TOY, load_llava, save_llava
 from minillava.fastest import choose_products, timed_layers
 from minillava.generate import logits_after, new_cache, next_logits, next_tokens, sample_token
-from minillava.linear import Int4Linear, block_here
+from minillava.linear import Int4Linear, block_here, prepack_layers
 from minillava.llama import KVCache, LanguageConfig, LanguageModel
 from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN, Llava, LlavaConfig
 from minillava.terminal import errors_in_one_line
 from minillava.theirs import has_transformers, open_in_transformers, their_steps, their_training
 from minillava.tokenizer import Tokenizer
-from minillava.training import plan
+from minillava.training import distributed, plan
 from minillava.training.optimizer import forward_backward_in, make_optimizers, take_step
 from minillava.training.recipes import RECIPES
 from minillava.training.records import peak_memory
@@ -166,9 +166,10 @@ def answering(shape, folder, dtype, kinds, limits, device, rounds):
         # The floor is of the weights as they lie on disk, before the fastest product is chosen.
         model, _ = loaders["minillava"]()
         floor = floors(model, limits, max(limits[dtype], limits["fp32"]))
-        choose_products(model.language_model)
-        # As chat.py does; in one process with it, transformers gains by it too.
+        # As chat.py does; in one process with it, transformers gains by what is freed too.
         keep_freed_memory()
+        prepack_layers(model.requires_grad_(False))
+        choose_products(model.language_model)
         runners = {"minillava": our_steps(model)}
         if theirs is not None:
             runners["transformers"] = their_steps(theirs, *prompt(model), ANSWER)
@@ -339,9 +340,7 @@ def our_training(config, stage, dtype, device):
     """A step as train.py takes it, its memory settings included."""
     keep_freed_memory()
     model, ids, pixels, labels = model_and_batch(config, stage, device)
-    for p in model.parameters():
-        if not p.requires_grad:
-            p.data = p.data.to(dtype)
+    model = distributed.wrap(model, device, shard=False, dtype=dtype)
     optimizers = make_optimizers(model, 1e-5)
 
     def step():

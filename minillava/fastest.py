@@ -23,15 +23,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minillava.linear import Int8Linear, LoraLinear, WidenedLinear
+from minillava.linear import (
+    SMALL,
+    Int8Linear,
+    LoraLinear,
+    PrepackedLinear,
+    WidenedLinear,
+    prepacked_product,
+)
 from minillava.llama import RMSNorm
 
 # Layers of so many bytes are timed in turn: more than a processor's cache keeps until the next one.
 BYTES = 2**29
 # Walks of each candidate through them, of which the fastest counts: what comes between costs time.
 WALKS = 3
-# Weights of a layer up to which fp32 is tried: twice the memory, hence for a small model only.
-SMALL = 2**20
 # A candidate replaces what is there if it takes at most this part of its time.
 GAIN = 0.95
 
@@ -50,11 +55,15 @@ class FewRowsLinear(nn.Module):
         self.weight = layer.weight
         self.few = few
         self.product = product
+        self.prepacked = getattr(layer, "prepacked", None)
 
     def forward(self, x):
         """[..,I] -> [..,O]"""
-        few = x.shape[:-1].numel() <= self.few
-        return self.product(x, self.weight) if few else F.linear(x, self.weight)
+        if x.shape[:-1].numel() <= self.few:
+            return self.product(x, self.weight)
+        if self.prepacked is not None:
+            return prepacked_product(x, self.prepacked)
+        return F.linear(x, self.weight)
 
 
 def without_onednn(x, weight):
@@ -121,6 +130,8 @@ def choose_products(language_model, rows=1, verbose=False):
     alone has 8 bits. Where fp32 wins, the whole language model is put into it: in a small one the
     other steps are the faster in it too. `verbose` prints what was found, on stderr.
 
+    Layers that are prepacked are timed as such, and stay so for more rows.
+
     A model stays as it is on a GPU, or where a LoRA stands beside its weights of few bits.
     """
     weights = language_model.embed_tokens.weight
@@ -164,12 +175,12 @@ def candidates_for(layer, dtype, rows):
     if type(layer) is Int8Linear:
         for name, product in (("x W", rows_times_weight), ("W x", weight_times_rows)):
             candidates[f"x rounded too, {name}"] = partial(RoundingInt8Linear, product=product)
-    if type(layer) is nn.Linear and dtype != torch.float32:
+    if type(layer) in (nn.Linear, PrepackedLinear) and dtype != torch.float32:
         candidates["without oneDNN"] = partial(FewRowsLinear, few=rows, product=without_onednn)
         if rows == 1:
             candidates["W x"] = partial(FewRowsLinear, few=1, product=weight_times_vector)
     if isinstance(layer, nn.Linear) and dtype != torch.float32 and layer.weight.numel() <= SMALL:
-        candidates["in fp32"] = in_fp32
+        candidates["in fp32"] = in_fp32  # twice the memory, hence for a small model only
     return candidates
 
 

@@ -1,4 +1,4 @@
-"""Linear layers of other kinds: of 8 or 4 bits, in bf16 for any processor, with a LoRA beside them.
+"""Linear layers of other kinds: of few bits, as a processor wants them, with a LoRA beside them.
 
 Weights in few bits take a half or a quarter of the memory of bf16:
 
@@ -17,13 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minillava.on_cpu import product_dtype
+from minillava.on_cpu import prepacks, product_dtype
 
 GROUP = 64     # inputs that share a scale and a zero, in int4
 BLOCK = 64     # output channels that lie together, in int4; 32 where the kernel wants that
 PIECE = 1024   # output channels that are written out at once, small enough for a cache
 BEYOND = 0.3   # steps by which a group's smallest and largest weight may lie beyond 0 and 15
 TINY = 1e-7    # the least scale, which fp16 still has: a group of zeros needs one too
+SMALL = 2**18  # weights of a layer up to which it is not prepacked: what it spares is not the time
+MOST = 2**32   # bytes of weights that are prepacked: those of a larger model stay in their file
 
 
 class QuantizedLinear(nn.Module):
@@ -45,6 +47,21 @@ class QuantizedLinear(nn.Module):
             y = self.few_rows(x.reshape(-1, x.shape[-1]).contiguous())
             return y.view(*x.shape[:-1], -1)
         return FrozenProduct.apply(x, self)
+
+    def multiply(self, x):
+        """x W^T; the written-out W is not kept for the way back, but written out again."""
+        wide = x.to(product_dtype(x.dtype, x.device))
+        parts = [F.linear(wide, piece).to(x.dtype) for piece in self.pieces(wide.dtype)]
+        return torch.cat(parts, dim=-1)
+
+    def multiply_back(self, grad):
+        """grad W"""
+        wide = grad.to(product_dtype(grad.dtype, grad.device))
+        total = 0
+        parts = wide.split(piece_on(wide.device), dim=-1)
+        for part, piece in zip(parts, self.pieces(wide.dtype)):
+            total = total + part @ piece
+        return total.to(grad.dtype)
 
     def takes(self, x):
         """Whether this machine's kernel is to multiply x."""
@@ -147,6 +164,59 @@ class WidenedConv2d(nn.Conv2d):
         return F.conv2d(x.float(), self.weight.float(), stride=self.stride).to(x.dtype)
 
 
+class PrepackedLinear(nn.Linear):
+    """A frozen layer in bf16 that has its weight a second time, in the order oneDNN multiplies it.
+
+    F.linear brings a weight into that order at every product. Done once, it spares 7 to 25 % of the
+    time of many rows on an EPYC, and a third of that of one. The numbers are the same.
+    """
+
+    def __init__(self, layer):
+        nn.Module.__init__(self)
+        self.in_features = layer.in_features
+        self.out_features = layer.out_features
+        self.weight = layer.weight  # stays, to be saved
+        self.bias = layer.bias
+        self.prepacked = prepack(self.weight)
+        self.prepacked_back = None  # W^T, from the first gradient on
+
+    def forward(self, x):
+        """[..,I] -> [..,O]"""
+        if x.requires_grad and torch.is_grad_enabled():
+            return FrozenProduct.apply(x, self)
+        return self.multiply(x)
+
+    def multiply(self, x):
+        return prepacked_product(x, self.prepacked, self.bias)
+
+    def multiply_back(self, grad):
+        if self.prepacked_back is None:
+            self.prepacked_back = prepack(self.weight.T)
+        return prepacked_product(grad, self.prepacked_back)
+
+
+def prepack(weight):
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
+
+
+def prepacked_product(x, weight, bias=None):
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def prepack_layers(model):
+    """Gives a CPU the model's frozen layers in bf16 as PrepackedLinear, unless it is too large."""
+    chosen = {name: layer for name, layer in model.named_modules()
+              if type(layer) is nn.Linear and gains_by_prepacking(layer.weight)}
+    if sum(layer.weight.nbytes for layer in chosen.values()) <= MOST:
+        for name, layer in chosen.items():
+            model.set_submodule(name, PrepackedLinear(layer))
+
+
+def gains_by_prepacking(weight):
+    frozen = weight.dtype == torch.bfloat16 and not weight.requires_grad
+    return frozen and weight.device.type == "cpu" and weight.numel() > SMALL and prepacks()
+
+
 class LoraLinear(nn.Module):
     """A layer with a product of two thin matrices beside it: y = W x + (alpha / rank) B A x.
 
@@ -169,23 +239,16 @@ class LoraLinear(nn.Module):
 
 
 class FrozenProduct(torch.autograd.Function):
-    """x W^T; the written-out W is not kept for the way back, but written out again."""
+    """A layer's product, of which x alone may have a gradient."""
 
     @staticmethod
     def forward(ctx, x, layer):
         ctx.layer = layer
-        wide = x.to(product_dtype(x.dtype, x.device))
-        parts = [F.linear(wide, piece).to(x.dtype) for piece in layer.pieces(wide.dtype)]
-        return torch.cat(parts, dim=-1)
+        return layer.multiply(x)
 
     @staticmethod
     def backward(ctx, grad):
-        wide = grad.to(product_dtype(grad.dtype, grad.device))
-        total = 0
-        parts = wide.split(piece_on(wide.device), dim=-1)
-        for part, piece in zip(parts, ctx.layer.pieces(wide.dtype)):
-            total = total + part @ piece
-        return total.to(grad.dtype), None
+        return ctx.layer.multiply_back(grad), None
 
 
 def piece_on(device):

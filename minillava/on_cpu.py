@@ -14,6 +14,7 @@ And which processor had better multiply in fp32 than in bf16, `is_slow` knows.
 """
 import math
 import mmap
+import platform
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +52,11 @@ def onednn_multiplies(dtype):
     question = {torch.bfloat16: "_is_mkldnn_bf16_supported",
                 torch.float16: "_is_mkldnn_fp16_supported"}[dtype]
     return hasattr(torch.ops.mkldnn, question) and getattr(torch.ops.mkldnn, question)()
+
+
+def prepacks():
+    """Whether oneDNN multiplies weights in bf16 that were prepacked (of other processors: untried)."""
+    return platform.machine() in ("x86_64", "AMD64") and onednn_multiplies(torch.bfloat16)
 
 
 def rms_norm(x, weight, eps):
@@ -196,15 +202,18 @@ def parts(q, k, is_causal):
     G = k.shape[1]
     # The queries that share a key look at it together, as if they were tokens.
     q = (q * C**-0.5).reshape(B * G, H // G, T, C)
-    k = k.flatten(0, 1)                                                   # [B*G,K,C]
+    k = k.flatten(0, 1).contiguous()                                      # [B*G,K,C]
 
     step = QUERIES if is_causal else T
     for start in range(0, T, step):
         at = slice(start, min(start + step, T))
         some = q[:, :, at].flatten(1, 2)                                  # [B*G,H/G*t,C]
         keys = k[:, : at.stop] if is_causal else k                        # [B*G,seen,C]
-        # -inf above the diagonal: what comes later has probability 0. It is added if is_causal.
-        future = torch.full((at.stop - start, keys.shape[1]), -math.inf, dtype=q.dtype)
-        future = future.triu(1 + start).repeat(H // G, 1)
-        scores = torch.baddbmm(future, some, keys.mT, beta=int(is_causal))
+        if is_causal:
+            # -inf above the diagonal: what comes later has probability 0.
+            future = torch.full((at.stop - start, at.stop), -math.inf, dtype=q.dtype)
+            future = future.triu(1 + start).repeat(H // G, 1)
+            scores = torch.baddbmm(future, some, keys.mT)
+        else:
+            scores = some @ keys.mT
         yield at, some, keys, scores.softmax(-1)                          # [B*G,H/G*t,seen]

@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from minillava.linear import prepack_layers
 from minillava.weights.devices import find_device
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process alone is no news
@@ -106,6 +107,9 @@ def wrap(model, device, shard, dtype):
             p.data = p.data.to(device, dtype)
     for buffer in model.buffers():  # of quantised layers
         buffer.data = buffer.data.to(device)
+    # In stage 2 the tower alone would gain: 2 % of a step, for 5 % more memory.
+    if not model.language_model.norm.weight.requires_grad:
+        prepack_layers(model)
     return sharded(model, device, dtype) if shard else replicated(model, device)
 
 
