@@ -25,7 +25,7 @@ PIECE = 1024   # output channels that are written out at once, small enough for 
 BEYOND = 0.3   # steps by which a group's smallest and largest weight may lie beyond 0 and 15
 TINY = 1e-7    # the least scale, which fp16 still has: a group of zeros needs one too
 SMALL = 2**18  # weights of a layer up to which it is not prepacked: what it spares is not the time
-MOST = 2**32   # bytes of weights that are prepacked: those of a larger model stay in their file
+MOST = 2**32   # bytes of a model that is prepacked: a larger one stays in its file, memory-mapped
 
 
 class QuantizedLinear(nn.Module):
@@ -204,11 +204,11 @@ def prepacked_product(x, weight, bias=None):
 
 
 def prepack_layers(model):
-    """Gives a CPU the model's frozen layers in bf16 as PrepackedLinear, unless it is too large."""
-    chosen = {name: layer for name, layer in model.named_modules()
-              if type(layer) is nn.Linear and gains_by_prepacking(layer.weight)}
-    if sum(layer.weight.nbytes for layer in chosen.values()) <= MOST:
-        for name, layer in chosen.items():
+    """On a CPU, frozen layers in bf16 become PrepackedLinear, unless the model is large."""
+    if sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) > MOST:
+        return
+    for name, layer in list(model.named_modules()):
+        if type(layer) is nn.Linear and gains_by_prepacking(layer.weight):
             model.set_submodule(name, PrepackedLinear(layer))
 
 
