@@ -311,7 +311,7 @@ def test_delta(tmp_path, copy, added, monkeypatch, capsys):
     assert torch.equal(model.mm_projector.weight, projector["model.mm_projector.weight"])
     assert model.config.template == ("llava_v0" if "[PAD]" in added else "vicuna_v1")
     assert model.config.mm_use_im_start_end
-    assert (tokenizer.image_start_id, tokenizer.image_end_id) == (40 + extra - 2, 40 + extra - 1)
+    assert tokenizer.image_ends == (40 + extra - 2, 40 + extra - 1)
 
     edit_tensors(delta / "model.safetensors", lambda tensors: tensors.update({"model.new.weight": torch.zeros(1)}))
     monkeypatch.setattr(sys, "argv", [*command, str(tmp_path / "out2")])

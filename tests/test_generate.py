@@ -134,15 +134,17 @@ def test_the_same_question_twice_runs_one_token_again(toy):
 
 
 def test_an_answer_that_overflowed_leaves_nothing_to_the_next(toy, monkeypatch):
-    """Its NaN lie in the cache behind what is kept; the formula multiplies what lies there, by 0."""
+    """Its NaN lie in what the next prompt would keep, and behind it; the formula multiplies that too, by 0."""
     monkeypatch.setattr("minillava.attention.MANY", 1)
     monkeypatch.setattr("minillava.attention.AMX", False)
     image, = pictures(1)
     turns, cache = [("human", "<image>\nHow many shapes are there?")], PrefixCache(toy[0])
-    answer = list(stream(*toy, turns, image, cache=cache))
-    with torch.inference_mode():
-        for values in cache.keys_values.values:
-            values[:, :, cache.keys_values.length :] = math.nan
+    answer = list(stream(*toy, turns, image))
+    with monkeypatch.context() as patched, pytest.raises(ValueError, match="output is NaN"):
+        norm = toy[0].language_model.layers[1].input_layernorm
+        patched.setattr(norm, "forward", lambda x: math.nan * x)
+        list(stream(*toy, turns, image, cache=cache))
+    assert cache.keys_values.values[1].shape[2] and not any(values.isnan().any() for values in cache.keys_values.values)
     assert list(stream(*toy, turns, image, cache=cache)) == answer
 
 
