@@ -17,7 +17,7 @@ import chat
 from chat import main  # noqa: F401: what `run` calls
 from minillava.checkpoint import load_llava, save_llava
 from minillava.data import LlavaData
-from minillava.explain.commands import COMMANDS
+from minillava.explain.commands import COMMANDS, write_sample
 from minillava.generate import stream
 from minillava.toy import world
 from minillava.toy.scene import Scene
@@ -465,3 +465,21 @@ def test_what_fails_leaves_the_conversation_as_it_was(capsys, monkeypatch, fault
     assert talk.turns == before and "leave it" not in capsys.readouterr().out
     talk.take("/retry")
     assert talk.turns == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of that kind")
+@pytest.mark.parametrize("limit", [50, 300])  # the picture takes 71 bytes, the JSON 500
+def test_a_chat_that_does_not_fit_on_the_disk_leaves_no_half_of_it(tmp_path, limit):
+    """A limit on what a file may hold stands for a full disk."""
+    import resource
+    path, turns = tmp_path / "chat.json", [("human", "<image>\nWhat?"), ("gpt", "A circle. " * 40)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(OSError):
+            write_sample(path, turns, Image.new("RGB", (1, 1)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+    write_sample(path, turns, Image.new("RGB", (1, 1)))
+    assert json.loads(path.read_text())[0]["image"] == "chat.png"
