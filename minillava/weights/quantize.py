@@ -25,6 +25,7 @@ from minillava.linear import (
     to_int8,
 )
 from minillava.on_cpu import is_slow
+from minillava.weights.filling import refuse_not_finite
 from minillava.weights.folders import write_folder
 from minillava.weights.layouts import LLAVA_HF
 from minillava.weights.saving import llava_hf_files, refuse_projector, with_two_layers
@@ -57,6 +58,7 @@ def quantized(tensors, kind, tied, source, device):
         if following is not None:  # the disk reads it while the processor is at work upon this one
             read_ahead(tensors[following])
         weight, scale = by_rows(tensors[name].to(device), chosen[name])
+        refuse_not_finite(name, scale, source)  # nor is that of a weight that is not
         if names_of[tensors[name].data_ptr()] == 1:
             forget_pages(tensors[name])
         tensors[name] = weight
