@@ -656,12 +656,14 @@ def test_what_is_read_is_not_written_over(copy, run, command):
     assert said.returncode == 2 and "config.json is a file: name a folder" in said.err
 
 
-def test_the_tower_inside_a_folder_is_not_written_over_either(copy):
-    folder = copy("llava")
+def test_the_tower_in_a_folder_or_named_there_is_not_written_over_either(copy):
+    folder, named = copy("llava"), copy("clip")
     tower = folder / "vision_tower"
     tower.mkdir()
     for out, read in ((tower, folder), (folder, tower)):
         assert f"write over {tower}" in message(ValueError, refuse_to_lose, out, read)
+    edit_json(folder / "config.json", mm_vision_tower=str(named))
+    assert f"write over {named}" in message(ValueError, refuse_to_lose, named, folder)
 
 
 WRITES = {
