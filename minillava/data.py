@@ -15,6 +15,7 @@ On the right, so that the causal mask alone hides the padding: no word looks at 
 Of a file only an index is held in memory, three numbers a sample.
 """
 import json
+from itertools import islice
 from pathlib import Path, PurePath
 
 import torch
@@ -77,7 +78,8 @@ class LlavaData(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         bad = []
-        for place in self.places_from(index):
+        # After a hundred the fault is not in the samples.
+        for place in islice(self.places_from(index), 100):
             sample = self.sample(place)
             # The usual case: the first one is usable, and nothing is bad.
             try:
@@ -85,9 +87,6 @@ class LlavaData(torch.utils.data.Dataset):
             except (OSError, ValueError) as error:
                 name = sample.get("id", place) if isinstance(sample, dict) else place
                 bad.append(f"{name}: {error}")
-            # After so many the fault is not in the samples.
-            if len(bad) == 100:
-                break
         raise ValueError(f"{len(bad)} samples in a row cannot be used, the last: {bad[-1]}; "
                          "look at --data and --images")
 

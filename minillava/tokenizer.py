@@ -195,9 +195,8 @@ class Tokenizer:
         added = self._with_prefix.get_added_tokens_decoder()
 
         # Llama 3 writes bytes as letters, LLaMA writes text, and <0xE7> for a byte without a piece.
-        alphabet = {}
-        if "ByteLevel" in repr(self._with_prefix.decoder):
-            alphabet = byte_level_alphabet()
+        writes_letters = "ByteLevel" in repr(self._with_prefix.decoder)
+        alphabet = byte_level_alphabet() if writes_letters else {}
 
         spelled = {}
         for i, token in self._tokens.items():

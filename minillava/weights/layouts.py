@@ -19,14 +19,8 @@ from minillava.files import read_json
 from minillava.llama import LanguageConfig
 from minillava.llava import LlavaConfig, make_projector
 from minillava.vit import VisionConfig
-from minillava.weights.configs import (
-    check_values,
-    image_fields,
-    make_llava_config,
-    parse_language_config,
-    parse_vision_config,
-    section,
-)
+from minillava.weights.configs import (check_values, image_fields, make_llava_config,
+                                       parse_language_config, parse_vision_config, section)
 from minillava.weights.folders import OWN_TOWER, open_folder
 from minillava.weights.tensors import read_tensors, rename, take_prefixed, with_prefix
 
@@ -321,17 +315,14 @@ def one_layer_projector(tensors, kind, path):
     """Undoes `with_two_layers` of saving.py: the second matrix is the identity, and goes."""
     weight = tensors.pop("mm_projector.2.weight", None)
     bias = tensors.pop("mm_projector.2.bias", None)
-    if weight is None or bias is None or not is_identity(weight, bias):
+    is_identity = weight is not None and torch.equal(weight, torch.eye(len(weight)).to(weight))
+    if not is_identity or bias is None or bias.any():
         raise ValueError(f"{path}: after a linear projector_hidden_act, "
                          "linear_2 must be the identity")
 
     if kind == "mlp1x_gelu":
         return tensors
     return rename(tensors, {"mm_projector.0.": "mm_projector."})
-
-
-def is_identity(weight, bias):
-    return not bias.any() and torch.equal(weight, torch.eye(len(bias)).to(weight))
 
 
 # ---- what minillava adds to either ----
