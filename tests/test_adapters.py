@@ -124,13 +124,13 @@ def test_saved_read_and_merged(tmp_path, run):
     assert same(plain, in_bf16) and plain.config == in_bf16.config
 
 
-@pytest.mark.parametrize("named", [True, False])
-def test_a_merge_does_not_write_over_its_base(tmp_path, run, named):
+@pytest.mark.parametrize("command", ["merge --base {base} --adapter", "merge --adapter", "convert --to llava --model"])
+def test_a_merge_does_not_write_over_its_base(tmp_path, run, command):
     shutil.copytree(LLAVA, tmp_path / "base")
     model, _ = load_llava(LLAVA, **CPU)
     save_adapter(replace(make_adapter(model), base=str(tmp_path / "base")), model.config, tmp_path / "lora")
-    said = run("merge", "--adapter", tmp_path / "lora", "--out", tmp_path / "base",
-               *(["--base", tmp_path / "base"] if named else []))
+    words = command.format(base=tmp_path / "base").split()
+    said = run(*words, tmp_path / "lora", "--out", tmp_path / "base")
     assert said.returncode == 2 and f"--out would write over {tmp_path / 'base'}" in said.err
     assert all((tmp_path / "base" / file.name).read_bytes() == file.read_bytes() for file in LLAVA.iterdir())
 

@@ -64,7 +64,8 @@ def make_parser():
 
 
 def convert(folder, vision, layout, out):
-    refuse_to_lose(out, folder, vision)
+    base = base_folder(folder, read_adapter(folder), None) if is_adapter(folder) else None
+    refuse_to_lose(out, folder, base, vision)
     model, tokenizer = load_llava(folder, vision=vision, device="cpu")
     SAVE[layout](model, tokenizer, out)
     if layout == "llava" and not (Path(out) / "tokenizer.model").exists():
