@@ -24,13 +24,7 @@ from minillava.weights import configs, layouts
 from minillava.weights.__main__ import main
 from minillava.weights.devices import choose_dtype, find_device
 from minillava.weights.folders import refuse_to_lose, write_folder
-from minillava.weights.saving import (
-    save_clip,
-    save_clip_vision,
-    save_language,
-    save_llava,
-    save_original_llava,
-)
+from minillava.weights.saving import save_clip, save_clip_vision, save_language, save_llava, save_original_llava
 from tests.comparing import message, same
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -722,12 +716,16 @@ def test_a_base_without_an_adapter_an_empty_path_and_a_run(tmp_path):
 
 # ---- configs and weights that cannot be ----
 
-@pytest.mark.parametrize("name, section", [("vicuna", None), ("llava_hf", "text_config"), ("llava_hf", "vision_config")])
+def edit_section(folder, section, **fields):
+    """Of config.json; "" for the fields at its top."""
+    path = folder / "config.json"
+    edit_json(path, **{section: json.loads(path.read_text())[section] | fields} if section else fields)
+
+
+@pytest.mark.parametrize("name, section", [("vicuna", ""), ("llava_hf", "text_config"), ("llava_hf", "vision_config")])
 def test_millions_of_layers_are_refused_before_they_are_made(copy, monkeypatch, name, section):
     folder = copy(name)
-    config = json.loads((folder / "config.json").read_text())
-    (config[section] if section else config)["num_hidden_layers"] = 10**7
-    (folder / "config.json").write_text(json.dumps(config))
+    edit_section(folder, section, num_hidden_layers=10**7)
     monkeypatch.setattr(torch.nn.ModuleList, "__init__", None)  # whoever makes layers fails
     said = message(ValueError, load_language if name == "vicuna" else load_llava, folder)
     assert "num_hidden_layers 10000000" in said
@@ -744,9 +742,7 @@ def test_sizes_that_no_machine_has(copy, field):
 @pytest.mark.parametrize("field", ["hidden_size", "intermediate_size", "image_size", "patch_size", "num_attention_heads"])
 def test_towers_that_no_machine_has(copy, field):
     folder = copy("clip")
-    config = json.loads((folder / "config.json").read_text())
-    config["vision_config"][field] = 2**31 - 1
-    (folder / "config.json").write_text(json.dumps(config))
+    edit_section(folder, "vision_config", **{field: 2**31 - 1})
     message(ValueError, load_vision, folder)
 
 

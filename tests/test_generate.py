@@ -12,18 +12,8 @@ from PIL import Image
 
 from minillava.checkpoint import TOY, load_language, load_llava, load_vision
 from minillava.conversation import render
-from minillava.generate import (
-    Answer,
-    PrefixCache,
-    answer_limits,
-    generate,
-    generate_naively,
-    new_cache,
-    prompt_ids,
-    sample_token,
-    stream,
-    to_pixels,
-)
+from minillava.generate import (Answer, PrefixCache, answer_limits, generate, generate_naively, new_cache, prompt_ids,
+                                sample_token, stream, to_pixels)
 from minillava.llama import with_room
 from minillava.llava import IMAGE_TOKEN
 from minillava.toy.annotations import as_fractions

@@ -330,7 +330,8 @@ def one_layer_projector(tensors, kind, path):
 def read_own_fields(path):
     """minillava.json: the fields of a LlavaConfig for which no official layout has a place."""
     fields = read_json(path / "minillava.json")
-    unknown = fields.keys() - {field.name for field in dataclasses.fields(LlavaConfig)}
+    names = {field.name for field in dataclasses.fields(LlavaConfig)}
+    unknown = fields.keys() - names | fields.keys() & {"vision_config", "language_config"}
     if unknown:
         raise ValueError(f"{path / 'minillava.json'}: unknown {', '.join(sorted(unknown))}; "
                          "a newer version wrote it")
