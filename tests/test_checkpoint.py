@@ -25,7 +25,7 @@ from minillava.weights.__main__ import main
 from minillava.weights.devices import choose_dtype, find_device
 from minillava.weights.folders import refuse_to_lose, write_folder
 from minillava.weights.saving import save_clip, save_clip_vision, save_language, save_llava, save_original_llava
-from tests.comparing import message, same
+from tests.comparing import edit_json, edit_tensors, message, same
 
 FIXTURES = Path(__file__).parent / "fixtures"
 PARTS = {"vision": FIXTURES / "clip", "language": FIXTURES / "vicuna", "projector": FIXTURES / "mm_projector.bin"}
@@ -35,17 +35,6 @@ PARTS = {"vision": FIXTURES / "clip", "language": FIXTURES / "vicuna", "projecto
 def copy(tmp_path):
     """A fixture folder that a test may spoil."""
     return lambda name: Path(shutil.copytree(FIXTURES / name, tmp_path / name))
-
-
-def edit_json(path, **fields):
-    value = json.loads(path.read_text()) | fields
-    path.write_text(json.dumps({name: field for name, field in value.items() if field is not ...}))
-
-
-def edit_tensors(path, change):
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path)
 
 
 # ---- what the files say ----
