@@ -4,13 +4,15 @@ Its docstring is what /help says of it. OSError or ValueError, in one line, wher
 """
 import json
 from io import BytesIO
+from itertools import groupby
 
 from minillava import terminal
-from minillava.conversation import render, token_texts
+from minillava.conversation import render
 from minillava.explain.look import hottest, look, paint, seen_picture, why
 from minillava.files import write, write_bytes
 from minillava.generate import check_sampling
 from minillava.images import load_image
+from minillava.llava import IMAGE_TOKEN
 from minillava.terminal import note, printable
 from minillava.toy.scene import Scene
 from minillava.toy.world import SIDE
@@ -95,6 +97,15 @@ def show_tokens(chat, _):
     config = chat.model.config
     ids, _ = render(chat.turns, chat.tokenizer, config.template, config.image_tokens)
     terminal.show_pieces(token_texts(ids, chat.tokenizer))
+
+
+def token_texts(ids, tokenizer):
+    """Token by token what the model sees, an image as one: ["<s>", "A", " chat", "[image x576]"]"""
+    texts = []
+    for is_image, run in groupby(ids, key=lambda i: i == IMAGE_TOKEN):
+        run = list(run)
+        texts += [f"[image x{len(run)}]"] if is_image else [tokenizer.spell([i]) for i in run]
+    return texts
 
 
 def retry(chat, _):

@@ -198,10 +198,9 @@ def parse_adapter_config(source):
 
 def read_matrices(folder, rank):
     """The A and the B of every layer -> {layer: (A, B)}"""
-    for file in (folder / "adapter_model.safetensors", folder / "adapter_model.bin"):
-        if file.exists():
-            break
-    else:
+    files = (folder / "adapter_model.safetensors", folder / "adapter_model.bin")
+    file = next(filter(Path.exists, files), None)
+    if file is None:
         raise FileNotFoundError(f"{folder} has neither adapter_model.safetensors nor .bin")
 
     halves = {"A": {}, "B": {}}

@@ -63,9 +63,12 @@ def refuse_to_lose(out, *folders):
 
 
 def named_tower(folder):
-    """The CLIP that a folder's config names; the folder itself where it names none."""
-    config = read_json(folder / "config.json") if folder.is_dir() else {}
-    return Path(str(config.get("mm_vision_tower") or folder))
+    """The CLIP that a folder's config names; the folder itself where none is named, or no config."""
+    try:
+        name = read_json(folder / "config.json").get("mm_vision_tower")
+    except (OSError, ValueError):  # told by whoever reads the folder as a model
+        name = None
+    return Path(str(name or folder))
 
 
 def write_folder(path, tensors, files, save_more=None, change=None, stem="model"):
