@@ -15,7 +15,7 @@ On the right, so that the causal mask alone hides the padding: no word looks at 
 Of a file only an index is held in memory, three numbers a sample.
 """
 import json
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path, PurePath
 
 import torch
@@ -93,9 +93,8 @@ class LlavaData(torch.utils.data.Dataset):
     def places_from(self, index):
         """`index`, and those after it that have an image if it has one: a batch is of one kind."""
         with_image = self.index[index, 2] > 0
-        for place in range(index, index + len(self)):
-            # After the last sample comes the first.
-            place %= len(self)
+        # After the last sample comes the first.
+        for place in chain(range(index, len(self)), range(index)):
             if (self.index[place, 2] > 0) == with_image:
                 yield place
 

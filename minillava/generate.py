@@ -234,6 +234,9 @@ class PrefixCache:
             common += 1
         # The last token of an answer may be in `ids` without having been run.
         common = min(common, self.keys_values.length, len(ids) - 1)
+        # An image is run as a whole: a prompt of template "plain" ends with one.
+        if ids[common] == IMAGE_TOKEN:
+            common = ids.index(IMAGE_TOKEN)
         self.keys_values.length = common
         self.ids = list(ids)
         return ids[common:]

@@ -123,6 +123,14 @@ def test_the_same_question_twice_runs_one_token_again(toy):
     assert cache.reuse([1, 5, 6]) == [6] and cache.keys_values.length == 2
 
 
+def test_a_prompt_that_ends_with_its_image_runs_it_whole_again(toy):
+    model, tokenizer = copy.copy(toy[0]), toy[1]
+    model.config = replace(model.config, template="plain")
+    (image,), cache = pictures(1), PrefixCache(model)
+    first, again = ([*stream(model, tokenizer, [("human", "<image>")], image, 5, cache=cache)] for _ in range(2))
+    assert first == again
+
+
 def test_an_answer_that_overflowed_leaves_nothing_to_the_next(toy, monkeypatch):
     """Its NaN lie in what the next prompt would keep, and behind it; the formula multiplies that too, by 0."""
     monkeypatch.setattr("minillava.attention.MANY", 1)
