@@ -17,12 +17,7 @@ from minillava.weights.adapters import attach, is_adapter, merged, read_adapted
 from minillava.weights.devices import choose_dtype, find_device
 from minillava.weights.filling import NoInitialValues, check_depth, fill
 from minillava.weights.layouts import compose, read_language, read_llava_folder, read_vision
-from minillava.weights.quantize import (
-    fit_to_machine,
-    is_quantized,
-    place_quantized,
-    quantized,
-)
+from minillava.weights.quantize import fit_to_machine, is_quantized, place_quantized, quantized
 from minillava.weights.saving import save_llava  # noqa: F401: out by the same door
 
 TOY = Path(__file__).parent / "toy" / "weights"  # the shipped miniature

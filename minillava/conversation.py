@@ -253,7 +253,7 @@ def checked(turns, style, image_tokens):
 
 
 # ------------------------------------------------------------------------------------------------
-# To look at what the model learns (train.py --check-data), and at what it sees (chat.py).
+# To look at what the model learns (train.py --check-data).
 
 GREEN, CYAN, GREY, PLAIN = "\033[32m", "\033[36m", "\033[90m", "\033[0m"
 
@@ -282,15 +282,3 @@ def colored_by_loss(ids, labels, tokenizer, colors=True):
             text = f"[learned: {text}]"
         colored.append(text)
     return "".join(colored)
-
-
-def token_texts(ids, tokenizer):
-    """Token by token what the model sees, an image as one: ["<s>", "A", " chat", "[image x576]"]"""
-    texts = []
-    for is_image, run in groupby(ids, key=lambda i: i == IMAGE_TOKEN):
-        run = list(run)
-        if is_image:
-            texts.append(f"[image x{len(run)}]")
-        else:
-            texts += [tokenizer.spell([i]) for i in run]
-    return texts

@@ -15,14 +15,14 @@ On the right, so that the causal mask alone hides the padding: no word looks at 
 Of a file only an index is held in memory, three numbers a sample.
 """
 import json
-import sys
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from itertools import chain, islice
+from pathlib import Path, PurePath
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from minillava.conversation import IMAGE, render
-from minillava.files import index_of, write
+from minillava.files import index_of
 from minillava.images import load_image, preprocess
 from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN
 
@@ -78,7 +78,8 @@ class LlavaData(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         bad = []
-        for place in self.places_from(index):
+        # After a hundred the fault is not in the samples.
+        for place in islice(self.places_from(index), 100):
             sample = self.sample(place)
             # The usual case: the first one is usable, and nothing is bad.
             try:
@@ -86,26 +87,23 @@ class LlavaData(torch.utils.data.Dataset):
             except (OSError, ValueError) as error:
                 name = sample.get("id", place) if isinstance(sample, dict) else place
                 bad.append(f"{name}: {error}")
-            # After so many the fault is not in the samples.
-            if len(bad) == 100:
-                break
         raise ValueError(f"{len(bad)} samples in a row cannot be used, the last: {bad[-1]}; "
                          "look at --data and --images")
 
     def places_from(self, index):
         """`index`, and those after it that have an image if it has one: a batch is of one kind."""
         with_image = self.index[index, 2] > 0
-        for place in range(index, index + len(self)):
-            # After the last sample comes the first.
-            place %= len(self)
+        # After the last sample comes the first.
+        for place in chain(range(index, len(self)), range(index)):
             if (self.index[place, 2] > 0) == with_image:
                 yield place
 
     def prepare(self, sample):
         """A sample -> an item, or the OSError or ValueError that says why there is none."""
         turns = turns_of(sample)
-        shown = times_shown(turns)
-        # A picture that no turn points at is ignored, and the text is learned: as officially.
+        # How many human turns point at the picture. One that none points at is ignored, and the
+        # text is learned: as officially.
+        shown = sum(role == "human" and IMAGE in str(text) for role, text in turns)
         has_image = "image" in sample and shown > 0
         if has_image:
             refuse_several(sample, shown)
@@ -143,11 +141,6 @@ def turns_of(sample):
     return turns
 
 
-def times_shown(turns):
-    """How many human turns point at the picture."""
-    return sum(role == "human" and IMAGE in str(text) for role, text in turns)
-
-
 def refuse_several(sample, shown):
     if shown > 1 or isinstance(sample["image"], list):
         raise ValueError(f"it shows pictures in {shown} turns, or several: LLaVA was trained on "
@@ -156,15 +149,11 @@ def refuse_several(sample, shown):
 
 def safe_name(name):
     """The path of an image within its folder; ValueError for one that leads out of it."""
-    name = str(name)
-    readings = [PurePosixPath(name)]
-    if sys.platform == "win32":
-        # There "..\\a.png" and "C:a.png" lead out as well.
-        readings.append(PureWindowsPath(name))
-    for path in readings:
-        if path.anchor or path.drive or ".." in path.parts:
-            raise ValueError(f"its image {name} is not within the image folder")
-    return name
+    # As this platform reads it: on Windows "..\\a.png" and "C:a.png" lead out too.
+    path = PurePath(str(name))
+    if path.anchor or ".." in path.parts:
+        raise ValueError(f"its image {name} is not within the image folder")
+    return path
 
 
 def collate(items):
@@ -178,19 +167,3 @@ def collate(items):
     return (pad_sequence(input_ids, batch_first=True, padding_value=0),
             pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
             torch.cat(pixels or [torch.empty(0)]))
-
-
-def write_sample(path, turns, image):
-    """One conversation as a LLaVA-JSON file, its PIL image beside it as a PNG of the same name.
-
-    ValueError if one of the two files is there already.
-    """
-    path = Path(path)
-    picture = path.with_suffix(".png")
-    if path.exists() or picture.exists():
-        raise ValueError(f"{path} or its picture is there already; name another file")
-    conversations = [{"from": role, "value": text} for role, text in turns]
-    sample = {"id": path.stem, "image": picture.name, "conversations": conversations}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(picture)
-    write(path, json.dumps([sample], ensure_ascii=False, indent=1) + "\n")

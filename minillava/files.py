@@ -197,8 +197,7 @@ def samples_in(path, chunk=1 << 24):
 
 
 def no_array(path, error, base, at, count):
-    what, where = "nested too deep", at
-    if isinstance(error, json.JSONDecodeError):
-        what, where = error.msg, error.pos
+    what = getattr(error, "msg", "nested too deep")  # a RecursionError says neither
+    where = getattr(error, "pos", at)
     return ValueError(f"{path} is not a JSON array of samples: {what} at byte {base + where}, "
                       f"after {count} samples")

@@ -17,6 +17,7 @@ from minillava.conversation import TEMPLATES, human_turn, render
 from minillava.images import preprocess
 from minillava.llama import KVCache
 from minillava.llava import IMAGE_TOKEN
+from minillava.tokenizer import Streamer
 
 # A temperature below this one draws the likeliest word, as 0 does; divided by it, logits overflow.
 COLDEST = 1e-6
@@ -49,7 +50,7 @@ def next_tokens(model, input_ids, pixels, cache, draw):
     logits = next_logits(model, input_ids, pixels, cache)      # [B,V]
     written = input_ids[:, :0]                                 # [B,0]: nothing yet
     while True:
-        refuse_nan(logits)
+        refuse_nan(logits, cache)
         tokens = draw(logits, written)                         # [B]
         yield tokens
         # The next step runs what was just drawn, and nothing else.
@@ -233,10 +234,10 @@ class PrefixCache:
             common += 1
         # The last token of an answer may be in `ids` without having been run.
         common = min(common, self.keys_values.length, len(ids) - 1)
+        # An image is run as a whole: a prompt of template "plain" ends with one.
+        if ids[common] == IMAGE_TOKEN:
+            common = ids.index(IMAGE_TOKEN)
         self.keys_values.length = common
-        # NaN of an answer that failed would spoil the next ones: times a probability of 0 it is NaN.
-        for values in self.keys_values.values:
-            values[:, :, common:] = 0
         self.ids = list(ids)
         return ids[common:]
 
@@ -253,7 +254,7 @@ class Answer:
     def __init__(self, tokenizer, template, stop=()):
         self.stops = [text for text in (TEMPLATES[template].stop, *stop) if text]
         self.end_id = tokenizer.eos_id
-        self.streamer = tokenizer.streamer()
+        self.streamer = Streamer(tokenizer)
         self.done = False
         # What was let out so far, and what is held back.
         self.text = ""
@@ -324,9 +325,13 @@ def check_sampling(max_new_tokens, temperature, top_p, top_k=0, repetition_penal
         raise ValueError(f"an answer may have 1 token or more (max-new-tokens), not {max_new_tokens}")
 
 
-def refuse_nan(logits):
+def refuse_nan(logits, cache):
     """The likeliest of words that are all NaN would be the first, <unk>: an answer of nothing."""
     if logits.amax().isnan():
+        # What was run is forgotten, whole: NaN times a probability of 0 is NaN in the next answer too.
+        cache.length = 0
+        for values in cache.values:
+            values.zero_()
         raise ValueError("the model's output is NaN: its weights are damaged or too large for their "
                          "dtype; try float32, or download them again")
 

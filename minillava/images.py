@@ -95,9 +95,8 @@ def resize_short_edge(image, size):
     """The shorter edge becomes `size`, the longer one keeps the proportion, rounded down."""
     short, long = sorted(image.size)
     longer = int(size * long / short)
-    width = size if image.width == short else longer
-    height = size if image.height == short else longer
-    return image.resize((width, height), Image.Resampling.BICUBIC)
+    shape = (size, longer) if image.width == short else (longer, size)
+    return image.resize(shape, Image.Resampling.BICUBIC)
 
 
 def crop_middle(image, size):

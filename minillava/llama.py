@@ -124,14 +124,13 @@ class KVCache:
         self.config = config
         self.keys = [empty] * config.num_hidden_layers    # [B,G,room,C] each
         self.values = [empty] * config.num_hidden_layers
-        self.rope = None                                  # [2,room,C]
+        self.rope = empty.new_empty(2, 0, config.head_dim)  # [2,room,C]
         self.start = start
         self.length = 0
 
     def make_room(self, length):
         """Room for `length` tokens in all; the rotary table grows along."""
-        room = 0 if self.rope is None else self.rope.shape[1]
-        if length <= room:
+        if length <= self.rope.shape[1]:
             return
         wanted = math.ceil(length / GROWTH) * GROWTH
         # Layer by layer, so that only one of them is there twice at a time.
@@ -139,8 +138,7 @@ class KVCache:
             self.keys[layer] = with_room(self.keys[layer], wanted)
             self.values[layer] = with_room(self.values[layer], wanted)
         # The table comes last and tells the room: where memory ran out before, all is tried again.
-        like = self.keys[0]
-        self.rope = rotary_table(self.config, wanted, like.device, like.dtype)
+        self.rope = rotary_table(self.config, wanted, self.rope.device, self.rope.dtype)
 
     def update(self, layer, k, v):
         """Writes k, v [B,G,T,C] after what is there -> all [B,G,room,C], and how many there are."""
@@ -239,7 +237,8 @@ class LanguageModel(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        # Whether training spares memory and computes twice: see `checkpointed`.
+        # Whether training spares memory: a block keeps its input alone, and computes the rest again
+        # on the way back.
         self.checkpointing = False
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
@@ -257,10 +256,10 @@ class LanguageModel(nn.Module):
 
         # `hidden` is the stream that every block reads from and adds to.
         hidden = embeddings
-        recompute = self.checkpointing and torch.is_grad_enabled()
         for layer, block in enumerate(self.layers):
-            run = checkpointed(block) if recompute else block
-            hidden = run(hidden, rope, mask, cache, layer)
+            if self.checkpointing and torch.is_grad_enabled():
+                block = partial(checkpoint, block, use_reentrant=False)
+            hidden = block(hidden, rope, mask, cache, layer)
 
         if cache is not None:
             cache.length += embeddings.shape[1]
@@ -281,8 +280,3 @@ class LanguageModel(nn.Module):
         rope = table[:, positions].unsqueeze(-3)       # [2,1,T,C] or [2,B,1,T,C]
         mask = attention_mask(T, past, start, device)  # None where `is_causal` says it all
         return rope, mask
-
-
-def checkpointed(block):
-    """The block, which then keeps its input alone and computes the rest again on the way back."""
-    return partial(checkpoint, block, use_reentrant=False)

@@ -41,13 +41,12 @@ def from_sentencepiece(path, legacy):
                for piece, _, kind in model.pieces if kind in (UNKNOWN, CONTROL)]
 
     spaces = normalizers.Replace(" ", SPACE)
-    without_prefix = tokenizers.Tokenizer(bpe)
-    without_prefix.add_special_tokens(control)
-    without_prefix.normalizer = spaces
-
     with_prefix = tokenizers.Tokenizer(bpe)
-    with_prefix.add_special_tokens(control)
-    with_prefix.normalizer = spaces
+    without_prefix = tokenizers.Tokenizer(bpe)
+    for pipeline in (with_prefix, without_prefix):
+        pipeline.add_special_tokens(control)
+        pipeline.normalizer = spaces
+
     if model.dummy_prefix and legacy:
         with_prefix.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces])
     elif model.dummy_prefix:
@@ -148,6 +147,9 @@ def last(message, number, default):
     return message.get(number, [default])[-1]
 
 
+FIXED = {1: 8, 5: 4}  # types of values that are always so many bytes long; any other is an error
+
+
 def fields(message):
     """One protobuf message -> {field number: [values]}.
 
@@ -165,14 +167,10 @@ def fields(message):
         if kind == 0:
             value, at = varint(message, at)
         else:
-            if kind == 1:
-                size = 8
-            elif kind == 5:
-                size = 4
-            elif kind == 2:
+            if kind == 2:
                 size, at = varint(message, at)
             else:
-                raise ValueError("not a protobuf message")
+                size = FIXED[kind]
             value = message[at : at + size]
             at += size
             if at > len(message):

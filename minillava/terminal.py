@@ -52,9 +52,8 @@ def printable(text, keep="\n\t"):
 
 
 def is_obeyed(character):
-    if unicodedata.category(character) in OBEYED:
-        return True
-    return unicodedata.bidirectional(character) in TURNING
+    obeyed = unicodedata.category(character) in OBEYED
+    return obeyed or unicodedata.bidirectional(character) in TURNING
 
 
 def exit_with(error, code=2):

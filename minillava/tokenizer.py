@@ -21,13 +21,8 @@ from tokenizers import AddedToken
 
 from minillava.files import read_json
 from minillava.sentencepiece import SPACE
-from minillava.tokenizer_json import (
-    FILES,
-    byte_level_alphabet,
-    from_json,
-    read_added_tokens,
-    read_pipelines,
-)
+from minillava.tokenizer_json import (FILES, byte_level_alphabet, from_json, read_added_tokens,
+                                      read_pipelines)
 
 # A piece that is one byte of a character without a piece of its own.
 BYTE = re.compile("<0x([0-9A-F]{2})>")
@@ -40,8 +35,7 @@ codecs.register_error("one_mark_per_byte",
 
 class Tokenizer:
     """Attributes: `bos_id, eos_id, unk_id, pad_id` (the last two may be None), `legacy`,
-    `vocab_size` (the highest id + 1), and `image_start_id, image_end_id`: <im_start> and <im_end>,
-    None in models after LLaVA v1.1. `use_im_start_end`: False where a model's config says no."""
+    `vocab_size` (the highest id + 1), `use_im_start_end`: False where a model's config says no."""
 
     def __init__(self, pipelines, config, model=None):
         """config and model: what tokenizer_config.json and tokenizer.model hold."""
@@ -92,12 +86,8 @@ class Tokenizer:
 
     def decode(self, ids):
         """A list of ids -> their text; control and image tokens and unknown ids spell nothing."""
-        streamer = self.streamer()
+        streamer = Streamer(self)
         return streamer.put(*ids) + streamer.end()
-
-    def streamer(self):
-        """A Streamer for ids that come in one by one."""
-        return Streamer(self)
 
     def spell(self, ids):
         """As decode(), with nothing hidden: <s>, </s>, the dummy prefix, <id> for no token."""
@@ -186,14 +176,10 @@ class Tokenizer:
             raise ValueError("the tokenizer has no <s> or </s>; name bos_token and eos_token "
                              "in tokenizer_config.json")
 
-        # LLaVA v0 and v1.1 put these around an image.
-        self.image_start_id = self._ids.get("<im_start>")
-        self.image_end_id = self._ids.get("<im_end>")
-
     @property
     def image_ends(self):
-        """The two ids that stand around an image, or None."""
-        ends = self.image_start_id, self.image_end_id
+        """The ids that LLaVA v0 and v1.1 put around an image, or None."""
+        ends = self._ids.get("<im_start>"), self._ids.get("<im_end>")
         return ends if self.use_im_start_end and None not in ends else None
 
     def _special_id(self, name, default):
@@ -209,9 +195,8 @@ class Tokenizer:
         added = self._with_prefix.get_added_tokens_decoder()
 
         # Llama 3 writes bytes as letters, LLaMA writes text, and <0xE7> for a byte without a piece.
-        alphabet = {}
-        if "ByteLevel" in repr(self._with_prefix.decoder):
-            alphabet = byte_level_alphabet()
+        writes_letters = "ByteLevel" in repr(self._with_prefix.decoder)
+        alphabet = byte_level_alphabet() if writes_letters else {}
 
         spelled = {}
         for i, token in self._tokens.items():

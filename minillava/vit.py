@@ -142,8 +142,7 @@ class VisionTower(nn.Module):
         """
         blocks = self.encoder.layers
         # 24 blocks have 25 states, for the input is one too: -2 is what the 23rd block puts out.
-        if layer < 0:
-            layer += len(blocks) + 1
+        layer %= len(blocks) + 1
 
         x = self.pre_layrnorm(self.embeddings(pixels))  # [B,1+N,D]
         length = x.shape[1]

@@ -49,7 +49,7 @@ MUTANTS = {  # file: [(text, what it becomes, a test that must fail)]
     ],
     "minillava/vit.py": [
         ("1.702", "1.0", "test_parity.py::test_clip"),
-        ("layer += len(blocks) + 1", "layer += len(blocks)", "test_parity.py::test_clip"),
+        ("layer %= len(blocks) + 1", "layer %= len(blocks)", "test_parity.py::test_clip"),
         ("keys=length", "keys=None", "test_model.py::test_the_padding_of_one_picture_changes_nothing"),
         ("return tokens[:, 1:]", "return tokens[:, :-1]", "test_parity.py::test_clip"),
         ("self.pre_layrnorm(self.embeddings(pixels))", "self.embeddings(pixels)",
@@ -167,7 +167,7 @@ MUTANTS = {  # file: [(text, what it becomes, a test that must fail)]
          "test_data.py::test_a_batch_is_padded_on_the_right_and_keeps_its_images_in_order"),
         ("(self.index[place, 2] > 0) == with_image", "True",
          "test_data.py::test_a_bad_sample_is_named_and_the_next_one_is_drawn"),
-        ('path.anchor or path.drive or ".." in path.parts', "path.anchor or path.drive",
+        ('path.anchor or ".." in path.parts', "path.anchor",
          "test_data.py::test_a_bad_sample_is_named_and_the_next_one_is_drawn"),
         ("torch.tensor(labels[: self.max_length])", "torch.tensor(labels)",
          "test_data.py::test_a_sample_that_is_cut_says_so_and_keeps_its_image"),

@@ -1,8 +1,9 @@
-"""Two models, what a person is told, and JSON lines: what tests write down and look at."""
+"""Two models, what a person is told, JSON and tensors: what tests write down, change and look at."""
 import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 
 def same(a, b):
@@ -28,3 +29,16 @@ def write_jsonl(path, rows):
 
 def read_jsonl(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def edit_json(path, **fields):
+    """Sets these fields of a JSON object; ... takes one away."""
+    value = json.loads(path.read_text()) | fields
+    path.write_text(json.dumps({name: field for name, field in value.items() if field is not ...}))
+
+
+def edit_tensors(path, change):
+    """change(tensors) changes the table in place, or returns another one."""
+    tensors = load_file(path)
+    changed = change(tensors)
+    save_file(changed if isinstance(changed, dict) else tensors, path)

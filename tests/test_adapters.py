@@ -1,21 +1,21 @@
 """LoRA adapters in and out: peft computes the same from the same files; a wrong one is told in one line."""
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from minillava.checkpoint import load_llava
 from minillava.weights.__main__ import main
 from minillava.weights.adapters import Adapter, read_adapter, save_adapter
-from tests.comparing import message, same
+from tests.comparing import edit_json, edit_tensors, message, same
 
 FIXTURES = Path(__file__).parent / "fixtures"
 LLAVA = FIXTURES / "llava_hf"
 Q = "language_model.layers.0.self_attn.q_proj"
+MATRICES = "adapter_model.safetensors"
 CPU = {"device": "cpu", "dtype": torch.float32}
 
 
@@ -23,17 +23,6 @@ CPU = {"device": "cpu", "dtype": torch.float32}
 def folder(tmp_path):
     """The adapter that peft wrote, to be spoilt."""
     return Path(shutil.copytree(FIXTURES / "adapter", tmp_path / "adapter"))
-
-
-def edit_config(folder, **fields):
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-
-def edit_tensors(folder, change):
-    path = folder / "adapter_model.safetensors"
-    tensors = load_file(path)
-    save_file(change(tensors) or tensors, path)
 
 
 # ---- reading what others wrote ----
@@ -53,7 +42,7 @@ def test_the_logits_are_those_of_peft(folder):
 @pytest.mark.parametrize("prefix", ["base_model.model.language_model.model.", "base_model.model.model.language_model."])
 def test_adapters_trained_on_transformers_own_llava(folder, prefix):
     base, _ = load_llava(folder, base=LLAVA, **CPU)
-    edit_tensors(folder, lambda tensors: {name.replace("base_model.model.model.", prefix): tensor.clone()
+    edit_tensors(folder / MATRICES, lambda tensors: {name.replace("base_model.model.model.", prefix): tensor.clone()
                                           for name, tensor in tensors.items()})
     assert same(load_llava(folder, base=LLAVA, **CPU)[0], base)
 
@@ -78,7 +67,7 @@ def test_an_official_lora_upon_a_vicuna(folder):
 
 def test_rslora_is_scaled_by_the_root_of_the_rank(folder):
     assert read_adapter(folder).scale == 12 / 3
-    edit_config(folder, use_rslora=True)
+    edit_json(folder / "adapter_config.json", use_rslora=True)
     assert read_adapter(folder).scale == 12 / 3**0.5
 
 
@@ -124,13 +113,14 @@ def test_saved_read_and_merged(tmp_path, run):
     assert same(plain, in_bf16) and plain.config == in_bf16.config
 
 
-@pytest.mark.parametrize("named", [True, False])
-def test_a_merge_does_not_write_over_its_base(tmp_path, run, named):
+@pytest.mark.parametrize("command", ["merge --base {base} --adapter", "merge --adapter", "convert --to llava --model"])
+def test_a_merge_does_not_write_over_its_base(tmp_path, run, command):
     shutil.copytree(LLAVA, tmp_path / "base")
     model, _ = load_llava(LLAVA, **CPU)
     save_adapter(replace(make_adapter(model), base=str(tmp_path / "base")), model.config, tmp_path / "lora")
-    said = run("merge", "--adapter", tmp_path / "lora", "--out", tmp_path / "base",
-               *(["--base", tmp_path / "base"] if named else []))
+    (tmp_path / "lora/config.json").unlink()  # peft writes none
+    words = command.format(base=tmp_path / "base").split()
+    said = run(*words, tmp_path / "lora", "--out", tmp_path / "base")
     assert said.returncode == 2 and f"--out would write over {tmp_path / 'base'}" in said.err
     assert all((tmp_path / "base" / file.name).read_bytes() == file.read_bytes() for file in LLAVA.iterdir())
 
@@ -154,7 +144,7 @@ def test_template_and_aspect_travel_with_the_adapter(tmp_path):
     ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa'"),  # its base is another one
     ({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens")])
 def test_configs_that_would_compute_something_else(folder, fields, said):
-    edit_config(folder, **fields)
+    edit_json(folder / "adapter_config.json", **fields)
     assert said in message(ValueError, load_llava, folder, base=LLAVA)
 
 
@@ -174,7 +164,7 @@ ON_DISK = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
      "is an adapter for 1 layers, but"),
     (lambda tensors: {name.replace("q_proj", "c_attn"): tensor.clone() for name, tensor in tensors.items()}, "c_attn")])
 def test_adapters_of_another_base(folder, change, said):
-    edit_tensors(folder, change)
+    edit_tensors(folder / MATRICES, change)
     assert said in message(ValueError, load_llava, folder, base=LLAVA)
 
 
@@ -194,6 +184,6 @@ def test_where_is_the_base(folder, tmp_path, run):
 
 
 def test_a_part_of_the_layers_by_its_own_word(folder):
-    edit_tensors(folder, lambda tensors: {name: tensor for name, tensor in tensors.items() if "layers.1" not in name})
-    edit_config(folder, layers_to_transform=[0])
+    edit_tensors(folder / MATRICES, lambda tensors: {name: tensor for name, tensor in tensors.items() if "layers.1" not in name})
+    edit_json(folder / "adapter_config.json", layers_to_transform=[0])
     load_llava(folder, base=LLAVA, device="cpu")

@@ -17,7 +17,7 @@ import chat
 from chat import main  # noqa: F401: what `run` calls
 from minillava.checkpoint import load_llava, save_llava
 from minillava.data import LlavaData
-from minillava.explain.commands import COMMANDS
+from minillava.explain.commands import COMMANDS, write_sample
 from minillava.generate import stream
 from minillava.toy import world
 from minillava.toy.scene import Scene
@@ -335,12 +335,19 @@ def test_a_seed_draws_the_same_words_again(run, scene):
 
 # ---- the conversation ----
 
-def test_ten_turns_answer_as_a_fresh_prompt_would_and_cost_only_their_own_tokens(capsys, monkeypatch):
-    """With turns that are taken back, asked again and left out in between."""
+@pytest.fixture
+def talk():
+    """A chat about SHAPES, in this process."""
     model, tokenizer = load_llava(device="cpu", dtype=torch.float32)
     talk = chat.Chat(model, tokenizer, {"max_new_tokens": 40}, preview=False)
-    talk.start(world.draw(SHAPES, random.Random(0)))
-    run = count_tokens(model, monkeypatch)
+    scene = Scene(SHAPES, seed=0)
+    talk.start(scene.picture(), scene)
+    return talk
+
+
+def test_ten_turns_answer_as_a_fresh_prompt_would_and_cost_only_their_own_tokens(talk, monkeypatch):
+    """With turns that are taken back, asked again and left out in between."""
+    run = count_tokens(talk.model, monkeypatch)
     questions = [HOW_MANY, "What color is the circle?", "Where is the blue star?", "Is there a green star?",
                  "Hello!", "What shape is blue?", "Describe the image in detail.", "Is the circle large?",
                  "Count the stars.", "Which shape is nearest to the star?"]
@@ -348,11 +355,11 @@ def test_ten_turns_answer_as_a_fresh_prompt_would_and_cost_only_their_own_tokens
         run.clear()
         talk.take(question)
         assert run[0] < (150 if number == 0 else 90) and set(run[1:]) <= {1}
-        assert talk.turns[-1][1] == fresh_answer(model, tokenizer, talk)
+        assert talk.turns[-1][1] == fresh_answer(talk)
         if number in (3, 6):
             talk.take("/undo")
             talk.take("/retry")
-            assert talk.turns[-1][1] == fresh_answer(model, tokenizer, talk)
+            assert talk.turns[-1][1] == fresh_answer(talk)
     assert len(talk.turns) == 16
 
 
@@ -367,15 +374,11 @@ def count_tokens(model, monkeypatch):
     return run
 
 
-def fresh_answer(model, tokenizer, talk):
-    return "".join(stream(model, tokenizer, talk.turns[:-1], talk.image, 40)).strip()
+def fresh_answer(talk):
+    return "".join(stream(talk.model, talk.tokenizer, talk.turns[:-1], talk.image, 40)).strip()
 
 
-def test_a_scene_is_changed_and_the_last_question_asked_again_of_model_and_teacher(capsys):
-    model, tokenizer = load_llava(device="cpu")
-    talk = chat.Chat(model, tokenizer, {"max_new_tokens": 40}, preview=False)
-    scene = Scene(SHAPES, seed=0)
-    talk.start(scene.picture(), scene)
+def test_a_scene_is_changed_and_the_last_question_asked_again_of_model_and_teacher(talk, capsys):
     talk.take("What color is the star?")
     for change, answer in [("star to red", "The star is red."), ("star to center", "The star is red."),
                            ("drop star", "There is no star in the image."),
@@ -410,10 +413,7 @@ def test_a_shape_that_is_not_clear_is_asked_back_among_those_it_may_be():
         Scene(shapes, seed=0).changed("drop green")
 
 
-def test_the_picture_stays_when_old_turns_leave(capsys):
-    model, tokenizer = load_llava(device="cpu", dtype=torch.float32)
-    talk = chat.Chat(model, tokenizer, {"max_new_tokens": 40}, preview=False)
-    talk.start(world.draw(SHAPES, random.Random(0)))
+def test_the_picture_stays_when_old_turns_leave(talk, capsys):
     talk.cache.max_length = 160
     for question in (HOW_MANY, "Hello!", "What color is the circle?", "Where is the blue star?") * 2:
         talk.take(question)
@@ -422,10 +422,7 @@ def test_the_picture_stays_when_old_turns_leave(capsys):
     assert talk.turns[-1] == ("gpt", "The blue star is at the middle-right.")
 
 
-def test_ctrl_c_keeps_what_was_said_so_far_and_the_chat_goes_on(capsys, monkeypatch):
-    model, tokenizer = load_llava(device="cpu", dtype=torch.float32)
-    talk = chat.Chat(model, tokenizer, {"max_new_tokens": 40}, preview=False)
-    talk.start(world.draw(SHAPES, random.Random(0)))
+def test_ctrl_c_keeps_what_was_said_so_far_and_the_chat_goes_on(talk, capsys, monkeypatch):
 
     def interrupted(*args, **settings):
         for count, piece in enumerate(stream(*args, **settings)):
@@ -436,21 +433,17 @@ def test_ctrl_c_keeps_what_was_said_so_far_and_the_chat_goes_on(capsys, monkeypa
         patched.setattr(chat, "stream", interrupted)
         talk.take("Describe the image in detail.")
     question, (role, said) = talk.turns
-    whole = "".join(stream(model, tokenizer, [question], talk.image, 40)).strip()
+    whole = "".join(stream(talk.model, talk.tokenizer, [question], talk.image, 40)).strip()
     assert role == "gpt" and 0 < len(said) < len(whole) and whole.startswith(said)
     assert f"{said} ..." in capsys.readouterr().out
     talk.take(HOW_MANY)
-    assert talk.turns[-1][1] == fresh_answer(model, tokenizer, talk)
+    assert talk.turns[-1][1] == fresh_answer(talk)
 
 
 @pytest.mark.parametrize("fault", [torch.OutOfMemoryError("out of memory"), ValueError("NaN"), KeyboardInterrupt()])
-def test_what_fails_leaves_the_conversation_as_it_was(capsys, monkeypatch, fault):
-    model, tokenizer = load_llava(device="cpu", dtype=torch.float32)
-    talk = chat.Chat(model, tokenizer, {"max_new_tokens": 40}, preview=False)
-    scene = Scene(SHAPES, seed=0)
-    talk.start(scene.picture(), scene)
+def test_what_fails_leaves_the_conversation_as_it_was(talk, capsys, monkeypatch, fault):
     talk.take(HOW_MANY)
-    before = list(talk.turns)
+    before, scene = list(talk.turns), talk.scene
 
     def failing(*args, **settings):
         raise fault
@@ -465,3 +458,21 @@ def test_what_fails_leaves_the_conversation_as_it_was(capsys, monkeypatch, fault
     assert talk.turns == before and "leave it" not in capsys.readouterr().out
     talk.take("/retry")
     assert talk.turns == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits of that kind")
+@pytest.mark.parametrize("limit", [50, 300])  # the picture takes 71 bytes, the JSON 500
+def test_a_chat_that_does_not_fit_on_the_disk_leaves_no_half_of_it(tmp_path, limit):
+    """A limit on what a file may hold stands for a full disk."""
+    import resource
+    path, turns = tmp_path / "chat.json", [("human", "<image>\nWhat?"), ("gpt", "A circle. " * 40)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(OSError):
+            write_sample(path, turns, Image.new("RGB", (1, 1)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+    write_sample(path, turns, Image.new("RGB", (1, 1)))
+    assert json.loads(path.read_text())[0]["image"] == "chat.png"

@@ -24,14 +24,8 @@ from minillava.weights import configs, layouts
 from minillava.weights.__main__ import main
 from minillava.weights.devices import choose_dtype, find_device
 from minillava.weights.folders import refuse_to_lose, write_folder
-from minillava.weights.saving import (
-    save_clip,
-    save_clip_vision,
-    save_language,
-    save_llava,
-    save_original_llava,
-)
-from tests.comparing import message, same
+from minillava.weights.saving import save_clip, save_clip_vision, save_language, save_llava, save_original_llava
+from tests.comparing import edit_json, edit_tensors, message, same
 
 FIXTURES = Path(__file__).parent / "fixtures"
 PARTS = {"vision": FIXTURES / "clip", "language": FIXTURES / "vicuna", "projector": FIXTURES / "mm_projector.bin"}
@@ -41,17 +35,6 @@ PARTS = {"vision": FIXTURES / "clip", "language": FIXTURES / "vicuna", "projecto
 def copy(tmp_path):
     """A fixture folder that a test may spoil."""
     return lambda name: Path(shutil.copytree(FIXTURES / name, tmp_path / name))
-
-
-def edit_json(path, **fields):
-    value = json.loads(path.read_text()) | fields
-    path.write_text(json.dumps({name: field for name, field in value.items() if field is not ...}))
-
-
-def edit_tensors(path, change):
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path)
 
 
 # ---- what the files say ----
@@ -311,7 +294,7 @@ def test_delta(tmp_path, copy, added, monkeypatch, capsys):
     assert torch.equal(model.mm_projector.weight, projector["model.mm_projector.weight"])
     assert model.config.template == ("llava_v0" if "[PAD]" in added else "vicuna_v1")
     assert model.config.mm_use_im_start_end
-    assert (tokenizer.image_start_id, tokenizer.image_end_id) == (40 + extra - 2, 40 + extra - 1)
+    assert tokenizer.image_ends == (40 + extra - 2, 40 + extra - 1)
 
     edit_tensors(delta / "model.safetensors", lambda tensors: tensors.update({"model.new.weight": torch.zeros(1)}))
     monkeypatch.setattr(sys, "argv", [*command, str(tmp_path / "out2")])
@@ -656,12 +639,14 @@ def test_what_is_read_is_not_written_over(copy, run, command):
     assert said.returncode == 2 and "config.json is a file: name a folder" in said.err
 
 
-def test_the_tower_inside_a_folder_is_not_written_over_either(copy):
-    folder = copy("llava")
+def test_the_tower_in_a_folder_or_named_there_is_not_written_over_either(copy):
+    folder, named = copy("llava"), copy("clip")
     tower = folder / "vision_tower"
     tower.mkdir()
     for out, read in ((tower, folder), (folder, tower)):
         assert f"write over {tower}" in message(ValueError, refuse_to_lose, out, read)
+    edit_json(folder / "config.json", mm_vision_tower=str(named))
+    assert f"write over {named}" in message(ValueError, refuse_to_lose, named, folder)
 
 
 WRITES = {
@@ -720,12 +705,16 @@ def test_a_base_without_an_adapter_an_empty_path_and_a_run(tmp_path):
 
 # ---- configs and weights that cannot be ----
 
-@pytest.mark.parametrize("name, section", [("vicuna", None), ("llava_hf", "text_config"), ("llava_hf", "vision_config")])
+def edit_section(folder, section, **fields):
+    """Of config.json; "" for the fields at its top."""
+    path = folder / "config.json"
+    edit_json(path, **{section: json.loads(path.read_text())[section] | fields} if section else fields)
+
+
+@pytest.mark.parametrize("name, section", [("vicuna", ""), ("llava_hf", "text_config"), ("llava_hf", "vision_config")])
 def test_millions_of_layers_are_refused_before_they_are_made(copy, monkeypatch, name, section):
     folder = copy(name)
-    config = json.loads((folder / "config.json").read_text())
-    (config[section] if section else config)["num_hidden_layers"] = 10**7
-    (folder / "config.json").write_text(json.dumps(config))
+    edit_section(folder, section, num_hidden_layers=10**7)
     monkeypatch.setattr(torch.nn.ModuleList, "__init__", None)  # whoever makes layers fails
     said = message(ValueError, load_language if name == "vicuna" else load_llava, folder)
     assert "num_hidden_layers 10000000" in said
@@ -742,17 +731,17 @@ def test_sizes_that_no_machine_has(copy, field):
 @pytest.mark.parametrize("field", ["hidden_size", "intermediate_size", "image_size", "patch_size", "num_attention_heads"])
 def test_towers_that_no_machine_has(copy, field):
     folder = copy("clip")
-    config = json.loads((folder / "config.json").read_text())
-    config["vision_config"][field] = 2**31 - 1
-    (folder / "config.json").write_text(json.dumps(config))
+    edit_section(folder, "vision_config", **{field: 2**31 - 1})
     message(ValueError, load_vision, folder)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_of_a_training_that_fell_apart(copy, value):
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name, quantize", [("norm", None), ("layers.1.mlp.up_proj", "int8"), ("layers.1.mlp.up_proj", "int4")])
+def test_weights_of_a_training_that_fell_apart(copy, value, name, quantize):
+    """To look at every weight would read a mapped file whole; to quantise it does."""
     folder = copy("vicuna")
-    edit_tensors(folder / "model.safetensors", lambda tensors: tensors["model.norm.weight"].fill_(value))
-    assert "norm.weight is not finite" in message(ValueError, load_language, folder)
+    edit_tensors(folder / "model.safetensors", lambda tensors: tensors[f"model.{name}.weight"][-1:].fill_(value))
+    assert f"{name}.weight is not finite" in message(ValueError, load_language, folder, quantize=quantize)
 
 
 @pytest.mark.parametrize("device", ["tpu9", "cuda:99", "meta", "", None, "cpu:1"])

@@ -12,18 +12,8 @@ from PIL import Image
 
 from minillava.checkpoint import TOY, load_language, load_llava, load_vision
 from minillava.conversation import render
-from minillava.generate import (
-    Answer,
-    PrefixCache,
-    answer_limits,
-    generate,
-    generate_naively,
-    new_cache,
-    prompt_ids,
-    sample_token,
-    stream,
-    to_pixels,
-)
+from minillava.generate import (Answer, PrefixCache, answer_limits, generate, generate_naively, new_cache, prompt_ids,
+                                sample_token, stream, to_pixels)
 from minillava.llama import with_room
 from minillava.llava import IMAGE_TOKEN
 from minillava.toy.annotations import as_fractions
@@ -133,16 +123,26 @@ def test_the_same_question_twice_runs_one_token_again(toy):
     assert cache.reuse([1, 5, 6]) == [6] and cache.keys_values.length == 2
 
 
+def test_a_prompt_that_ends_with_its_image_runs_it_whole_again(toy):
+    model, tokenizer = copy.copy(toy[0]), toy[1]
+    model.config = replace(model.config, template="plain")
+    (image,), cache = pictures(1), PrefixCache(model)
+    first, again = ([*stream(model, tokenizer, [("human", "<image>")], image, 5, cache=cache)] for _ in range(2))
+    assert first == again
+
+
 def test_an_answer_that_overflowed_leaves_nothing_to_the_next(toy, monkeypatch):
-    """Its NaN lie in the cache behind what is kept; the formula multiplies what lies there, by 0."""
+    """Its NaN lie in what the next prompt would keep, and behind it; the formula multiplies that too, by 0."""
     monkeypatch.setattr("minillava.attention.MANY", 1)
     monkeypatch.setattr("minillava.attention.AMX", False)
     image, = pictures(1)
     turns, cache = [("human", "<image>\nHow many shapes are there?")], PrefixCache(toy[0])
-    answer = list(stream(*toy, turns, image, cache=cache))
-    with torch.inference_mode():
-        for values in cache.keys_values.values:
-            values[:, :, cache.keys_values.length :] = math.nan
+    answer = list(stream(*toy, turns, image))
+    with monkeypatch.context() as patched, pytest.raises(ValueError, match="output is NaN"):
+        norm = toy[0].language_model.layers[1].input_layernorm
+        patched.setattr(norm, "forward", lambda x: math.nan * x)
+        list(stream(*toy, turns, image, cache=cache))
+    assert cache.keys_values.values[1].shape[2] and not any(values.isnan().any() for values in cache.keys_values.values)
     assert list(stream(*toy, turns, image, cache=cache)) == answer
 
 

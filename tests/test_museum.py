@@ -9,8 +9,9 @@ import torch
 from minillava import checkpoint, data, generate, images, llama
 from minillava.checkpoint import TOY, load_llava
 from minillava.conversation import human_turn
-from minillava.data import LlavaData, collate, write_sample
+from minillava.data import LlavaData, collate
 from minillava.explain import bugs
+from minillava.explain.commands import write_sample
 from minillava.explain.curves import as_picture, in_characters
 from minillava.explain.exhibits import EXHIBITS
 from minillava.explain.museum import main  # noqa: F401: what `run` calls

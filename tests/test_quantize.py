@@ -1,5 +1,4 @@
 """8 and 4 bits: the kernels compute what the written-out weights do, folders are mapped, errors are small."""
-import json
 import shutil
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from minillava.llava import IMAGE_TOKEN
 from minillava.weights import quantize
 from minillava.weights.__main__ import main
 from minillava.weights.tensors import forget_pages, read_ahead
-from tests.comparing import message, same
+from tests.comparing import edit_json, edit_tensors, message, same
 
 FIXTURES = Path(__file__).parent / "fixtures"
 CPU = {"device": "cpu", "dtype": torch.float32}
@@ -303,10 +302,9 @@ def test_what_became_integers_is_let_go_unless_another_name_has_it(monkeypatch, 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    from minillava.weights.quantize import save_quantized
     folder = tmp_path_factory.mktemp("int4")
     model, tokenizer = load_llava(FIXTURES / "llava_hf", device="cpu", quantize="int4")
-    save_quantized(model, tokenizer, folder, "int4")
+    quantize.save_quantized(model, tokenizer, folder, "int4")
     return folder
 
 
@@ -332,17 +330,13 @@ def test_a_place_for_few_bits_takes_no_memory():
     (lambda tensors: tensors.update({f"{NAME}.scale": torch.zeros(1, 64, 2, dtype=torch.int8)}), "is torch.int8")])
 def test_strict(saved, tmp_path, change, said):
     folder = Path(shutil.copytree(saved, tmp_path / "copy"))
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors")
+    edit_tensors(folder / "model.safetensors", change)
     assert said in message(ValueError, load_llava, folder)
 
 
 def test_integers_of_another_program(saved, tmp_path):
     folder = Path(shutil.copytree(saved, tmp_path / "copy"))
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
-    (folder / "config.json").write_text(json.dumps(config))
+    edit_json(folder / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
     assert "is quantised by gptq" in message(ValueError, load_llava, folder)
 
 
@@ -365,9 +359,8 @@ def test_an_adapter_stays_beside_weights_of_few_bits(saved):
 
 def test_an_adapter_for_another_quantised_base(saved, tmp_path, run):
     folder = Path(shutil.copytree(FIXTURES / "adapter", tmp_path / "adapter"))
-    tensors = load_file(folder / "adapter_model.safetensors")
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
-    save_file(tensors | {name: torch.zeros(3, 31)}, folder / "adapter_model.safetensors")
+    edit_tensors(folder / "adapter_model.safetensors", lambda tensors: tensors | {name: torch.zeros(3, 31)})
     assert "q_proj of [32, 31]" in message(ValueError, load_llava, folder, base=saved)
     said = run("merge", "--adapter", FIXTURES / "adapter", "--base", saved, "--out", tmp_path / "x")
     assert said.returncode == 2 and "quantised" in said.err and said.err.count("\n") == 1

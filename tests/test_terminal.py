@@ -6,21 +6,8 @@ import torch
 from PIL import Image
 
 from minillava import terminal
-from minillava.terminal import (
-    TRUE_COLOR,
-    WrappedText,
-    color_depth,
-    completions,
-    errors_in_one_line,
-    exit_with,
-    half_blocks,
-    is_dragged_file,
-    note,
-    palette_index,
-    printable,
-    show_pieces,
-    typed_path,
-)
+from minillava.terminal import (TRUE_COLOR, WrappedText, color_depth, completions, errors_in_one_line, exit_with,
+                                half_blocks, is_dragged_file, note, palette_index, printable, show_pieces, typed_path)
 
 
 @pytest.mark.parametrize("text, shown", [

@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from minillava.tokenizer import Tokenizer
+from minillava.tokenizer import Streamer, Tokenizer
 
 FIXTURE = Path(__file__).parent / "fixtures" / "tokenizer"
 EXPECTED = json.loads((FIXTURE / "sentencepiece.json").read_text())
@@ -46,7 +46,7 @@ def test_decode_equals_sentencepiece(tiny):
 
 @pytest.mark.parametrize("text", [*EXPECTED["texts"][20:60], "👩‍👩‍👧‍👦 𝔘 猫 é"])
 def test_streaming_never_breaks_a_character(tiny, text):
-    stream, ids = tiny.streamer(), tiny.encode(text)
+    stream, ids = Streamer(tiny), tiny.encode(text)
     pieces = [stream.put(i) for i in ids] + [stream.end()]
     assert "".join(pieces) == tiny.decode(ids)
     assert "\ufffd" not in "".join(pieces)
@@ -54,7 +54,7 @@ def test_streaming_never_breaks_a_character(tiny, text):
 
 def test_streaming_equals_decoding_where_bytes_are_no_utf8(tiny):
     for ids, text in zip(EXPECTED["random_ids"], EXPECTED["decoded"]):
-        stream = tiny.streamer()
+        stream = Streamer(tiny)
         assert "".join([stream.put(i) for i in ids]) + stream.end() == text
 
 
@@ -127,12 +127,12 @@ def test_the_saved_file_splits_at_control_tokens_as_transformers_expects(tmp_pat
 def test_added_tokens_come_from_every_file_that_lists_them(tmp_path):
     v0 = {"<im_patch>": 560, "<im_start>": 561, "<im_end>": 562}
     tokenizer = Tokenizer.load(folder(tmp_path / "v0", added_tokens=v0))
-    assert (tokenizer.image_start_id, tokenizer.image_end_id, tokenizer.vocab_size) == (561, 562, 563)
+    assert (*tokenizer.image_ends, tokenizer.vocab_size) == (561, 562, 563)
     assert not {560, 561, 562} & set(tokenizer.encode("<im_patch><im_start><im_end>"))
     listed = {"560": {"content": "<image>", "special": True}, "561": {"content": "<pad>", "special": True}}
     config = {"added_tokens_decoder": listed, "pad_token": "<pad>"}
     tokenizer = Tokenizer.load(folder(tmp_path / "hf", tokenizer_config=config))
-    assert tokenizer.pad_id == 561 and tokenizer.image_start_id is None
+    assert tokenizer.pad_id == 561 and tokenizer.image_ends is None
     with pytest.raises(ValueError, match="should have id 570"):
         Tokenizer.load(folder(tmp_path / "gap", added_tokens={"<image>": 570}))
 

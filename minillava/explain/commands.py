@@ -2,12 +2,17 @@
 
 Its docstring is what /help says of it. OSError or ValueError, in one line, where it cannot be done.
 """
+import json
+from io import BytesIO
+from itertools import groupby
+
 from minillava import terminal
-from minillava.conversation import render, token_texts
-from minillava.data import write_sample
+from minillava.conversation import render
 from minillava.explain.look import hottest, look, paint, seen_picture, why
+from minillava.files import write, write_bytes
 from minillava.generate import check_sampling
 from minillava.images import load_image
+from minillava.llava import IMAGE_TOKEN
 from minillava.terminal import note, printable
 from minillava.toy.scene import Scene
 from minillava.toy.world import SIDE
@@ -94,6 +99,15 @@ def show_tokens(chat, _):
     terminal.show_pieces(token_texts(ids, chat.tokenizer))
 
 
+def token_texts(ids, tokenizer):
+    """Token by token what the model sees, an image as one: ["<s>", "A", " chat", "[image x576]"]"""
+    texts = []
+    for is_image, run in groupby(ids, key=lambda i: i == IMAGE_TOKEN):
+        run = list(run)
+        texts += [f"[image x{len(run)}]"] if is_image else [tokenizer.spell([i]) for i in run]
+    return texts
+
+
 def retry(chat, _):
     """the last question once more"""
     chat.ask(chat.take_back())
@@ -116,6 +130,27 @@ def save(chat, name):
         raise ValueError("name a .json file once something was asked, as in /save chat.json")
     write_sample(path, chat.turns, chat.image)
     note(f"saved in {path}, the picture beside it; train.py --check-data reads them")
+
+
+def write_sample(path, turns, image):
+    """One conversation as a LLaVA-JSON file, its PIL image beside it as a PNG of the same name.
+
+    ValueError if one of the two files is there already. Where the disk is full neither stays.
+    """
+    picture = path.with_suffix(".png")
+    if path.exists() or picture.exists():
+        raise ValueError(f"{path} or its picture is there already; name another file")
+    png = BytesIO()
+    image.save(png, "PNG")
+    conversations = [{"from": role, "value": text} for role, text in turns]
+    sample = {"id": path.stem, "image": picture.name, "conversations": conversations}
+
+    write_bytes(picture, png.getvalue())
+    try:
+        write(path, json.dumps([sample], ensure_ascii=False, indent=1) + "\n")
+    except OSError:
+        picture.unlink()
+        raise
 
 
 def change_setting(chat, words):

@@ -39,48 +39,33 @@ def make_parser():
     parser = argparse.ArgumentParser(
         prog="python -m minillava.weights", description="Weights from one form into another.")
     commands = parser.add_subparsers(dest="command", required=True)
+    delta = commands.add_parser("apply-delta", help="LLaMA + a published LLaVA delta = LLaVA")
+    layout = commands.add_parser("convert", help="a LLaVA into another program's layout")
+    bits = commands.add_parser("quantize", help="a LLaVA with its Llama in 8 or 4 bits")
+    lora = commands.add_parser("merge", help="a LLaVA + its LoRA = a plain LLaVA")
 
-    command = commands.add_parser("apply-delta", help="LLaMA + a published LLaVA delta = LLaVA")
-    command.add_argument("--base", required=True, metavar="DIR", help="folder of the LLaMA")
-    command.add_argument("--delta", required=True, metavar="DIR", help="folder of the delta")
-    add_out(command)
+    delta.add_argument("--base", required=True, metavar="DIR", help="folder of the LLaMA")
+    delta.add_argument("--delta", required=True, metavar="DIR", help="folder of the delta")
+    layout.add_argument("--to", required=True, choices=sorted(SAVE),
+                        help="llava: for the official code; llava-hf: for transformers")
+    bits.add_argument("--to", required=True, choices=KINDS)
+    lora.add_argument("--base", metavar="DIR", help="folder of the LLaVA (or Vicuna) that was "
+                      "trained on (default: the one that the adapter names)")
+    lora.add_argument("--adapter", required=True, metavar="DIR", help="folder of the adapter")
 
-    command = commands.add_parser("convert", help="a LLaVA into another program's layout")
-    command.add_argument("--to", required=True, choices=sorted(SAVE),
-                         help="llava: for the official code; llava-hf: for transformers")
-    add_model(command)
-    add_out(command)
-
-    command = commands.add_parser("quantize", help="a LLaVA with its Llama in 8 or 4 bits")
-    command.add_argument("--to", required=True, choices=KINDS)
-    add_model(command)
-    add_out(command)
-
-    command = commands.add_parser("merge", help="a LLaVA + its LoRA = a plain LLaVA")
-    command.add_argument("--base", metavar="DIR", help="folder of the LLaVA (or Vicuna) that was "
-                         "trained on (default: the one that the adapter names)")
-    command.add_argument("--adapter", required=True, metavar="DIR", help="folder of the adapter")
-    add_vision(command)
-    add_out(command)
+    for command in (layout, bits):
+        command.add_argument("--model", required=True, metavar="DIR", help="folder of the LLaVA")
+    for command in (layout, bits, lora):
+        command.add_argument("--vision", metavar="DIR",
+                             help="folder of a CLIP, where the model has none")
+    for command in (delta, layout, bits, lora):
+        command.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     return parser
 
 
-def add_model(command):
-    command.add_argument("--model", required=True, metavar="DIR", help="folder of the LLaVA")
-    add_vision(command)
-
-
-def add_vision(command):
-    command.add_argument("--vision", metavar="DIR",
-                         help="folder of a CLIP, where the model has none")
-
-
-def add_out(command):
-    command.add_argument("--out", required=True, metavar="DIR", help="folder to write")
-
-
 def convert(folder, vision, layout, out):
-    refuse_to_lose(out, folder, vision)
+    base = base_folder(folder, read_adapter(folder), None) if is_adapter(folder) else None
+    refuse_to_lose(out, folder, base, vision)
     model, tokenizer = load_llava(folder, vision=vision, device="cpu")
     SAVE[layout](model, tokenizer, out)
     if layout == "llava" and not (Path(out) / "tokenizer.model").exists():

@@ -22,16 +22,8 @@ from minillava.linear import LoraLinear
 from minillava.weights.configs import check_values, is_positive, make_llava_config
 from minillava.weights.devices import find_dtype
 from minillava.weights.folders import open_folder, write_folder
-from minillava.weights.layouts import (
-    LLAVA,
-    LLAVA_HF,
-    LLAVA_HF_5,
-    fields_of_llava,
-    is_llava,
-    read_llava,
-    read_llava_folder,
-    read_own_fields,
-)
+from minillava.weights.layouts import (LLAVA, LLAVA_HF, LLAVA_HF_5, fields_of_llava, is_llava,
+                                       read_llava, read_llava_folder, read_own_fields)
 from minillava.weights.saving import original_llava_json, own_fields
 from minillava.weights.tensors import read_tensor_file, read_tensors, rename, writing
 
@@ -206,10 +198,9 @@ def parse_adapter_config(source):
 
 def read_matrices(folder, rank):
     """The A and the B of every layer -> {layer: (A, B)}"""
-    for file in (folder / "adapter_model.safetensors", folder / "adapter_model.bin"):
-        if file.exists():
-            break
-    else:
+    files = (folder / "adapter_model.safetensors", folder / "adapter_model.bin")
+    file = next(filter(Path.exists, files), None)
+    if file is None:
         raise FileNotFoundError(f"{folder} has neither adapter_model.safetensors nor .bin")
 
     halves = {"A": {}, "B": {}}

@@ -69,9 +69,14 @@ def check_shapes(places, tensors, source):
 
         # to look at every weight would read a mapped file whole; norms and biases are few, and a
         # training that fell apart spoils them with the rest
-        if tensor.ndim == 1 and not tensor.isfinite().all():
-            raise ValueError(f"{source}: {name} is not finite: "
-                             "the training that wrote it fell apart, or the file is damaged")
+        if tensor.ndim == 1:
+            refuse_not_finite(name, tensor, source)
+
+
+def refuse_not_finite(name, tensor, source):
+    if not tensor.isfinite().all():
+        raise ValueError(f"{source}: {name} is not finite: "
+                         "the training that wrote it fell apart, or the file is damaged")
 
 
 def of_one_kind(tensor, place):

@@ -51,14 +51,24 @@ def refuse_foreign_quantization(path, config):
 
 
 def refuse_to_lose(out, *folders):
-    """ValueError if a folder that is read, or the tower in it, would be written over, or a file."""
-    if Path(out).is_file():
+    """ValueError if a folder that is read, or its tower, would be written over, or a file."""
+    out = Path(out)
+    if out.is_file():
         raise ValueError(f"--out {out} is a file: name a folder")
-    for folder in filter(None, folders):
-        for read in (Path(folder), Path(folder) / OWN_TOWER):
-            for written in (Path(out), Path(out) / OWN_TOWER):
+    for folder in map(Path, filter(None, folders)):
+        for read in (folder, folder / OWN_TOWER, named_tower(folder)):
+            for written in (out, out / OWN_TOWER):
                 if read.exists() and written.exists() and written.samefile(read):
                     raise ValueError(f"--out would write over {read}: name another folder")
+
+
+def named_tower(folder):
+    """The CLIP that a folder's config names; the folder itself where none is named, or no config."""
+    try:
+        name = read_json(folder / "config.json").get("mm_vision_tower")
+    except (OSError, ValueError):  # told by whoever reads the folder as a model
+        name = None
+    return Path(str(name or folder))
 
 
 def write_folder(path, tensors, files, save_more=None, change=None, stem="model"):

@@ -19,14 +19,8 @@ from minillava.files import read_json
 from minillava.llama import LanguageConfig
 from minillava.llava import LlavaConfig, make_projector
 from minillava.vit import VisionConfig
-from minillava.weights.configs import (
-    check_values,
-    image_fields,
-    make_llava_config,
-    parse_language_config,
-    parse_vision_config,
-    section,
-)
+from minillava.weights.configs import (check_values, image_fields, make_llava_config,
+                                       parse_language_config, parse_vision_config, section)
 from minillava.weights.folders import OWN_TOWER, open_folder
 from minillava.weights.tensors import read_tensors, rename, take_prefixed, with_prefix
 
@@ -321,7 +315,8 @@ def one_layer_projector(tensors, kind, path):
     """Undoes `with_two_layers` of saving.py: the second matrix is the identity, and goes."""
     weight = tensors.pop("mm_projector.2.weight", None)
     bias = tensors.pop("mm_projector.2.bias", None)
-    if weight is None or bias is None or not is_identity(weight, bias):
+    is_identity = weight is not None and torch.equal(weight, torch.eye(len(weight)).to(weight))
+    if not is_identity or bias is None or bias.any():
         raise ValueError(f"{path}: after a linear projector_hidden_act, "
                          "linear_2 must be the identity")
 
@@ -330,16 +325,13 @@ def one_layer_projector(tensors, kind, path):
     return rename(tensors, {"mm_projector.0.": "mm_projector."})
 
 
-def is_identity(weight, bias):
-    return not bias.any() and torch.equal(weight, torch.eye(len(bias)).to(weight))
-
-
 # ---- what minillava adds to either ----
 
 def read_own_fields(path):
     """minillava.json: the fields of a LlavaConfig for which no official layout has a place."""
     fields = read_json(path / "minillava.json")
-    unknown = fields.keys() - {field.name for field in dataclasses.fields(LlavaConfig)}
+    names = {field.name for field in dataclasses.fields(LlavaConfig)}
+    unknown = fields.keys() - names | fields.keys() & {"vision_config", "language_config"}
     if unknown:
         raise ValueError(f"{path / 'minillava.json'}: unknown {', '.join(sorted(unknown))}; "
                          "a newer version wrote it")

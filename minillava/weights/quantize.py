@@ -12,19 +12,10 @@ from itertools import zip_longest
 import torch
 from torch import nn
 
-from minillava.linear import (
-    BLOCK,
-    Int4Linear,
-    Int8Linear,
-    QuantizedLinear,
-    WidenedConv2d,
-    WidenedLinear,
-    block_here,
-    in_blocks,
-    to_int4,
-    to_int8,
-)
+from minillava.linear import (BLOCK, Int4Linear, Int8Linear, QuantizedLinear, WidenedConv2d,
+                              WidenedLinear, block_here, in_blocks, to_int4, to_int8)
 from minillava.on_cpu import is_slow
+from minillava.weights.filling import refuse_not_finite
 from minillava.weights.folders import write_folder
 from minillava.weights.layouts import LLAVA_HF
 from minillava.weights.saving import llava_hf_files, refuse_projector, with_two_layers
@@ -48,15 +39,13 @@ def quantized(tensors, kind, tied, source, device):
 
     tensors = dict(tensors)
     names_of = Counter(tensor.data_ptr() for tensor in tensors.values())  # {address: how many}
-    chosen = {}  # {name: to_int8 or to_int4}
-    for name, tensor in tensors.items():
-        to_few_bits = rounding(name, kind, tied)
-        if to_few_bits and tensor.is_floating_point():
-            chosen[name] = to_few_bits
-    for name, following in zip_longest(chosen, list(chosen)[1:]):
+    chosen = [name for name, tensor in tensors.items()
+              if rounding(name, kind, tied) and tensor.is_floating_point()]
+    for name, following in zip_longest(chosen, chosen[1:]):
         if following is not None:  # the disk reads it while the processor is at work upon this one
             read_ahead(tensors[following])
-        weight, scale = by_rows(tensors[name].to(device), chosen[name])
+        weight, scale = by_rows(tensors[name].to(device), rounding(name, kind, tied))
+        refuse_not_finite(name, scale, source)  # nor is that of a weight that is not
         if names_of[tensors[name].data_ptr()] == 1:
             forget_pages(tensors[name])
         tensors[name] = weight

@@ -148,12 +148,10 @@ def with_two_layers(tensors, projector):
     if projector == "linear":
         tensors = rename(tensors, {"mm_projector.": "mm_projector.0."})
     weight = tensors["mm_projector.0.weight"]
-    width = len(weight)
-    identity = {
-        "mm_projector.2.weight": torch.eye(width).to(weight),
-        "mm_projector.2.bias": torch.zeros(width).to(weight),
+    return tensors | {
+        "mm_projector.2.weight": torch.eye(len(weight)).to(weight),
+        "mm_projector.2.bias": torch.zeros(len(weight)).to(weight),
     }
-    return tensors | identity
 
 
 def refuse_quantized(model):
@@ -248,6 +246,5 @@ def processor_json(config):
 
 def own_fields(config):
     """The fields of a LlavaConfig beside the two configs."""
-    names = [field.name for field in dataclasses.fields(config)]
-    return {name: getattr(config, name) for name in names
+    return {name: value for name, value in vars(config).items()
             if name not in ("vision_config", "language_config")}

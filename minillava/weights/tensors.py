@@ -111,16 +111,14 @@ def writing(path):
 
 
 def is_table_of_tensors(value):
-    if not isinstance(value, dict):
-        return False
-    return all(isinstance(name, str) and is_plain_tensor(entry) for name, entry in value.items())
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and is_plain_tensor(entry) for name, entry in value.items())
 
 
 def is_plain_tensor(value):
     """Neither sparse nor without its numbers, on the meta device."""
-    if not isinstance(value, torch.Tensor):
-        return False
-    return value.layout == torch.strided and value.device.type == "cpu"
+    is_tensor = isinstance(value, torch.Tensor)
+    return is_tensor and value.layout == torch.strided and value.device.type == "cpu"
 
 
 def refuse_floats_of_8_bits(tensors, path):
@@ -141,7 +139,8 @@ def rename(tensors, table):
     """
     renamed = {}
     for name, tensor in tensors.items():
-        prefix = longest_prefix(name, table)
+        fitting = [prefix for prefix in table if name.startswith(prefix)]
+        prefix = max(fitting, key=len, default="")
         here = table.get(prefix, "")
         if here is None or name.endswith(BUFFERS):
             continue
@@ -151,11 +150,6 @@ def rename(tensors, table):
             raise ValueError(f"the tensor {name} is there twice, under an old and a new name")
         renamed[new_name] = tensor
     return renamed
-
-
-def longest_prefix(name, prefixes):
-    fitting = [prefix for prefix in prefixes if name.startswith(prefix)]
-    return max(fitting, key=len, default="")
 
 
 def take_prefixed(tensors, prefix):
