@@ -21,7 +21,7 @@ from minillava.explain.ablation_rows import ROWS
 from minillava.explain.ablation_runs import Seed, Size, losses_of, result_of
 from minillava.explain.verdict import interval, verdict
 from minillava.files import read_json, write
-from minillava.terminal import errors_in_one_line
+from minillava.terminal import command_parser, errors_in_one_line
 
 TERMS = """
 The miniature's figures: whole answers exactly right, in %, and their deviation over the seeds. A
@@ -52,9 +52,7 @@ def main():
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(prog="python -m minillava.explain.ablations",
-                                     description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("explain.ablations", __doc__)
     size = Size()
     parser.add_argument("--only", nargs="+", choices=ROWS, metavar="ROW",
                         help=f"of {', '.join(ROWS)}")

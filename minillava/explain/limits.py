@@ -7,13 +7,12 @@
 Each prints a small table: what the model was trained for in the first rows, what it was not below.
 Shares are of whole answers, word for word.
 """
-import argparse
 import textwrap
 from pathlib import Path
 
 from minillava.checkpoint import load_llava
 from minillava.explain import limit_rows
-from minillava.terminal import errors_in_one_line, printable
+from minillava.terminal import command_parser, errors_in_one_line, printable
 from minillava.toy.world import SIDE
 
 LIMITS = {
@@ -48,8 +47,7 @@ def cell(value):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m minillava.explain.limits", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("explain.limits", __doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(LIMITS)} (all)")
     parser.add_argument("--model", type=Path, help="a miniature (default: the shipped one)")
     parser.add_argument("--count", type=int, default=100, help="questions to a cell of a table")

@@ -6,7 +6,6 @@ is of no use; what is needed shows when it is taken away.
 
     python -m minillava.explain.look       # both, measured on held-out scenes
 """
-import argparse
 import random
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from minillava.conversation import human_turn, render
 from minillava.generate import PrefixCache, new_cache, next_logits, to_pixels
 from minillava.llama import rotate
 from minillava.llava import IMAGE_TOKEN
-from minillava.terminal import errors_in_one_line
+from minillava.terminal import command_parser, errors_in_one_line
 from minillava.toy import world
 
 LOOKING = (0.25, 0.5)  # of the layers: from where to where the words look most clearly
@@ -318,7 +317,7 @@ def measure(model, tokenizer, scenes, split, seed):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command_parser("explain.look", __doc__)
     parser.add_argument("--model", help="folder of a miniature (default: the shipped one)")
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--split", choices=("train", "val"), default="val", help="val: held out")

@@ -2,7 +2,6 @@
 
     python -m minillava.explain.overview --out docs/overview.svg
 """
-import argparse
 import base64
 import io
 import random
@@ -10,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from minillava.files import write
-from minillava.terminal import errors_in_one_line
+from minillava.terminal import command_parser, errors_in_one_line
 from minillava.toy import world
 
 WIDTH = 1000
@@ -112,7 +111,7 @@ def overview(seed=3):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("explain.overview", __doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/overview.svg"))
     args = parser.parse_args()
     with errors_in_one_line():

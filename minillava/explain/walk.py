@@ -7,7 +7,6 @@
 The model runs as it always does: hooks on its modules note the shapes of what goes through them.
 What cannot be said in words is drawn, into the folder that --out names.
 """
-import argparse
 import random
 import re
 from pathlib import Path
@@ -23,7 +22,7 @@ from minillava.explain.look import look, paint, seen_picture
 from minillava.generate import PrefixCache, stream
 from minillava.images import load_image, preprocess
 from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN
-from minillava.terminal import errors_in_one_line, printable
+from minillava.terminal import command_parser, errors_in_one_line, printable
 from minillava.toy import world
 
 STAGE_1 = TOY / "pretrain" / "mm_projector.bin"  # the miniature's projector before stage 2
@@ -249,8 +248,7 @@ def walk_alignment(model, tokenizer, image, stage_1, out):
 # ---- the command ----
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("explain.walk", __doc__)
     parser.add_argument("--image", type=Path, help="a picture (default: a held-out toy scene)")
     parser.add_argument("--question", default="What do you see in the image?")
     parser.add_argument("--model", type=Path, help="folder of a LLaVA (default: the miniature)")

@@ -2,13 +2,12 @@
 
     python -m minillava.toy.annotations --out world     # pictures, captions and boxes
 """
-import argparse
 import json
 import random
 from pathlib import Path
 
 from minillava.instruct.symbols import read_symbols
-from minillava.terminal import errors_in_one_line
+from minillava.terminal import command_parser, errors_in_one_line
 from minillava.toy.objects import captions_of
 from minillava.toy.world import COLORS, SHAPES, SIDE, draw, make_scene
 
@@ -65,9 +64,7 @@ def annotation(name, box):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m minillava.toy.annotations", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("toy.annotations", __doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--split", choices=("train", "val"), default="train")
     parser.add_argument("--scenes", type=int, default=2400)

@@ -4,7 +4,6 @@
 
     python -m minillava.toy.miniature --model runs/own/llava     # the table, on newly drawn scenes
 """
-import argparse
 import json
 import random
 import tempfile
@@ -19,7 +18,7 @@ from minillava.conversation import human_turn
 from minillava.files import read_json, write
 from minillava.generate import generate, stream
 from minillava.images import load_image
-from minillava.terminal import errors_in_one_line
+from minillava.terminal import command_parser, errors_in_one_line
 from minillava.toy.annotations import make_world, symbols_of
 from minillava.toy.instruct import FINETUNE, PRETRAIN, SCIENCE_PRETRAIN, SECOND_ROUND
 from minillava.toy.instruct import toy_samples
@@ -221,8 +220,7 @@ def sample_chat(model, tokenizer, picture, symbols, seed):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m minillava.toy.miniature", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("toy.miniature", __doc__)
     parser.add_argument("--model", type=Path, help="(default: the shipped miniature)")
     parser.add_argument("--base", type=Path, help="of an adapter, where it has moved")
     parser.add_argument("--heldout", type=int, default=400, help="scenes")

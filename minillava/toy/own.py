@@ -8,7 +8,6 @@
 The miniature has never seen pink, nor anything but its four shapes. Pictures of another split and
 seed than those that are learned from show other scenes.
 """
-import argparse
 import random
 from collections import Counter
 from pathlib import Path
@@ -19,7 +18,7 @@ from tqdm import tqdm
 from minillava.checkpoint import load_llava
 from minillava.files import write_jsonl
 from minillava.images import load_image
-from minillava.terminal import errors_in_one_line, printable
+from minillava.terminal import command_parser, errors_in_one_line, printable
 from minillava.toy import world
 from minillava.toy.annotations import as_fractions
 from minillava.toy.miniature import answers_to
@@ -166,8 +165,7 @@ def draw(kind, out, pictures, split, seed):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m minillava.toy.own", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("toy.own", __doc__)
     parser.add_argument("what", choices=("pink", "things", "score"))
     parser.add_argument("--out", type=Path, default=Path("own"))
     parser.add_argument("--pictures", type=int, help="(default: 300 of pink, 10 things)")
