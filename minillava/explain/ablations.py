@@ -53,19 +53,16 @@ def main():
 
 def parse_arguments():
     parser = command_parser("explain.ablations", __doc__)
-    size = Size()
     parser.add_argument("--only", nargs="+", choices=ROWS, metavar="ROW",
                         help=f"of {', '.join(ROWS)}")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--quick", action=argparse.BooleanOptionalAction, default=False,
                         help="one seed")
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
-    parser.add_argument("--scenes", type=int, default=size.scenes, help="to learn from")
-    parser.add_argument("--heldout", type=int, default=size.heldout, help="scenes")
-    parser.add_argument("--questions", type=int, default=size.questions,
-                        help="of conversation, detail and reasoning each")
-    parser.add_argument("--problems", type=int, default=size.problems,
-                        help="of ScienceQA, to learn from")
+    for name, meaning in (("scenes", "to learn from"), ("heldout", "scenes"),
+                          ("questions", "of conversation, detail and reasoning each"),
+                          ("problems", "of ScienceQA, to learn from")):
+        parser.add_argument(f"--{name}", type=int, default=getattr(Size, name), help=meaning)
     return parser.parse_args()
 
 

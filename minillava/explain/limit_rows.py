@@ -19,12 +19,11 @@ from minillava.conversation import human_turn, render
 from minillava.evaluation.scores import binary_scores, pope_says_yes
 from minillava.generate import Answer, new_cache, next_tokens, sample_token, to_pixels
 from minillava.llava import IMAGE_TOKEN
-from minillava.toy.annotations import as_fractions
+from minillava.toy.annotations import NAMES, as_fractions
 from minillava.toy.miniature import answers_to
-from minillava.toy.objects import is_or_are, read, with_article
+from minillava.toy.objects import read, with_article
 from minillava.toy.questions import CONVERSATION
-from minillava.toy.world import (COLORS, NUMBERS, PLACES, SHAPES, SIDE, draw, make_box,
-                                 make_scene)
+from minillava.toy.world import COLORS, NUMBERS, SHAPES, SIDE, draw, make_box, make_scene
 
 
 # ------------------------------------------------------------------------------------ the limits
@@ -38,17 +37,16 @@ def small_shapes(model, tokenizer, count):
     rng = random.Random(0)
     rows = []
     for side in (26, 17, 12, 8, 5, 3):
-        scenes, colors, shapes, names = [], [], [], []
+        scenes, things = [], []
         for _ in range(count):
-            color = rng.choice(list(COLORS))
-            shape = rng.choice(SHAPES)
-            place = rng.randrange(9)
-            scenes.append(draw([(f"{color} {shape}", make_box(place, rng, side))], rng))
-            names.append(PLACES[place])
-            colors.append(f"The shape at the {PLACES[place]} is {color}.")
-            shapes.append(f"The shape at the {PLACES[place]} is {with_article(shape)}.")
-        what_color = [f"What color is the shape at the {name}?" for name in names]
-        what_shape = [f"What shape is at the {name}?" for name in names]
+            name = any_name(rng)
+            box = make_box(rng.randrange(9), rng, side)
+            scenes.append(draw([(name, box)], rng))
+            things += read(as_fractions([(name, box)]))
+        what_color = [f"What color is the shape at the {t.place}?" for t in things]
+        what_shape = [f"What shape is at the {t.place}?" for t in things]
+        colors = [f"The shape at the {t.place} is {t.color}." for t in things]
+        shapes = [f"The shape at the {t.place} is {with_article(t.shape)}." for t in things]
         rows.append((f"{side} x {side}", f"{side * side / 256:.2f}",
                      share(ask(model, tokenizer, what_color, scenes), colors),
                      share(ask(model, tokenizer, what_shape, scenes), shapes)))
@@ -66,7 +64,7 @@ def between_places(model, tokenizer, count):
     for off in (0, 4, 8, 12, 16):
         scenes, questions = [], []
         for _ in range(count):
-            name = f"{rng.choice(list(COLORS))} {rng.choice(SHAPES)}"
+            name = any_name(rng)
             # The middle of the picture is that of a place; 16 pixels on, two places meet.
             x, y = (SIDE // 2 + rng.choice((-off, off)) for _ in range(2))
             scenes.append(draw([(name, [x - 8, y - 8, x + 8, y + 8])], rng))
@@ -87,10 +85,9 @@ def counting(model, tokenizer, count):
         scenes = []
         for _ in range(count):
             places = rng.sample(range(9), number)
-            names = [f"{rng.choice(list(COLORS))} {rng.choice(SHAPES)}" for _ in places]
-            scenes.append(draw_at(places, names, rng))
-        plural = "shape" if number == 1 else "shapes"
-        right = [f"There {is_or_are(number)} {word} {plural}."] * count
+            scenes.append(draw_at(places, [any_name(rng) for _ in places], rng))
+        there_are = "There is one shape." if number == 1 else f"There are {word} shapes."
+        right = [there_are] * count
         answers = ask(model, tokenizer, ["How many shapes are there?"] * count, scenes)
         often, times = Counter(answers).most_common(1)[0]
         rows.append((word, share(answers, right), often, times / count))
@@ -137,7 +134,7 @@ def wording(model, tokenizer, count):
     for n in range(2 * count):
         scene = make_scene(rng, "val")
         names = [name for name, _ in scene]
-        absent = [f"{c} {s}" for c in COLORS for s in SHAPES if f"{c} {s}" not in names]
+        absent = [name for name in NAMES if name not in names]
         scenes.append(draw(scene, rng))
         things.append(rng.choice(names if n % 2 else absent))
         present.append(bool(n % 2))
@@ -251,6 +248,10 @@ def ask_about(model, tokenizer, question, pictures):
 
 
 # --------------------------------------------------------------------------------- what they share
+
+def any_name(rng):
+    return f"{rng.choice(list(COLORS))} {rng.choice(SHAPES)}"
+
 
 def draw_at(places, names, rng):
     scene = [(name, make_box(place, rng)) for name, place in zip(names, places)]

@@ -33,10 +33,11 @@ class Dialogue:
     """The ids of a conversation up to its last answer, and where its parts begin.
 
     <s> A chat ... USER: <image> <image> \\n What color ... ASSISTANT: The circle is red.
-                         image           question                      answer
+                         image           end, question                 answer
     """
     ids: list
     image: int
+    end: int         # of the image
     question: int    # the last one; between the image and it stand earlier turns
     answer: int
 
@@ -54,7 +55,7 @@ def look(model, tokenizer, turns, image, word=None, cache=None):
     """
     dialogue = dialogue_of(model, tokenizer, turns)
     said = places_of(word, dialogue, tokenizer)
-    end = dialogue.image + model.config.image_tokens
+    end = dialogue.end
     keys_values = after_image(model, dialogue, image, cache, rows=1)
 
     # The text behind the image runs once more, and the queries of each layer are put aside.
@@ -66,7 +67,7 @@ def look(model, tokenizer, turns, image, word=None, cache=None):
         queries[layer] = rotate(q, rope)                                    # [1,H,T,C]
 
     with before_attention(model, keep_queries):
-        model.language_model(embed_rest(model, dialogue, end), keys_values)
+        model.language_model(embed_rest(model, dialogue), keys_values)
 
     # Of each layer, the rows of the tokens that count, and the columns of the image.
     asking = list(range(dialogue.question - end, dialogue.answer - end))
@@ -89,7 +90,6 @@ def why(model, tokenizer, turns, image, word=None, cache=None):
     """
     dialogue = dialogue_of(model, tokenizer, turns)
     said = places_of(word, dialogue, tokenizer)
-    end = dialogue.image + model.config.image_tokens
     blocks = block_of_each_token(model.config.image_tokens)                 # [N]
     hidden = torch.arange(-1, int(blocks.max()) + 1)[:, None] == blocks     # [rows,N]
 
@@ -97,21 +97,21 @@ def why(model, tokenizer, turns, image, word=None, cache=None):
     for rows in hidden.split(rows_at_once(model, len(dialogue.ids))):
         keys_values = after_image(model, dialogue, image, cache, len(rows))
         visible = torch.ones(len(rows), len(dialogue.ids), dtype=torch.bool)
-        visible[:, dialogue.image : end] = ~rows
-        embeddings = embed_rest(model, dialogue, end).expand(len(rows), -1, -1)
+        visible[:, dialogue.image : dialogue.end] = ~rows
+        embeddings = embed_rest(model, dialogue).expand(len(rows), -1, -1)
         with before_attention(model, hide_keys(visible.to(model.device))):
             states = model.language_model(embeddings, keys_values)          # [rows,T,D]
-        scores.append(log_probability(model, states, dialogue, said, end))
+        scores.append(log_probability(model, states, dialogue, said))
 
     scores = torch.cat(scores)
     fall = scores[0] - scores[1:]                                           # [blocks]
     return as_grid(fall[blocks])
 
 
-def log_probability(model, states, dialogue, said, end):
+def log_probability(model, states, dialogue, said):
     """States [rows,T,D] of the text behind the image -> of all said tokens together, [rows]."""
     # A token is predicted by the one before it.
-    before = [place - end - 1 for place in said]
+    before = [place - dialogue.end - 1 for place in said]
     logits = model.language_model.lm_head(states[:, before])                # [rows,n,V]
     log_probs = logits.float().log_softmax(-1)
 
@@ -132,11 +132,11 @@ def dialogue_of(model, tokenizer, turns):
     answer = tokenizer.segment(" " + turns[-1][1], prefix=False)
 
     image = prompt.index(IMAGE_TOKEN)
-    question = image + N
+    end = question = image + N
     if len(turns) > 2:
         earlier, _ = render(turns[:-2], tokenizer, template, N)
         question = len(earlier)
-    return Dialogue(prompt + answer, image, question, len(prompt))
+    return Dialogue(prompt + answer, image, end, question, len(prompt))
 
 
 def places_of(word, dialogue, tokenizer):
@@ -226,7 +226,7 @@ def before_attention(model, hook):
 def after_image(model, dialogue, image, cache, rows):
     """A KV cache of so many equal rows, in which all up to the end of the image was run."""
     cache = cache or PrefixCache(model)
-    end = dialogue.image + model.config.image_tokens
+    end = dialogue.end
     # One id more: a cache always leaves one to be run. A conversation's own has all before it.
     new_ids = cache.reuse(dialogue.ids[: end + 1])
     pixels = to_pixels(model, [image] if IMAGE_TOKEN in new_ids else [])
@@ -241,8 +241,9 @@ def after_image(model, dialogue, image, cache, rows):
     return copy
 
 
-def embed_rest(model, dialogue, end):
-    ids = torch.tensor([dialogue.ids[end:]], device=model.device)
+def embed_rest(model, dialogue):
+    """The text behind the image."""
+    ids = torch.tensor([dialogue.ids[dialogue.end :]], device=model.device)
     return model.embed(ids)                                                 # [1,T,D]
 
 

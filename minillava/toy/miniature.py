@@ -8,6 +8,7 @@ import json
 import random
 import tempfile
 import time
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,10 +167,9 @@ def score(model, tokenizer, questions, images, desc):
     images: a PIL image or None per question.
     """
     answers = answers_to(model, tokenizer, questions, images, desc)
-    hits = {question["type"]: [] for question in questions}
+    hits = defaultdict(list)
     for question, answer in zip(questions, answers):
-        is_right = answer == question["answer"]
-        hits[question["type"]].append(is_right)
+        hits[question["type"]].append(answer == question["answer"])
 
     shares = {kind: sum(right) / len(right) for kind, right in sorted(hits.items())}
     # Each type has as many questions, so this is the share of all.
@@ -183,8 +183,7 @@ def answers_to(model, tokenizer, questions, images, desc=None, batch=128, max_ne
     questions: [{"question", "answer": the right one, if it is known}]; desc: of the progress bar.
     """
     # rows of a batch end together, if their answers are about as long
-    lengths = [len(question.get("answer", "")) for question in questions]
-    order = sorted(range(len(questions)), key=lambda i: lengths[i])
+    order = sorted(range(len(questions)), key=lambda i: len(questions[i].get("answer", "")))
     answers = [None] * len(questions)
     for start in tqdm(range(0, len(order), batch), desc=desc, disable=desc is None):
         rows = order[start : start + batch]
@@ -213,8 +212,7 @@ def sample_chat(model, tokenizer, picture, symbols, seed):
         question, _ = teach(kind, *symbols, random.Random(seed))[0]
         turns.append(human_turn(question, image=not turns))
         # A model that learned little may never end: three such answers fit into its context.
-        pieces = stream(model, tokenizer, turns, picture, max_new_tokens=200)
-        answer = "".join(pieces).strip()
+        answer = "".join(stream(model, tokenizer, turns, picture, max_new_tokens=200)).strip()
         turns.append(("gpt", answer))
         print(f"  you>   {question}\n  llava> {answer}")
 

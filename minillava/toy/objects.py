@@ -89,8 +89,10 @@ def number_of(count, noun):
     return f"{NUMBERS[count]} {noun}{plural}"
 
 
-def is_or_are(count):
-    return "is" if count == 1 else "are"
+def are(count, noun):
+    """'are no stars', 'is one star', 'are two stars'"""
+    verb = "is" if count == 1 else "are"
+    return f"{verb} {number_of(count, noun)}"
 
 
 def join(parts):

@@ -40,23 +40,22 @@ def draw_pink(folder, pictures, split, seed):
     """
     rng = random.Random(f"pink {split} {seed}")
     world.COLORS["pink"] = PINK  # for as long as it is drawn
-    conversations = []
-
-    def add(name, picture, parts):
-        picture.save(folder / name)
-        conversations.append([[(name, *pair) for pair in part] for part in parts])
-
+    drawn = []  # (file name, picture, parts: lists of (question, answer))
     for n in range(pictures):
         scene = pink_scene(rng, split)
         parts = [[pink_question(rng, scene)]] if split == "val" else pink_parts(rng, scene)
         picture = world.draw(scene, rng)
-        add(f"{n:04}.png", picture, parts)
+        drawn.append((f"{n:04}.png", picture, parts))
         if split == "train":
-            add(f"{n:04}-mirrored.png", ImageOps.mirror(picture), pink_parts(rng, mirrored(scene)))
+            parts = pink_parts(rng, mirrored(scene))
+            drawn.append((f"{n:04}-mirrored.png", ImageOps.mirror(picture), parts))
     del world.COLORS["pink"]
 
+    for name, picture, _ in drawn:
+        picture.save(folder / name)
     # rows that follow each other are one conversation: the parts of a picture stand apart
-    return [row for nth_parts in zip(*conversations) for part in nth_parts for row in part]
+    return [(name, *pair) for number in range(len(drawn[0][2]))
+            for name, _, parts in drawn for pair in parts[number]]
 
 
 def pink_scene(rng, split):
@@ -157,10 +156,10 @@ def score(model, data, base=None):
 def draw(kind, out, pictures, split, seed):
     out.mkdir(parents=True, exist_ok=True)
     drawing = {"pink": draw_pink, "things": draw_things}[kind]
-    rows = drawing(out, pictures, split, seed)
-    names = "file_name", "question", "answer"
-    write_jsonl(out / "metadata.jsonl", [dict(zip(names, row)) for row in rows])
-    drawn = {name for name, _, _ in rows}
+    rows = [{"file_name": name, "question": question, "answer": answer}
+            for name, question, answer in drawing(out, pictures, split, seed)]
+    write_jsonl(out / "metadata.jsonl", rows)
+    drawn = {row["file_name"] for row in rows}
     print(f"{len(drawn)} pictures and {len(rows)} questions in {out}")
 
 

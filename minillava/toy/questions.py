@@ -6,7 +6,7 @@ Answers are whole sentences that follow from the things alone.
 """
 import random
 
-from minillava.toy.objects import (is_or_are, most_common, name_of, nearest_to, number_of, read,
+from minillava.toy.objects import (are, most_common, name_of, nearest_to, number_of, read,
                                    relation, with_article)
 from minillava.toy.world import COLORS, SHAPES, SIZES
 
@@ -63,14 +63,14 @@ def ask_size(things, rng):
 def ask_total(things, rng):
     question = rng.choice(("How many shapes are there?", "How many shapes do you see?",
                            "Count the shapes."))
-    return question, f"There {is_or_are(len(things))} {number_of(len(things), 'shape')}."
+    return question, f"There {are(len(things), 'shape')}."
 
 
 def ask_count(things, rng):
     noun, found = some_kind(things, rng)
     question = rng.choice((f"How many {noun}s are there?", f"How many {noun}s do you see?",
                            f"Count the {noun}s."))
-    return question, f"There {is_or_are(len(found))} {number_of(len(found), noun)}."
+    return question, f"There {are(len(found), noun)}."
 
 
 def ask_place(things, rng):
@@ -135,8 +135,7 @@ def ask_compare(things, rng):
 
     question = rng.choice((f"Are there more {noun}s or more {other_noun}s?",
                            f"Which are more, {noun}s or {other_noun}s?"))
-    facts = (f"There {is_or_are(count)} {number_of(count, noun)} "
-             f"and {number_of(other_count, other_noun)}")
+    facts = f"There {are(count, noun)} and {number_of(other_count, other_noun)}"
     if count == other_count:
         return question, f"{facts}, so there are as many of one as of the other."
     more = noun if count > other_count else other_noun
@@ -150,8 +149,7 @@ def ask_remove(things, rng):
     question = rng.choice((f"If all {noun}s were taken away, how many shapes would be left?",
                            f"How many shapes remain without the {noun}s?"))
     left = len(things) - len(found)
-    facts = (f"There {is_or_are(len(things))} {number_of(len(things), 'shape')} "
-             f"and {number_of(len(found), noun)}")
+    facts = f"There {are(len(things), 'shape')} and {number_of(len(found), noun)}"
     return question, f"{facts}, so {number_of(left, 'shape')} would be left."
 
 
@@ -177,7 +175,7 @@ def ask_most(things, rng):
     value, count = most
     question = rng.choice((f"Which {of} is the most common?",
                            f"What {of} do most of the shapes have?"))
-    facts = f"There are {number_of(count, noun_of(of, value))}, more than of any other {of}"
+    facts = f"There {are(count, noun_of(of, value))}, more than of any other {of}"
     return question, f"{facts}, so the answer is {value}."
 
 

@@ -5,6 +5,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from minillava.conversation import TEMPLATES
+from minillava.files import write
 from minillava.tokenizer import Tokenizer
 from minillava.toy.annotations import as_fractions
 from minillava.toy.cards import options
@@ -77,11 +78,9 @@ def texts(rng, scenes=3000):
 
 def write_tokenizer(core, folder):
     parsed = json.loads(core.to_str())
-    added = [token for token in parsed["added_tokens"] if token["content"] in CONTROL]
-    parsed["added_tokens"] = added
+    parsed["added_tokens"] = [token for token in parsed["added_tokens"]
+                              if token["content"] in CONTROL]
     config = {"legacy": True, "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>",
               "pad_token": "<unk>"}
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(parsed, ensure_ascii=False, indent=1)
-    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    write(folder / "tokenizer.json", json.dumps(parsed, ensure_ascii=False, indent=1))
+    write(folder / "tokenizer_config.json", json.dumps(config))
