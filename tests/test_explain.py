@@ -7,9 +7,10 @@ import numpy as np
 from PIL import Image
 
 from minillava.checkpoint import load_llava
-from minillava.explain import overview, walk
+from minillava.explain import walk
 from minillava.explain.walk import main  # noqa: F401: what `run` calls
 from minillava.generate import generate
+from tests.overview import overview
 
 ROOT = Path(__file__).parent.parent
 PICTURES = ("attention.png", "words.png", "cache.png", "mask_training.png", "mask_decoding.png")  # in docs/ too
@@ -51,4 +52,4 @@ def test_what_is_wrong_is_one_line(tmp_path, run):
 
 
 def test_the_picture_of_the_readme_is_what_its_script_draws():
-    assert (ROOT / "docs/overview.svg").read_text(encoding="utf-8") == overview.overview()
+    assert (ROOT / "docs/overview.svg").read_text(encoding="utf-8") == overview()

@@ -70,15 +70,10 @@ def make_miniature(run, recipes, stage_2, sources, setup, scenes, heldout, per_t
         if not science:
             model, tokenizer = load_llava(result, device=device, dtype="float32")
             report(model, tokenizer, world, setup.out, per_type, setup.seed)
-        print_ending(setup.out, result, science, time.time() - since)
-
-
-def print_ending(out, result, science, seconds):
-    following = "Talk with it:\n    python chat.py"
-    if science:
-        following = "Score it:\n    python eval_scienceqa.py"
-    print(f"\nAll in {seconds / 60:.1f} minutes. The losses are in {out / 'loss.png'}. "
-          f"{following} --model {result}")
+        following = "Score it:\n    python eval_scienceqa.py" if science else (
+            "Talk with it:\n    python chat.py")
+        print(f"\nAll in {(time.time() - since) / 60:.1f} minutes. "
+              f"The losses are in {setup.out / 'loss.png'}. {following} --model {result}")
 
 
 def draw_world(world, scenes, heldout, seed, kinds=FINETUNE, science=False):
@@ -150,15 +145,12 @@ def heldout_table(model, tokenizer, questions, pictures):
     questions: of `heldout_questions`; pictures: {name: PIL image}.
     """
     names = list(pictures)
-    own = [pictures[question["image"]] for question in questions]
-    none = [None] * len(questions)
-    other = [pictures[names[names.index(question["image"]) - 1]] for question in questions]
-
-    return {
-        "its_picture": score(model, tokenizer, questions, own, "held-out questions"),
-        "no_picture": score(model, tokenizer, questions, none, "control: no picture"),
-        "another_picture": score(model, tokenizer, questions, other, "control: another picture"),
-    }
+    places = [names.index(question["image"]) for question in questions]
+    shown = {"its_picture": [pictures[names[place]] for place in places],
+             "no_picture": [None] * len(questions),
+             "another_picture": [pictures[names[place - 1]] for place in places]}
+    return {column: score(model, tokenizer, questions, images, column.replace("_", " "))
+            for column, images in shown.items()}
 
 
 def score(model, tokenizer, questions, images, desc):

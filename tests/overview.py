@@ -108,16 +108,3 @@ def overview(seed=3):
         token(210, 44, "The yellow square is at the top-right. </s>", "#ffffff", 540),
         text(766, 63, "the loss looks here alone", 13, FAINT, "start"),
         legend(790, 122), "</svg>", ""])
-
-
-def main():
-    parser = command_parser("explain.overview", __doc__)
-    parser.add_argument("--out", type=Path, default=Path("docs/overview.svg"))
-    args = parser.parse_args()
-    with errors_in_one_line():
-        write(args.out, overview())
-        print(f"the picture is in {args.out}")
-
-
-if __name__ == "__main__":
-    main()
