@@ -408,6 +408,9 @@ def test_a_shape_that_is_not_clear_is_asked_back_among_those_it_may_be():
         Scene(shapes, seed=0).changed("drop blue")
     with pytest.raises(ValueError, match="0 shapes are 'green', .*: large red circle at top-left, "):
         Scene(shapes, seed=0).changed("drop green")
+    # nor does the teacher guess which of two is meant, though the question is one of the training's
+    twice = Scene([*shapes, ("green star", [35, 3, 61, 29])], seed=0)
+    assert "where they have one answer here" in twice.answer("What color is the star?")
 
 
 def test_the_picture_stays_when_old_turns_leave(capsys):

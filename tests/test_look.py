@@ -129,6 +129,9 @@ def test_a_word_is_found_in_the_answer_of_a_later_turn(toy, asked):
     assert tokenizer.decode(dialogue.ids[dialogue.question : dialogue.answer]).startswith("USER: Where is it?")
     assert tokenizer.decode([dialogue.ids[i] for i in places_of(color, dialogue, tokenizer)]).strip() == color
     assert len(places_of("", dialogue, tokenizer)) == len(dialogue.ids) - dialogue.answer
+    scarf = dialogue_of(model, tokenizer, [turns[0], ("gpt", "A scarf and a car.")])
+    first = places_of("car", scarf, tokenizer)[0]
+    assert tokenizer.decode(scarf.ids[scarf.answer : first]).endswith("scarf and a")
     with pytest.raises(ValueError, match="no answer yet"):
         look(model, tokenizer, [], None)
 

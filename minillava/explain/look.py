@@ -7,6 +7,7 @@ is of no use; what is needed shows when it is taken away.
     python -m minillava.explain.look       # both, measured on held-out scenes
 """
 import random
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -140,13 +141,19 @@ def dialogue_of(model, tokenizer, turns):
 
 
 def places_of(word, dialogue, tokenizer):
-    """Where in the ids the answer says `word`, the first time; all of the answer without a word."""
+    """Where in the ids the answer says `word`, the first time; all of the answer without a word.
+
+    "car" is the word, and not a part of "scarf", where the answer has both. (Chinese words have no
+    ends to tell.)
+    """
     places = range(dialogue.answer, len(dialogue.ids))
     if not word:
         return list(places)
     text = tokenizer.decode(dialogue.ids[dialogue.answer :])
-    first = text.lower().find(word.lower())
-    if first < 0:
+    literal = re.escape(word)
+    said = (re.search(rf"(?<!\w){literal}(?!\w)", text, re.I)
+            or re.search(literal, text, re.I))
+    if not said:
         raise ValueError(f"the answer does not say {word!r}")
 
     # Which tokens spell it: each reaches from the end of those before it to its own.
@@ -154,7 +161,7 @@ def places_of(word, dialogue, tokenizer):
     begin = 0
     for place in places:
         end = len(tokenizer.decode(dialogue.ids[dialogue.answer : place + 1]))
-        if begin < first + len(word) and end > first:
+        if begin < said.end() and end > said.start():
             found.append(place)
         begin = end
     return found

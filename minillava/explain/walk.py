@@ -22,6 +22,7 @@ from minillava.explain import pictures
 from minillava.explain.look import look, paint, seen_picture
 from minillava.generate import PrefixCache, stream, to_pixels
 from minillava.images import load_image
+from minillava.instruct.command import make_folder
 from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN
 from minillava.terminal import command_parser, errors_in_one_line, printable
 from minillava.toy import world
@@ -107,6 +108,10 @@ def walk_prompt(model, tokenizer, question):
           "which the projected features replace")
     print(f"  {tokenizer.spell(ids[last:])!r}")
     words = len(ids) - config.image_tokens
+    context = config.language_config.max_position_embeddings
+    if len(ids) + MOST > context:
+        raise ValueError(f"the question is too long: with it there are {len(ids)} tokens, and with "
+                         f"the answer more than the model's context of {context}")
     say("input_ids", [1, len(ids)], f"{words} words, {config.image_tokens} image tokens")
     return ids
 
@@ -130,7 +135,7 @@ def walk_answer(model, tokenizer, ids, image):
 
     title(5, "The decoder (llama.py)")
     say(f"each of {len(language.layers)} blocks", shapes["block"],
-        "every token looks at all before it")
+        "every token looks at itself and at all before it")
     say("lm_head", shapes["head"], "a score for every word of the vocabulary")
 
     title(6, "The answer, token by token (generate.py)")
@@ -230,8 +235,9 @@ def walk_alignment(model, tokenizer, image, stage_1, out):
     for name, words in columns:
         cells = int(len(words) ** 0.5)
         print(f"  {name}")
-        for row in range(cells):
-            print("    " + "".join(f"{word[:17]:18}" for word in words[row * cells:(row + 1) * cells]))
+        short = [word if len(word) < 18 else f"{word[:16]}…" for word in words]
+        for row in range(0, len(words), cells):
+            print("    " + "".join(f"{word:18}" for word in short[row : row + cells]).rstrip())
     picture = seen_picture(model, image)
     pictures.words_on_patches(picture, model.config, columns, out / "words.png")
 
@@ -256,22 +262,25 @@ def scene():
 
 
 def walk(folder, image_file, question, out):
+    make_folder(out, "--out")
     model, tokenizer = load_llava(folder)
     image = load_image(image_file) if image_file else scene()
 
     walk_picture(model, image, out)
     ids = walk_prompt(model, tokenizer, question)
     answer = walk_answer(model, tokenizer, ids, image)
-    print(f"\n  {question}\n  {printable(answer)}")
+    print(f"\n  {printable(question)}\n  {printable(answer)}")
 
     walk_attention(model, tokenizer, question, answer, image, out)
     walk_training(model, tokenizer, question, answer)
     walk_chat(model, tokenizer, image, [question, question], out)
     walk_masks(out)
+    drawn = ["patches", "attention", "cache", "mask_training", "mask_decoding"]
     # the miniature's stage 1 is at hand, that of a model from elsewhere is not
     if folder is None:
         walk_alignment(model, tokenizer, image, STAGE_1, out)
-    print(f"\nPictures: {', '.join(str(path) for path in sorted(out.glob('*.png')))}")
+        drawn.append("words")
+    print(f"\nPictures: {', '.join(str(out / f'{name}.png') for name in drawn)}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from minillava.conversation import human_turn
 from minillava.files import read_json, write
 from minillava.generate import generate, stream
 from minillava.images import load_image
-from minillava.terminal import command_parser, errors_in_one_line
+from minillava.terminal import command_parser, errors_in_one_line, printable, show_picture
 from minillava.toy.annotations import make_world, symbols_of
 from minillava.toy.instruct import FINETUNE, PRETRAIN, SCIENCE_PRETRAIN, SECOND_ROUND
 from minillava.toy.instruct import toy_samples
@@ -135,7 +135,8 @@ def report(model, tokenizer, world, out, per_type, seed):
     write(out / "heldout.json", json.dumps(table, indent=1))
 
     name = next(iter(pictures))
-    print(f"\nA chat about {world / 'val' / name}")
+    print(f"\nA chat about one of these scenes, {name}")
+    show_picture(pictures[name])
     sample_chat(model, tokenizer, pictures[name], heldout[name], seed)
 
 
@@ -206,7 +207,7 @@ def sample_chat(model, tokenizer, picture, symbols, seed):
         # A model that learned little may never end: three such answers fit into its context.
         answer = "".join(stream(model, tokenizer, turns, picture, max_new_tokens=200)).strip()
         turns.append(("gpt", answer))
-        print(f"  you>   {question}\n  llava> {answer}")
+        print(f"  you>   {question}\n  llava> {printable(answer)}")
 
 
 def main():

@@ -175,6 +175,8 @@ def main():
     parser.add_argument("--data", type=Path, help="for score: a folder of pictures")
     args = parser.parse_args()
     with errors_in_one_line():
+        if args.pictures is not None and args.pictures < 1:
+            raise ValueError(f"--pictures is 1 or more, not {args.pictures}")
         if args.what != "score":
             pictures = args.pictures or {"pink": 300, "things": 10}[args.what]
             draw(args.what, args.out, pictures, args.split, args.seed)
