@@ -76,7 +76,8 @@ def walk_picture(model, image, out):
 
     title(1, "The picture becomes numbers (images.py)")
     say("the picture", [image.height, image.width, 3], "height, width, red green blue")
-    say("pixel_values", pixel_values.shape, f"resized to {side} x {side}, CLIP's mean taken out")
+    square = "padded to a square" if config.image_aspect_ratio == "pad" else "its middle square"
+    say("pixel_values", pixel_values.shape, f"{square}, {side} x {side}, CLIP's mean taken out")
 
     title(2, "The numbers become features (vit.py)")
     N = config.image_tokens
@@ -169,9 +170,8 @@ def walk_training(model, tokenizer, question, answer):
         if ids[at - 1] == IMAGE_TOKEN:
             here = "the image's last token"
         print(f"  {here:>22} -> {tokenizer.spell([labels[at]])!r:>22}")
-    print(f"  {len(learned)} of {len(ids)} positions are learned: the answer and its end. "
-          "The system message, the question and\n"
-          "  the image have no loss: they are given, and nobody will ask the model to write them.")
+    print(f"  {len(learned)} of {len(ids)} positions are learned: what the model is to write. "
+          "The system message, the question\n  and the image have no loss: they are given.")
 
 
 def walk_chat(model, tokenizer, image, turns, out):
