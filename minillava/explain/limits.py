@@ -7,6 +7,7 @@
 Each prints a small table: what the model was trained for in the first rows, what it was not below.
 Shares are of whole answers, word for word.
 """
+import random
 import textwrap
 from pathlib import Path
 
@@ -30,9 +31,9 @@ LIMITS = {
 def show(limit, model, tokenizer, count):
     """One limit: what it is, and its table. The docstring's first line is its title."""
     title, _, why = limit.__doc__.partition("\n\n")
-    columns, rows = limit(model, tokenizer, count)
+    rows = limit(model, tokenizer, count, random.Random(0))
+    lines = [[cell(value) for value in row] for row in rows]
     print(f"\n{title}\n")
-    lines = [[cell(value) for value in row] for row in (columns, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines)]
     for line in lines:
         print("  " + "   ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip())

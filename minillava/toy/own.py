@@ -120,13 +120,11 @@ def is_pink(pair):
 def draw_things(folder, pictures, split, seed):
     """As draw_pink; each kind as often as the others, in another place and colour each time."""
     rng = random.Random(f"things {split} {seed}")
-    rows = []
     for n in range(pictures):
         thing = list(THINGS)[n % len(THINGS)]
         name = f"{n:04}.png"
         draw_thing(thing, rng).save(folder / name)
-        rows.append((name, "What does the image show?", f"The image shows a {thing}."))
-    return rows
+        yield name, "What does the image show?", f"The image shows a {thing}."
 
 
 # ----------------------------------------------------------------------------------- the command

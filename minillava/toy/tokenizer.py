@@ -62,7 +62,6 @@ def phrase_pattern():
 
 def texts(rng, scenes=3000):
     """All that will be said in this world: captions, chats, and questions with options."""
-    found = []
     for _ in range(scenes):
         captions, boxes = new_symbols(rng)
         pairs = [small_talk(rng)]
@@ -70,10 +69,13 @@ def texts(rng, scenes=3000):
             pairs += teach(kind, captions, boxes, rng)
         told, deck = options(new_symbols(rng)[1], rng)
 
-        found += captions + [SYSTEM, "Context: N/A"]
-        found += [f"USER: {question}\n{question} ASSISTANT: {answer}" for question, answer in pairs]
-        found += [told] + [f"{front} {back} The answer is {back[1]}." for front, back in deck]
-    return found
+        yield from captions
+        yield from (SYSTEM, "Context: N/A")
+        for question, answer in pairs:
+            yield f"USER: {question}\n{question} ASSISTANT: {answer}"
+        yield told
+        for front, back in deck:
+            yield f"{front} {back} The answer is {back[1]}."
 
 
 def write_tokenizer(core, folder):
