@@ -371,6 +371,18 @@ def fresh_answer(model, tokenizer, talk):
     return "".join(stream(model, tokenizer, talk.turns[:-1], talk.image, 40)).strip()
 
 
+def test_what_needs_no_patch_in_particular_is_said_to_need_none(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    talk = chat.Chat(*load_llava(device="cpu"), {"max_new_tokens": 40}, preview=False)
+    talk.start(world.draw(SHAPES, random.Random(0)))
+    for question, found in (("Is there a green star?", "none alone"), ("What color is the circle?", "hottest")):
+        talk.take(question)
+        talk.take("/why")
+        assert capsys.readouterr().out.splitlines()[-1].startswith(found)
+        lit = max(high for _, high in Image.open("why.png").getextrema()) > 100
+        assert lit == (found == "hottest")
+
+
 def test_a_scene_is_changed_and_the_last_question_asked_again_of_model_and_teacher(capsys):
     model, tokenizer = load_llava(device="cpu")
     talk = chat.Chat(model, tokenizer, {"max_new_tokens": 40}, preview=False)

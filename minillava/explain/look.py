@@ -25,6 +25,7 @@ from minillava.terminal import command_parser, errors_in_one_line
 from minillava.toy import world
 
 LOOKING = (0.25, 0.5)  # of the layers: from where to where the words look most clearly
+NEEDED = 0.05          # a fall of the log probability: it is 5 % less likely, else hardly changed
 BLOCKS = 8             # blocks a side that are hidden in turn; of 8 x 8 tokens each is one
 CACHE_BYTES = 2**31    # of keys and values that stand in memory at once
 
@@ -270,9 +271,9 @@ def seen_picture(model, image):
     return Image.fromarray((values * 255).round().clip(0, 255).astype(np.uint8))
 
 
-def paint(picture, heat):
-    """The map as light: hot patches keep their colours, cold ones lie in the dark."""
-    light = heat.clamp(min=0) / heat.max().clamp(min=1e-9)                  # 0..1
+def paint(picture, heat, least=0.0):
+    """The map as light: hot patches keep their colours, those below `least` lie in the dark."""
+    light = heat.where(heat >= least, 0) / heat.max().clamp(min=1e-9)       # 0..1
     side = picture.width * max(1, 336 // picture.width)
     light = Image.fromarray((light.numpy() * 255).astype(np.uint8))
     light = light.resize((side, side), Image.Resampling.NEAREST)
