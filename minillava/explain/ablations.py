@@ -39,9 +39,10 @@ def main():
     seeds = [Seed(number, args.out / f"seed-{number}", size)
              for number in range(1 if args.quick else args.seeds)]
     with errors_in_one_line("stopped; the same command goes on where it was"):
-        too_few = args.heldout < 2 or args.questions < 8
-        if too_few or min(args.seeds, args.scenes, args.problems) < 1:
-            raise ValueError("--heldout is 2 or more, --questions 8 or more, the others 1 or more")
+        uneven = args.questions % 8  # types of a conversation's questions
+        if args.heldout < 2 or uneven or min(asdict(size).values()) < 1 or args.seeds < 1:
+            raise ValueError("--heldout is 2 or more, --questions a multiple of 8, "
+                             "the others 1 or more")
         refuse_other_size(args.out, size)
         for seed in seeds:
             for run in dict.fromkeys(run for name in names for run in ROWS[name].runs):

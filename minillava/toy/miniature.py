@@ -70,10 +70,10 @@ def make_miniature(run, recipes, stage_2, sources, setup, scenes, heldout, per_t
         if not science:
             model, tokenizer = load_llava(result, device=device, dtype="float32")
             report(model, tokenizer, world, setup.out, per_type, setup.seed)
-        following = "Score it:\n    python eval_scienceqa.py" if science else (
-            "Talk with it:\n    python chat.py")
-        print(f"\nAll in {(time.time() - since) / 60:.1f} minutes. "
-              f"The losses are in {setup.out / 'loss.png'}. {following} --model {result}")
+        minutes = (time.time() - since) / 60
+        what, script = ("Score it", "eval_scienceqa") if science else ("Talk with it", "chat")
+        print(f"\nAll in {minutes:.1f} minutes. The losses are in {setup.out / 'loss.png'}. "
+              f"{what}:\n    python {script}.py --model {result}")
 
 
 def draw_world(world, scenes, heldout, seed, kinds=FINETUNE, science=False):
