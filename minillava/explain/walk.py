@@ -217,7 +217,9 @@ def nearest_words(model, tokenizer, image):
     """The word whose embedding points most in the direction of each patch's -> [N] strings."""
     features = model.encode_images(to_pixels(model, [image]))[0].float()  # [N,D]
     words = model.language_model.embed_tokens.weight.float()              # [V,D]
-    likeness = normalize(features, dim=-1) @ normalize(words, dim=-1).T   # [N,V], the cosines
+    features = normalize(features, dim=-1)
+    words = normalize(words, dim=-1)
+    likeness = features @ words.T                                         # [N,V], the cosines
     likeness[:, [tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id]] = -1
     return [tokenizer.spell([i]).strip() for i in likeness.argmax(-1).tolist()]
 
