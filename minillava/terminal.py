@@ -2,6 +2,7 @@
 
 What it can do is asked of NO_COLOR, COLORTERM and TERM (no-color.org, termstandard/colors).
 """
+import argparse
 import atexit
 import os
 import select
@@ -87,6 +88,12 @@ def errors_in_one_line(stopped="stopped", rank=0):
         if rank == 0:
             print(f"\n{stopped}", file=sys.stderr)
         sys.exit(130)
+
+
+def command_parser(module, description):
+    """Of `python -m minillava.MODULE`: the description, a docstring, keeps its lines."""
+    return argparse.ArgumentParser(prog=f"python -m minillava.{module}", description=description,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def print_in_utf8():

@@ -1,7 +1,8 @@
 """The chats and pictures of the documents anew, where new weights say something else: python tests/make_docs.py
 
 Of a chat what is typed stays; what the miniature says, and how fast, is what it says here. Where only the figures of
-time differ, the old ones stay. The pictures are those that minillava.explain.walk draws, the screens those of screens.py.
+time differ, the old ones stay. The pictures are those that minillava.explain.walk draws, the README's that of overview.py, the
+screens those of screens.py.
 """
 import re
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 from tests.doc_commands import DOCUMENTS  # noqa: E402
+from tests.overview import overview  # noqa: E402
 from tests.pseudo_terminal import plain  # noqa: E402
 from tests.screens import SCREENS, screen, type_chat  # noqa: E402
 from tests.test_docs import BLOCK, typed_in  # noqa: E402
@@ -40,6 +42,7 @@ def draw():
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         for name in PICTURES:
             shutil.copyfile(Path(folder) / name, ROOT / "docs" / name)
+    (ROOT / "docs/overview.svg").write_text(overview(), encoding="utf-8")
     for name in SCREENS:
         path = ROOT / "docs" / name
         old = path.read_text(encoding="utf-8") if path.exists() else ""

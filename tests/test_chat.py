@@ -378,6 +378,16 @@ def fresh_answer(talk):
     return "".join(stream(talk.model, talk.tokenizer, talk.turns[:-1], talk.image, 40)).strip()
 
 
+def test_what_needs_no_patch_in_particular_is_said_to_need_none(talk, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for question, found in (("Is there a green star?", "none alone"), ("What color is the circle?", "hottest")):
+        talk.take(question)
+        talk.take("/why")
+        assert capsys.readouterr().out.splitlines()[-1].startswith(found)
+        lit = max(high for _, high in Image.open("why.png").getextrema()) > 100
+        assert lit == (found == "hottest")
+
+
 def test_a_scene_is_changed_and_the_last_question_asked_again_of_model_and_teacher(talk, capsys):
     talk.take("What color is the star?")
     for change, answer in [("star to red", "The star is red."), ("star to center", "The star is red."),
@@ -411,6 +421,9 @@ def test_a_shape_that_is_not_clear_is_asked_back_among_those_it_may_be():
         Scene(shapes, seed=0).changed("drop blue")
     with pytest.raises(ValueError, match="0 shapes are 'green', .*: large red circle at top-left, "):
         Scene(shapes, seed=0).changed("drop green")
+    # nor does the teacher guess which of two is meant, though the question is one of the training's
+    twice = Scene([*shapes, ("green star", [35, 3, 61, 29])], seed=0)
+    assert "where they have one answer here" in twice.answer("What color is the star?")
 
 
 def test_the_picture_stays_when_old_turns_leave(talk, capsys):

@@ -7,17 +7,19 @@ import numpy as np
 from PIL import Image
 
 from minillava.checkpoint import load_llava
-from minillava.explain import overview, walk
+from minillava.explain import walk
 from minillava.explain.walk import main  # noqa: F401: what `run` calls
 from minillava.generate import generate
+from tests.overview import overview
 
 ROOT = Path(__file__).parent.parent
 PICTURES = ("attention.png", "words.png", "cache.png", "mask_training.png", "mask_decoding.png")  # in docs/ too
 
 
 def test_the_walk_follows_the_miniature_to_its_own_answer(tmp_path, run):
+    (tmp_path / "of_another_walk.png").touch()
     done = run("--out", tmp_path)
-    assert done.returncode is None, done.err
+    assert done.returncode is None and "of_another_walk" not in done.out, done.err
 
     # shapes are those of the modules: 96 / 16 = 6, 36 patches and the class token, 36 word embeddings
     assert "96 / 16 = 6: a grid of 6 x 6" in done.out
@@ -48,7 +50,9 @@ def test_the_walk_follows_the_miniature_to_its_own_answer(tmp_path, run):
 def test_what_is_wrong_is_one_line(tmp_path, run):
     done = run("--image", tmp_path / "none.png", "--out", tmp_path)
     assert done.returncode == 2 and "there is no image" in done.err and "Traceback" not in done.err
+    done = run("--question", "How many? " * 600, "--out", tmp_path)
+    assert done.returncode == 2 and "the question is too long" in done.err and "6. The answer" not in done.out
 
 
 def test_the_picture_of_the_readme_is_what_its_script_draws():
-    assert (ROOT / "docs/overview.svg").read_text(encoding="utf-8") == overview.overview()
+    assert (ROOT / "docs/overview.svg").read_text(encoding="utf-8") == overview()

@@ -19,7 +19,7 @@ def test_every_limit_prints_its_table(run):
 
 
 def test_six_are_not_counted_and_five_are():
-    columns, rows = limit_rows.counting(*load_llava(dtype="float32"), 4)
+    _, *rows = limit_rows.counting(*load_llava(dtype="float32"), 4, random.Random(0))
     right = {row[0]: row[1] for row in rows}
     assert right["three"] > 0.7 and right["six"] == right["nine"] == 0
 
@@ -28,7 +28,7 @@ def test_the_wording_is_that_of_the_training_but_for_what_it_tries(monkeypatch):
     asked = []
     monkeypatch.setattr(limit_rows, "ask", lambda model, tokenizer, questions, scenes: asked.extend(questions) or
                         ["No."] * len(questions))
-    _, rows = limit_rows.wording(None, None, 1)
+    _, *rows = limit_rows.wording(None, None, 1, random.Random(0))
     # one thing that is there and one that is not, in five forms
     assert re.fullmatch(r"Is there an? \w+ \w+\?", asked[0]) and re.fullmatch(r"Where is the \w+ \w+\?", asked[-1])
     assert re.fullmatch(r"Is there no \w+ \w+\?", asked[4])

@@ -47,6 +47,8 @@ def test_the_command_states_its_figures(run):
     done = run("--scenes", 2, "--split", "train")
     assert [line[:16].strip() for line in done.out.splitlines()[1:]] == ["look", "why", "a random patch"]
     assert run("--model", "nowhere").returncode == 2
+    none = run("--scenes", 0)
+    assert none.returncode == 2 and none.err == "error: --scenes is 1 or more, not 0\n"
 
 
 def test_attention_weights_are_those_that_attention_uses():
@@ -129,6 +131,9 @@ def test_a_word_is_found_in_the_answer_of_a_later_turn(toy, asked):
     assert tokenizer.decode(dialogue.ids[dialogue.question : dialogue.answer]).startswith("USER: Where is it?")
     assert tokenizer.decode([dialogue.ids[i] for i in places_of(color, dialogue, tokenizer)]).strip() == color
     assert len(places_of("", dialogue, tokenizer)) == len(dialogue.ids) - dialogue.answer
+    scarf = dialogue_of(model, tokenizer, [turns[0], ("gpt", "A scarf and a car.")])
+    first = places_of("car", scarf, tokenizer)[0]
+    assert tokenizer.decode(scarf.ids[scarf.answer : first]).endswith("scarf and a")
     with pytest.raises(ValueError, match="no answer yet"):
         look(model, tokenizer, [], None)
 
@@ -153,10 +158,3 @@ def test_hot_patches_keep_their_colours_and_cold_ones_lie_in_the_dark(toy, asked
 def test_a_patch_lies_on_a_box():
     assert touches((0, 1), 6, [20, 3, 35, 18]) and touches((0, 2), 6, [20, 3, 35, 18])
     assert not touches((0, 0), 6, [20, 3, 35, 18]) and not touches((2, 1), 6, [20, 3, 35, 18])
-
-
-def test_no_scene_at_all_is_one_line(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["look", "--scenes", "0"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2 and capsys.readouterr().err == "error: --scenes is 1 or more, not 0\n"

@@ -43,9 +43,12 @@ def shrink_all(folder, to):
 
 def training_file(world, data, size, seed):
     """The samples of stage 2 by the name that a Run gives -> their file, or ScienceQA's folder."""
-    path = world / f"{data.replace(' ', '-')}.json"
     if data == "ScienceQA":
-        return scienceqa_folder(world, size, seed)
+        folder = world / "scienceqa"
+        if not (folder / "captions.json").exists():  # the last file to be written
+            make_scienceqa(folder, {"train": size.problems, "test": size.questions}, seed)
+        return folder
+    path = world / f"{data.replace(' ', '-')}.json"
     if not path.exists():
         samples = training_samples(symbols_of(world, "train"), data, seed)
         write(path, json.dumps(samples))
@@ -62,13 +65,6 @@ def training_samples(symbols, data, seed):
     names = choose(symbols, round(mix["conversation"] * len(symbols)), f"{seed} short")
     sentences = toy_samples(symbols, mix, seed)
     return sentences + short_samples(symbols, names, seed, with_wish=data == "with the wish")
-
-
-def scienceqa_folder(world, size, seed):
-    folder = world / "scienceqa"
-    if not (folder / "captions.json").exists():
-        make_scienceqa(folder, {"train": size.problems, "test": size.questions}, seed)
-    return folder
 
 
 # --------------------------------------------------------------------------- what is asked at last

@@ -101,7 +101,7 @@ def finetune(name, seed):
     if run.data != "ScienceQA":
         train("toy-finetune", folder, seed, "--images", seed.world / run.pictures, *flags)
         return
-    # three looks on the way
+    # a look after each quarter
     every = max(1, seed.size.problems // BATCH["toy-scienceqa"] // 4)
     train("toy-scienceqa", folder, seed, "--save-every", every, "--keep", 4, *flags)
 

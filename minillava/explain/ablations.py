@@ -21,7 +21,7 @@ from minillava.explain.ablation_rows import ROWS
 from minillava.explain.ablation_runs import Seed, Size, losses_of, result_of
 from minillava.explain.verdict import interval, verdict
 from minillava.files import read_json, write
-from minillava.terminal import errors_in_one_line
+from minillava.terminal import command_parser, errors_in_one_line
 
 TERMS = """
 The miniature's figures: whole answers exactly right, in %, and their deviation over the seeds. A
@@ -39,9 +39,10 @@ def main():
     seeds = [Seed(number, args.out / f"seed-{number}", size)
              for number in range(1 if args.quick else args.seeds)]
     with errors_in_one_line("stopped; the same command goes on where it was"):
-        too_few = args.heldout < 2 or args.questions < 8
-        if too_few or min(args.seeds, args.scenes, args.problems) < 1:
-            raise ValueError("--heldout is 2 or more, --questions 8 or more, the others 1 or more")
+        uneven = args.questions % 8  # types of a conversation's questions
+        if args.heldout < 2 or uneven or min(asdict(size).values()) < 1 or args.seeds < 1:
+            raise ValueError("--heldout is 2 or more, --questions a multiple of 8, "
+                             "the others 1 or more")
         refuse_other_size(args.out, size)
         for seed in seeds:
             for run in dict.fromkeys(run for name in names for run in ROWS[name].runs):
@@ -52,22 +53,17 @@ def main():
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(prog="python -m minillava.explain.ablations",
-                                     description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    size = Size()
+    parser = command_parser("explain.ablations", __doc__)
     parser.add_argument("--only", nargs="+", choices=ROWS, metavar="ROW",
                         help=f"of {', '.join(ROWS)}")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--quick", action=argparse.BooleanOptionalAction, default=False,
                         help="one seed")
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
-    parser.add_argument("--scenes", type=int, default=size.scenes, help="to learn from")
-    parser.add_argument("--heldout", type=int, default=size.heldout, help="scenes")
-    parser.add_argument("--questions", type=int, default=size.questions,
-                        help="of conversation, detail and reasoning each")
-    parser.add_argument("--problems", type=int, default=size.problems,
-                        help="of ScienceQA, to learn from")
+    for name, meaning in (("scenes", "to learn from"), ("heldout", "scenes"),
+                          ("questions", "of conversation, detail and reasoning each"),
+                          ("problems", "of ScienceQA, to learn from")):
+        parser.add_argument(f"--{name}", type=int, default=getattr(Size, name), help=meaning)
     return parser.parse_args()
 
 

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from minillava import terminal
 from minillava.conversation import render
-from minillava.explain.look import hottest, look, paint, seen_picture, why
+from minillava.explain.look import NEEDED, hottest, look, paint, seen_picture, why
 from minillava.files import write, write_bytes
 from minillava.generate import check_sampling
 from minillava.images import load_image
@@ -77,17 +77,21 @@ def show_look(chat, word):
 
 def show_why(chat, word):
     """[WORD]: what of the picture it needed for that; also in why.png"""
-    show_map(chat, why, word, "why.png")
+    show_map(chat, why, word, "why.png", least=NEEDED)
 
 
-def show_map(chat, method, word, file):
+def show_map(chat, method, word, file, least=0.0):
+    """least: where nothing is as hot, the hottest patch is chance, and the picture stays dark."""
     heat = method(chat.model, chat.tokenizer, chat.turns, chat.image, word, chat.cache)
-    painted = paint(seen_picture(chat.model, chat.image), heat)
+    painted = paint(seen_picture(chat.model, chat.image), heat, least)
     chat.show(painted)
-    row, column = hottest(heat)
     painted.save(file)
-    note(f"hottest: row {row + 1}, column {column + 1} of {len(heat)} x {len(heat)} patches; "
-         f"saved as {file}")
+    if heat.max() < least:
+        found = "none alone: whichever patch is hidden, this stays as likely"
+    else:
+        row, column = hottest(heat)
+        found = f"hottest: row {row + 1}, column {column + 1} of {len(heat)} x {len(heat)} patches"
+    note(f"{found}; saved as {file}")
 
 
 def show_tokens(chat, _):

@@ -48,9 +48,11 @@ def averaged(losses, columns):
 def as_picture(curves, path):
     """{name: losses}, smoothed, in one frame on a log scale; at most as many as COLORS."""
     drawn = {name: smoothed(losses) for name, losses in curves.items()}
-    image, pen, point = frame([max(loss, LOWEST) for curve in drawn.values() for loss in curve])
+    values = [loss for curve in drawn.values() for loss in curve]
+    image, pen, point = frame([max(loss, LOWEST) for loss in values])
 
-    for row, ((name, curve), color) in enumerate(zip(drawn.items(), COLORS)):
+    for row, (name, color) in enumerate(zip(drawn, COLORS)):
+        curve = drawn[name]
         line = [point(step / len(curve), max(loss, LOWEST)) for step, loss in enumerate(curve)]
         pen.line(line, color, width=2)
         legend(pen, row, f"{name}: {curve[-1]:.3f} after {len(curve)} steps", color)

@@ -1,11 +1,10 @@
-"""The limits, a function each: (model, tokenizer, count) -> (columns, rows of a table).
+"""The limits, a function each: it yields the names of a table's columns, then its rows.
 
-A share is a float from 0 to 1. What is asked and what is right follow from the scene alone, as in
-the questions that the miniature learned from.
+count: questions to a cell. A share is a float from 0 to 1. What is asked and what is right follow
+from the scene alone, as in the questions that the miniature learned from.
 """
 import copy
 import math
-import random
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -19,93 +18,82 @@ from minillava.conversation import human_turn, render
 from minillava.evaluation.scores import binary_scores, pope_says_yes
 from minillava.generate import Answer, new_cache, next_tokens, sample_token, to_pixels
 from minillava.llava import IMAGE_TOKEN
-from minillava.toy.annotations import as_fractions
+from minillava.toy.annotations import NAMES, as_fractions
 from minillava.toy.miniature import answers_to
-from minillava.toy.objects import is_or_are, read, with_article
+from minillava.toy.objects import read, with_article
 from minillava.toy.questions import CONVERSATION
-from minillava.toy.world import (COLORS, NUMBERS, PLACES, SHAPES, SIDE, draw, make_box,
-                                 make_scene)
+from minillava.toy.world import COLORS, NUMBERS, SHAPES, SIDE, draw, make_box, make_scene
 
 
 # ------------------------------------------------------------------------------------ the limits
 
-def small_shapes(model, tokenizer, count):
+def small_shapes(model, tokenizer, count, rng):
     """An object smaller than a patch
 
     A patch of 16 x 16 pixels becomes one vector. What fills little of the patch is little of the
     vector: the shape is lost first, then the colour. (Training had shapes of 15 to 28 pixels.)
     """
-    rng = random.Random(0)
-    rows = []
+    yield "pixels", "patches it fills", "colour right", "shape right"
     for side in (26, 17, 12, 8, 5, 3):
-        scenes, colors, shapes, names = [], [], [], []
+        scenes, things = [], []
         for _ in range(count):
-            color = rng.choice(list(COLORS))
-            shape = rng.choice(SHAPES)
-            place = rng.randrange(9)
-            scenes.append(draw([(f"{color} {shape}", make_box(place, rng, side))], rng))
-            names.append(PLACES[place])
-            colors.append(f"The shape at the {PLACES[place]} is {color}.")
-            shapes.append(f"The shape at the {PLACES[place]} is {with_article(shape)}.")
-        what_color = [f"What color is the shape at the {name}?" for name in names]
-        what_shape = [f"What shape is at the {name}?" for name in names]
-        rows.append((f"{side} x {side}", f"{side * side / 256:.2f}",
-                     share(ask(model, tokenizer, what_color, scenes), colors),
-                     share(ask(model, tokenizer, what_shape, scenes), shapes)))
-    return ("pixels", "patches it fills", "colour right", "shape right"), rows
+            name = any_name(rng)
+            box = make_box(rng.randrange(9), rng, side)
+            scenes.append(draw([(name, box)], rng))
+            things += read(as_fractions([(name, box)]))
+        what_color = [f"What color is the shape at the {t.place}?" for t in things]
+        what_shape = [f"What shape is at the {t.place}?" for t in things]
+        colors = [f"The shape at the {t.place} is {t.color}." for t in things]
+        shapes = [f"The shape at the {t.place} is {with_article(t.shape)}." for t in things]
+        yield (f"{side} x {side}", f"{side * side / 256:.2f}",
+               share(ask(model, tokenizer, what_color, scenes), colors),
+               share(ask(model, tokenizer, what_shape, scenes), shapes))
 
 
-def between_places(model, tokenizer, count):
+def between_places(model, tokenizer, count, rng):
     """An object where no training picture had one
 
     In training each shape stood within 4 pixels of the middle of its place. A transformer cannot
     move its eyes: what it knows of a place, it has learned at that place.
     """
-    rng = random.Random(0)
-    rows = []
+    yield "off the middle", "seen"
     for off in (0, 4, 8, 12, 16):
         scenes, questions = [], []
         for _ in range(count):
-            name = f"{rng.choice(list(COLORS))} {rng.choice(SHAPES)}"
+            name = any_name(rng)
             # The middle of the picture is that of a place; 16 pixels on, two places meet.
             x, y = (SIDE // 2 + rng.choice((-off, off)) for _ in range(2))
             scenes.append(draw([(name, [x - 8, y - 8, x + 8, y + 8])], rng))
             questions.append(is_there(name))
-        rows.append((f"{off} pixels", yes_share(ask(model, tokenizer, questions, scenes))))
-    return ("off the middle", "seen"), rows
+        yield f"{off} pixels", yes_share(ask(model, tokenizer, questions, scenes))
 
 
-def counting(model, tokenizer, count):
+def counting(model, tokenizer, count, rng):
     """Counting beyond the training range
 
     No training scene had more than five shapes, and no answer a larger number.
     """
+    yield "shapes", "right", "said most often", "so often"
     numbers = (*NUMBERS[1:], "six", "seven", "eight", "nine")
-    rng = random.Random(0)
-    rows = []
     for number, word in enumerate(numbers, 1):
         scenes = []
         for _ in range(count):
             places = rng.sample(range(9), number)
-            names = [f"{rng.choice(list(COLORS))} {rng.choice(SHAPES)}" for _ in places]
-            scenes.append(draw_at(places, names, rng))
-        plural = "shape" if number == 1 else "shapes"
-        right = [f"There {is_or_are(number)} {word} {plural}."] * count
+            scenes.append(draw_at(places, [any_name(rng) for _ in places], rng))
+        right = "There is one shape." if number == 1 else f"There are {word} shapes."
         answers = ask(model, tokenizer, ["How many shapes are there?"] * count, scenes)
         often, times = Counter(answers).most_common(1)[0]
-        rows.append((word, share(answers, right), often, times / count))
-    return ("shapes", "right", "said most often", "so often"), rows
+        yield word, share(answers, [right] * count), often, times / count
 
 
-def bag_of_patches(model, tokenizer, count):
+def bag_of_patches(model, tokenizer, count, rng):
     """A bag of patches: the red of one thing with the shape of another
 
     The paper's LLaVA said yes to strawberry yogurt where strawberries and yogurt stood apart. Here
     it is a red circle, where a red square and a blue circle are. The miniature was asked such
     questions in training (ask_exists in toy/questions.py), and answers them well.
     """
-    rng = random.Random(0)
-    rows = []
+    yield "shapes", "yes: it is there", "yes: no such colour", "yes: mixed of two"
     for number in (2, 3, 4, 5):
         scenes, there, mixed, absent = [], [], [], []
         for _ in range(count):
@@ -120,52 +108,48 @@ def bag_of_patches(model, tokenizer, count):
             mixed.append(is_there(f"{colors[0]} {shapes[1]}"))
             absent.append(is_there(f"{other_color} {shapes[1]}"))
         said = [ask(model, tokenizer, asked, scenes) for asked in (there, absent, mixed)]
-        rows.append((str(number), *map(yes_share, said)))
-    return ("shapes", "yes: it is there", "yes: no such colour", "yes: mixed of two"), rows
+        yield str(number), *map(yes_share, said)
 
 
-def wording(model, tokenizer, count):
+def wording(model, tokenizer, count, rng):
     """Hallucination from the wording of the question
 
     The same things are asked for in five forms; "no" turns the right answer round. Half of the
     things are there. F1 and the share of yes are computed as by POPE.
     """
+    yield "question", "right", "F1", "yes"
     forms = {"Is there {}?": False, "Do you see {} in the image?": False,
              "Is there no {}?": True, "There is {}, right?": False, "Where is the {}?": False}
-    rng = random.Random(0)
     scenes, things, present = [], [], []
     for n in range(2 * count):
         scene = make_scene(rng, "val")
         names = [name for name, _ in scene]
-        absent = [f"{c} {s}" for c in COLORS for s in SHAPES if f"{c} {s}" not in names]
+        absent = [name for name in NAMES if name not in names]
         scenes.append(draw(scene, rng))
         things.append(rng.choice(names if n % 2 else absent))
         present.append(bool(n % 2))
 
-    rows = []
     for form, denied in forms.items():
         bare = denied or "the {}" in form
         questions = [form.format(t if bare else with_article(t)) for t in things]
         answers = ask(model, tokenizer, questions, scenes)
         labels = ["yes" if there != denied else "no" for there in present]
         scores = binary_scores([({"text": a}, label) for a, label in zip(answers, labels)])
-        rows.append((form.format("..."), scores["accuracy"], scores["F1"], scores["yes"]))
-    return ("question", "right", "F1", "yes"), rows
+        yield form.format("..."), scores["accuracy"], scores["F1"], scores["yes"]
 
 
-def resolution(model, tokenizer, count):
+def resolution(model, tokenizer, count, rng):
     """Another resolution than the trained one
 
     The tower's positions are a table of 6 x 6. Stretched to a finer grid, as is done for other
     towers, it runs; but nothing was trained on patches that each hold so little.
     """
-    scenes, questions, right = asked_scenes(count, random.Random(0), list(CONVERSATION))
-    rows = []
+    yield "pixels", "image tokens", "right"
+    scenes, questions, right = asked_scenes(count, rng, list(CONVERSATION))
     for side in (96, 112, 128, 192):
         finer = at_resolution(model, side)
         answers = ask(finer, tokenizer, questions, scenes)
-        rows.append((f"{side} x {side}", finer.config.image_tokens, share(answers, right)))
-    return ("pixels", "image tokens", "right"), rows
+        yield f"{side} x {side}", finer.config.image_tokens, share(answers, right)
 
 
 def at_resolution(model, side):
@@ -186,18 +170,17 @@ def at_resolution(model, side):
     return model
 
 
-def shrunk(model, tokenizer, count):
+def shrunk(model, tokenizer, count, rng):
     """A large picture, shrunk to the resolution of the tower
 
     A picture of any size is shrunk to what the tower takes. Here the same scenes have more and more
     around them: their shapes become small, and stand where none stood in training.
     """
-    scenes, questions, right = asked_scenes(count, random.Random(0), ["total"])
-    rows = []
+    yield "picture", "the scene keeps", "count right"
+    scenes, questions, right = asked_scenes(count, rng, ["total"])
     for side in (96, 128, 192, 288, 384):
         answers = ask(model, tokenizer, questions, [in_the_middle(scene, side) for scene in scenes])
-        rows.append((f"{side} x {side}", f"{SIDE * SIDE // side} pixels", share(answers, right)))
-    return ("picture", "the scene keeps", "count right"), rows
+        yield f"{side} x {side}", f"{SIDE * SIDE // side} pixels", share(answers, right)
 
 
 def in_the_middle(scene, side):
@@ -208,13 +191,13 @@ def in_the_middle(scene, side):
     return picture
 
 
-def two_pictures(model, tokenizer, count):
+def two_pictures(model, tokenizer, count, rng):
     """Two pictures in one prompt
 
     LLaVA was trained on one picture a conversation. Two fit into the ids, and the model runs; but
     nothing in training said which of them is asked about, or that there could be two.
     """
-    rng = random.Random(0)
+    yield "right about", "share"
     answers = Counter()
     for _ in range(count):
         [scene], [question], [right] = asked_scenes(1, rng, ["total"])
@@ -227,7 +210,8 @@ def two_pictures(model, tokenizer, count):
         answers["of two: the first"] += both == right
         answers["of two: the second"] += both == other_right
         answers["of two: neither"] += both not in (right, other_right)
-    return ("right about", "share"), [(name, n / count) for name, n in answers.items()]
+    for name, n in answers.items():
+        yield name, n / count
 
 
 @torch.inference_mode()
@@ -251,6 +235,10 @@ def ask_about(model, tokenizer, question, pictures):
 
 
 # --------------------------------------------------------------------------------- what they share
+
+def any_name(rng):
+    return f"{rng.choice(list(COLORS))} {rng.choice(SHAPES)}"
+
 
 def draw_at(places, names, rng):
     scene = [(name, make_box(place, rng)) for name, place in zip(names, places)]

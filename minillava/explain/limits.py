@@ -7,13 +7,13 @@
 Each prints a small table: what the model was trained for in the first rows, what it was not below.
 Shares are of whole answers, word for word.
 """
-import argparse
+import random
 import textwrap
 from pathlib import Path
 
 from minillava.checkpoint import load_llava
 from minillava.explain import limit_rows
-from minillava.terminal import errors_in_one_line, printable
+from minillava.terminal import command_parser, errors_in_one_line, printable
 from minillava.toy.world import SIDE
 
 LIMITS = {
@@ -31,9 +31,9 @@ LIMITS = {
 def show(limit, model, tokenizer, count):
     """One limit: what it is, and its table. The docstring's first line is its title."""
     title, _, why = limit.__doc__.partition("\n\n")
-    columns, rows = limit(model, tokenizer, count)
+    rows = limit(model, tokenizer, count, random.Random(0))
+    lines = [[cell(value) for value in row] for row in rows]
     print(f"\n{title}\n")
-    lines = [[cell(value) for value in row] for row in (columns, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines)]
     for line in lines:
         print("  " + "   ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip())
@@ -48,8 +48,7 @@ def cell(value):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m minillava.explain.limits", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("explain.limits", __doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(LIMITS)} (all)")
     parser.add_argument("--model", type=Path, help="a miniature (default: the shipped one)")
     parser.add_argument("--count", type=int, default=100, help="questions to a cell of a table")

@@ -6,8 +6,8 @@ is of no use; what is needed shows when it is taken away.
 
     python -m minillava.explain.look       # both, measured on held-out scenes
 """
-import argparse
 import random
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,10 +21,11 @@ from minillava.conversation import human_turn, render
 from minillava.generate import PrefixCache, new_cache, next_logits, to_pixels
 from minillava.llama import rotate
 from minillava.llava import IMAGE_TOKEN
-from minillava.terminal import errors_in_one_line
+from minillava.terminal import command_parser, errors_in_one_line
 from minillava.toy import world
 
 LOOKING = (0.25, 0.5)  # of the layers: from where to where the words look most clearly
+NEEDED = 0.05          # a fall of the log probability: it is 5 % less likely, else hardly changed
 BLOCKS = 8             # blocks a side that are hidden in turn; of 8 x 8 tokens each is one
 CACHE_BYTES = 2**31    # of keys and values that stand in memory at once
 
@@ -34,10 +35,11 @@ class Dialogue:
     """The ids of a conversation up to its last answer, and where its parts begin.
 
     <s> A chat ... USER: <image> <image> \\n What color ... ASSISTANT: The circle is red.
-                         image           question                      answer
+                         image           end, question                 answer
     """
     ids: list
     image: int
+    end: int         # of the image
     question: int    # the last one; between the image and it stand earlier turns
     answer: int
 
@@ -55,7 +57,7 @@ def look(model, tokenizer, turns, image, word=None, cache=None):
     """
     dialogue = dialogue_of(model, tokenizer, turns)
     said = places_of(word, dialogue, tokenizer)
-    end = dialogue.image + model.config.image_tokens
+    end = dialogue.end
     keys_values = after_image(model, dialogue, image, cache, rows=1)
 
     # The text behind the image runs once more, and the queries of each layer are put aside.
@@ -67,7 +69,7 @@ def look(model, tokenizer, turns, image, word=None, cache=None):
         queries[layer] = rotate(q, rope)                                    # [1,H,T,C]
 
     with before_attention(model, keep_queries):
-        model.language_model(embed_rest(model, dialogue, end), keys_values)
+        model.language_model(embed_rest(model, dialogue), keys_values)
 
     # Of each layer, the rows of the tokens that count, and the columns of the image.
     asking = list(range(dialogue.question - end, dialogue.answer - end))
@@ -90,7 +92,6 @@ def why(model, tokenizer, turns, image, word=None, cache=None):
     """
     dialogue = dialogue_of(model, tokenizer, turns)
     said = places_of(word, dialogue, tokenizer)
-    end = dialogue.image + model.config.image_tokens
     blocks = block_of_each_token(model.config.image_tokens)                 # [N]
     hidden = torch.arange(-1, int(blocks.max()) + 1)[:, None] == blocks     # [rows,N]
 
@@ -98,21 +99,21 @@ def why(model, tokenizer, turns, image, word=None, cache=None):
     for rows in hidden.split(rows_at_once(model, len(dialogue.ids))):
         keys_values = after_image(model, dialogue, image, cache, len(rows))
         visible = torch.ones(len(rows), len(dialogue.ids), dtype=torch.bool)
-        visible[:, dialogue.image : end] = ~rows
-        embeddings = embed_rest(model, dialogue, end).expand(len(rows), -1, -1)
+        visible[:, dialogue.image : dialogue.end] = ~rows
+        embeddings = embed_rest(model, dialogue).expand(len(rows), -1, -1)
         with before_attention(model, hide_keys(visible.to(model.device))):
             states = model.language_model(embeddings, keys_values)          # [rows,T,D]
-        scores.append(log_probability(model, states, dialogue, said, end))
+        scores.append(log_probability(model, states, dialogue, said))
 
     scores = torch.cat(scores)
     fall = scores[0] - scores[1:]                                           # [blocks]
     return as_grid(fall[blocks])
 
 
-def log_probability(model, states, dialogue, said, end):
+def log_probability(model, states, dialogue, said):
     """States [rows,T,D] of the text behind the image -> of all said tokens together, [rows]."""
     # A token is predicted by the one before it.
-    before = [place - end - 1 for place in said]
+    before = [place - dialogue.end - 1 for place in said]
     logits = model.language_model.lm_head(states[:, before])                # [rows,n,V]
     log_probs = logits.float().log_softmax(-1)
 
@@ -133,21 +134,27 @@ def dialogue_of(model, tokenizer, turns):
     answer = tokenizer.segment(" " + turns[-1][1], prefix=False)
 
     image = prompt.index(IMAGE_TOKEN)
-    question = image + N
+    end = question = image + N
     if len(turns) > 2:
         earlier, _ = render(turns[:-2], tokenizer, template, N)
         question = len(earlier)
-    return Dialogue(prompt + answer, image, question, len(prompt))
+    return Dialogue(prompt + answer, image, end, question, len(prompt))
 
 
 def places_of(word, dialogue, tokenizer):
-    """Where in the ids the answer says `word`, the first time; all of the answer without a word."""
+    """Where in the ids the answer says `word`, the first time; all of the answer without a word.
+
+    "car" is the word, and not a part of "scarf", where the answer has both. (Chinese words have no
+    ends to tell.)
+    """
     places = range(dialogue.answer, len(dialogue.ids))
     if not word:
         return list(places)
     text = tokenizer.decode(dialogue.ids[dialogue.answer :])
-    first = text.lower().find(word.lower())
-    if first < 0:
+    literal = re.escape(word)
+    said = (re.search(rf"(?<!\w){literal}(?!\w)", text, re.I)
+            or re.search(literal, text, re.I))
+    if not said:
         raise ValueError(f"the answer does not say {word!r}")
 
     # Which tokens spell it: each reaches from the end of those before it to its own.
@@ -155,7 +162,7 @@ def places_of(word, dialogue, tokenizer):
     begin = 0
     for place in places:
         end = len(tokenizer.decode(dialogue.ids[dialogue.answer : place + 1]))
-        if begin < first + len(word) and end > first:
+        if begin < said.end() and end > said.start():
             found.append(place)
         begin = end
     return found
@@ -227,7 +234,7 @@ def before_attention(model, hook):
 def after_image(model, dialogue, image, cache, rows):
     """A KV cache of so many equal rows, in which all up to the end of the image was run."""
     cache = cache or PrefixCache(model)
-    end = dialogue.image + model.config.image_tokens
+    end = dialogue.end
     # One id more: a cache always leaves one to be run. A conversation's own has all before it.
     new_ids = cache.reuse(dialogue.ids[: end + 1])
     pixels = to_pixels(model, [image] if IMAGE_TOKEN in new_ids else [])
@@ -242,8 +249,9 @@ def after_image(model, dialogue, image, cache, rows):
     return copy
 
 
-def embed_rest(model, dialogue, end):
-    ids = torch.tensor([dialogue.ids[end:]], device=model.device)
+def embed_rest(model, dialogue):
+    """The text behind the image."""
+    ids = torch.tensor([dialogue.ids[dialogue.end :]], device=model.device)
     return model.embed(ids)                                                 # [1,T,D]
 
 
@@ -263,9 +271,9 @@ def seen_picture(model, image):
     return Image.fromarray((values * 255).round().clip(0, 255).astype(np.uint8))
 
 
-def paint(picture, heat):
-    """The map as light: hot patches keep their colours, cold ones lie in the dark."""
-    light = heat.clamp(min=0) / heat.max().clamp(min=1e-9)                  # 0..1
+def paint(picture, heat, least=0.0):
+    """The map as light: hot patches keep their colours, those below `least` lie in the dark."""
+    light = heat.where(heat >= least, 0) / heat.max().clamp(min=1e-9)       # 0..1
     side = picture.width * max(1, 336 // picture.width)
     light = Image.fromarray((light.numpy() * 255).astype(np.uint8))
     light = light.resize((side, side), Image.Resampling.NEAREST)
@@ -318,7 +326,7 @@ def measure(model, tokenizer, scenes, split, seed):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command_parser("explain.look", __doc__)
     parser.add_argument("--model", help="folder of a miniature (default: the shipped one)")
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--split", choices=("train", "val"), default="val", help="val: held out")

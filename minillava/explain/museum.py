@@ -16,7 +16,7 @@ from pathlib import Path
 from minillava.explain.curves import as_picture, in_characters
 from minillava.explain.exhibits import EXHIBITS
 from minillava.explain.museum_runs import Museum
-from minillava.terminal import errors_in_one_line, note, printable, read_message
+from minillava.terminal import command_parser, errors_in_one_line, note, printable, read_message
 
 CHOICES = 4  # of the quiz, one of them right
 SCORES = [("right answers, %", "seen", "all"), ("    colors", "seen", "color"),
@@ -134,8 +134,7 @@ def read_number(highest):
 # ----------------------------------------------------------------------------------- the command
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m minillava.explain.museum", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("explain.museum", __doc__)
     parser.add_argument("name", nargs="?", choices=EXHIBITS, metavar="NAME", help="of an exhibit")
     parser.add_argument("--quiz", action=argparse.BooleanOptionalAction, default=False,
                         help="hide the names, and ask for them")

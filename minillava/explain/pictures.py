@@ -77,18 +77,17 @@ def words_on_patches(picture, config, columns, path, side=480):
     """
     cells = config.vision_config.image_size // config.vision_config.patch_size
     font = ImageFont.load_default(max(7, side // cells // 6))
-    canvas, pen = blank(len(columns) * (side + 20) + 20, side + 60)
     picture = picture.resize((side, side))
-    dark = Image.blend(picture, Image.new("RGB", picture.size, "black"), 0.45)
-    for number, (title, words) in enumerate(columns):
-        left = 20 + number * (side + 20)
-        canvas.paste(dark, (left, 40))
-        pen.text((left, 12), title, INK, ImageFont.load_default(16))
+    titled = []
+    for title, words in columns:
+        dark = Image.blend(picture, Image.new("RGB", picture.size, "black"), 0.45)
+        pen = ImageDraw.Draw(dark)
         for k, word in enumerate(words):
-            x = left + side * (k % cells) / cells + 4
-            y = 40 + side * (k // cells) / cells + 6
+            x = side * (k % cells) / cells + 4
+            y = side * (k // cells) / cells + 6
             pen.text((x, y), word.replace(" ", "\n"), "white", font)
-    save(canvas, path)
+        titled.append((title, dark))
+    side_by_side(titled, path, side)
 
 
 def side_by_side(titled, path, side=220):

@@ -7,9 +7,9 @@
 The model runs as it always does: hooks on its modules note the shapes of what goes through them.
 What cannot be said in words is drawn, into the folder that --out names.
 """
-import argparse
 import random
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,10 +20,11 @@ from minillava.checkpoint import TOY, load_llava
 from minillava.conversation import TEMPLATES, human_turn, render
 from minillava.explain import pictures
 from minillava.explain.look import look, paint, seen_picture
-from minillava.generate import PrefixCache, stream
-from minillava.images import load_image, preprocess
+from minillava.generate import PrefixCache, stream, to_pixels
+from minillava.images import load_image
+from minillava.instruct.command import make_folder
 from minillava.llava import IGNORE_INDEX, IMAGE_TOKEN
-from minillava.terminal import errors_in_one_line, printable
+from minillava.terminal import command_parser, errors_in_one_line, printable
 from minillava.toy import world
 
 STAGE_1 = TOY / "pretrain" / "mm_projector.bin"  # the miniature's projector before stage 2
@@ -31,24 +32,21 @@ STAGE_1 = TOY / "pretrain" / "mm_projector.bin"  # the miniature's projector bef
 MOST = 64  # tokens of an answer
 
 
-class Shapes:
-    """Notes the shape of what leaves some modules, while it is watched."""
+@contextmanager
+def noted_shapes(modules):
+    """Within it, the shape of what leaves some modules first: {name: module} -> {name: shape}."""
+    shapes = {}
 
-    def __init__(self, modules):
-        """modules: {name: nn.Module}"""
-        self.seen = {}
-        self.hooks = [module.register_forward_hook(self.note(name)) for name, module in modules.items()]
-
-    def note(self, name):
+    def note(name):
         def hook(module, inputs, output):
-            self.seen.setdefault(name, list(output.shape))  # of the first call
+            shapes.setdefault(name, list(output.shape))
         return hook
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        for hook in self.hooks:
+    hooks = [module.register_forward_hook(note(name)) for name, module in modules.items()]
+    try:
+        yield shapes
+    finally:
+        for hook in hooks:
             hook.remove()
 
 
@@ -70,18 +68,18 @@ def walk_picture(model, image, out):
     grid = side // patch
     tower = model.vision_tower
     parts = {"patches": tower.embeddings.patch_embedding, "embeddings": tower.embeddings,
-             "block": tower.encoder.layers[0], "projector": model.mm_projector}
+             "block": tower.encoder.layers[0]}
 
-    pixel_values = preprocess([image], config)
-    with Shapes(parts) as shapes, torch.inference_mode():
-        features = model.encode_images(pixel_values.to(model.device))
+    pixel_values = to_pixels(model, [image])
+    with noted_shapes(parts) as seen, torch.inference_mode():
+        features = model.encode_images(pixel_values)
 
     title(1, "The picture becomes numbers (images.py)")
     say("the picture", [image.height, image.width, 3], "height, width, red green blue")
-    say("pixel_values", pixel_values.shape, f"resized to {side} x {side}, CLIP's mean taken out")
+    square = "padded to a square" if config.image_aspect_ratio == "pad" else "its middle square"
+    say("pixel_values", pixel_values.shape, f"{square}, {side} x {side}, CLIP's mean taken out")
 
     title(2, "The numbers become features (vit.py)")
-    seen = shapes.seen
     N = config.image_tokens
     padding = seen["block"][1] - seen["embeddings"][1]
     behind = f"; {padding} of padding behind them (vit.py: padded)" if padding else ""
@@ -95,7 +93,6 @@ def walk_picture(model, image, out):
     title(3, "The features become words (llava.py)")
     say(f"projector, {config.projector}", features.shape, "as wide as a word of the language model")
     pictures.patch_grid(seen_picture(model, image), config, out / "patches.png")
-    return features[0]
 
 
 def walk_prompt(model, tokenizer, question):
@@ -112,6 +109,10 @@ def walk_prompt(model, tokenizer, question):
           "which the projected features replace")
     print(f"  {tokenizer.spell(ids[last:])!r}")
     words = len(ids) - config.image_tokens
+    context = config.language_config.max_position_embeddings
+    if len(ids) + MOST > context:
+        raise ValueError(f"the question is too long: with it there are {len(ids)} tokens, and with "
+                         f"the answer more than the model's context of {context}")
     say("input_ids", [1, len(ids)], f"{words} words, {config.image_tokens} image tokens")
     return ids
 
@@ -120,11 +121,10 @@ def walk_answer(model, tokenizer, ids, image):
     """The decoder's work, and the answer token by token, with what came second and third."""
     language = model.language_model
     parts = {"block": language.layers[0], "norm": language.norm, "head": language.lm_head}
-    pixel_values = preprocess([image], model.config).to(model.device)
+    pixel_values = to_pixels(model, [image])
     stop = TEMPLATES[model.config.template].stop
-    answer = []
-    rows = []
-    with Shapes(parts) as shapes, torch.inference_mode():
+    answer, rows = [], []
+    with noted_shapes(parts) as shapes, torch.inference_mode():
         while len(answer) < MOST:  # all tokens anew for each word: the cache comes in step 8
             input_ids = torch.tensor([ids + answer], device=model.device)
             probabilities = model(input_ids, pixel_values)[0, -1].float().softmax(-1)
@@ -135,8 +135,9 @@ def walk_answer(model, tokenizer, ids, image):
                 break
 
     title(5, "The decoder (llama.py)")
-    say(f"each of {len(language.layers)} blocks", shapes.seen["block"], "every token looks at all before it")
-    say("lm_head", shapes.seen["head"], "a score for every word of the vocabulary")
+    say(f"each of {len(language.layers)} blocks", shapes["block"],
+        "every token looks at itself and at all before it")
+    say("lm_head", shapes["head"], "a score for every word of the vocabulary")
 
     title(6, "The answer, token by token (generate.py)")
     for indices, values in rows:
@@ -169,9 +170,8 @@ def walk_training(model, tokenizer, question, answer):
         if ids[at - 1] == IMAGE_TOKEN:
             here = "the image's last token"
         print(f"  {here:>22} -> {tokenizer.spell([labels[at]])!r:>22}")
-    print(f"  {len(learned)} of {len(ids)} positions are learned: the answer and its end. "
-          "The system message, the question and\n"
-          "  the image have no loss: they are given, and nobody will ask the model to write them.")
+    print(f"  {len(learned)} of {len(ids)} positions are learned: what the model is to write. "
+          "The system message, the question\n  and the image have no loss: they are given.")
 
 
 def walk_chat(model, tokenizer, image, turns, out):
@@ -181,8 +181,7 @@ def walk_chat(model, tokenizer, image, turns, out):
     hook = first_block.register_forward_pre_hook(lambda _, inputs: runs.append(inputs[0].shape[1]))
 
     cache = PrefixCache(model)
-    said = []
-    turn_runs = []
+    said, turn_runs = [], []
     for question in turns:
         said.append(human_turn(question, image=not said))
         pieces = stream(model, tokenizer, said, image, MOST, cache=cache)
@@ -213,17 +212,16 @@ def walk_masks(out):
     pictures.matrix(masked.tolist(), padding + words, out / "mask_decoding.png")
 
 
+@torch.inference_mode()
 def nearest_words(model, tokenizer, image):
     """The word whose embedding points most in the direction of each patch's -> [N] strings."""
-    with torch.inference_mode():
-        pixel_values = preprocess([image], model.config).to(model.device)
-        features = model.encode_images(pixel_values)[0].float()   # [N,D]
-        words = model.language_model.embed_tokens.weight.float()  # [V,D]
-        features = normalize(features, dim=-1)
-        words = normalize(words, dim=-1)
-        likeness = features @ words.T                             # [N,V], the cosines
-        likeness[:, [tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id or 0]] = -1
-        return [tokenizer.spell([i]).strip() for i in likeness.argmax(-1).tolist()]
+    features = model.encode_images(to_pixels(model, [image]))[0].float()  # [N,D]
+    words = model.language_model.embed_tokens.weight.float()              # [V,D]
+    features = normalize(features, dim=-1)
+    words = normalize(words, dim=-1)
+    likeness = features @ words.T                                         # [N,V], the cosines
+    likeness[:, [tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id]] = -1
+    return [tokenizer.spell([i]).strip() for i in likeness.argmax(-1).tolist()]
 
 
 def walk_alignment(model, tokenizer, image, stage_1, out):
@@ -232,16 +230,16 @@ def walk_alignment(model, tokenizer, image, stage_1, out):
     torch.manual_seed(0)
     new, _ = load_llava(projector=model.config.projector, **backbones)
     aligned, _ = load_llava(projector=stage_1, **backbones)
-    columns = [("before stage 1", nearest_words(new, tokenizer, image)),
-               ("after stage 1", nearest_words(aligned, tokenizer, image)),
-               ("after stage 2", nearest_words(model, tokenizer, image))]
+    models = {"before stage 1": new, "after stage 1": aligned, "after stage 2": model}
+    columns = [(name, nearest_words(each, tokenizer, image)) for name, each in models.items()]
 
     title(9, "What aligning means: the word that each patch is most like")
     for name, words in columns:
         cells = int(len(words) ** 0.5)
         print(f"  {name}")
-        for row in range(cells):
-            print("    " + "".join(f"{word[:17]:18}" for word in words[row * cells:(row + 1) * cells]))
+        short = [word if len(word) < 18 else f"{word[:16]}…" for word in words]
+        for row in range(0, len(words), cells):
+            print("    " + "".join(f"{word:18}" for word in short[row : row + cells]).rstrip())
     picture = seen_picture(model, image)
     pictures.words_on_patches(picture, model.config, columns, out / "words.png")
 
@@ -249,8 +247,7 @@ def walk_alignment(model, tokenizer, image, stage_1, out):
 # ---- the command ----
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("explain.walk", __doc__)
     parser.add_argument("--image", type=Path, help="a picture (default: a held-out toy scene)")
     parser.add_argument("--question", default="What do you see in the image?")
     parser.add_argument("--model", type=Path, help="folder of a LLaVA (default: the miniature)")
@@ -267,22 +264,25 @@ def scene():
 
 
 def walk(folder, image_file, question, out):
+    make_folder(out, "--out")
     model, tokenizer = load_llava(folder)
     image = load_image(image_file) if image_file else scene()
 
     walk_picture(model, image, out)
     ids = walk_prompt(model, tokenizer, question)
     answer = walk_answer(model, tokenizer, ids, image)
-    print(f"\n  {question}\n  {printable(answer)}")
+    print(f"\n  {printable(question)}\n  {printable(answer)}")
 
     walk_attention(model, tokenizer, question, answer, image, out)
     walk_training(model, tokenizer, question, answer)
     walk_chat(model, tokenizer, image, [question, question], out)
     walk_masks(out)
+    drawn = ["patches", "attention", "cache", "mask_training", "mask_decoding"]
     # the miniature's stage 1 is at hand, that of a model from elsewhere is not
     if folder is None:
         walk_alignment(model, tokenizer, image, STAGE_1, out)
-    print(f"\nPictures: {', '.join(str(path) for path in sorted(out.glob('*.png')))}")
+        drawn.append("words")
+    print(f"\nPictures: {', '.join(str(out / f'{name}.png') for name in drawn)}")
 
 
 if __name__ == "__main__":

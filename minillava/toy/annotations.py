@@ -2,20 +2,20 @@
 
     python -m minillava.toy.annotations --out world     # pictures, captions and boxes
 """
-import argparse
 import json
 import random
 from pathlib import Path
 
+from minillava.files import write
 from minillava.instruct.symbols import read_symbols
-from minillava.terminal import errors_in_one_line
+from minillava.terminal import command_parser, errors_in_one_line
 from minillava.toy.objects import captions_of
 from minillava.toy.world import COLORS, SHAPES, SIDE, draw, make_scene
 
-CATEGORIES = [{"id": number, "name": f"{color} {shape}", "supercategory": shape}
-              for number, (color, shape)
-              in enumerate(((color, shape) for color in COLORS for shape in SHAPES), 1)]
-ID_OF = {category["name"]: category["id"] for category in CATEGORIES}
+NAMES = [f"{color} {shape}" for color in COLORS for shape in SHAPES]
+ID_OF = {name: number for number, name in enumerate(NAMES, 1)}
+CATEGORIES = [{"id": number, "name": name, "supercategory": name.split()[1]}
+              for name, number in ID_OF.items()]
 
 
 def as_fractions(scene):
@@ -37,17 +37,16 @@ def make_world(folder, split, scenes, seed):
         draw(scene, rng).save(folder / split / file_name, compress_level=1)
 
         for caption in captions_of(as_fractions(scene), rng):
-            note = {"id": len(captions) + 1, "image_id": image_id, "caption": caption}
-            captions.append(note)
+            number = len(captions) + 1
+            captions.append({"id": number, "image_id": image_id, "caption": caption})
         for name, box in scene:
-            note = {"id": len(instances) + 1, "image_id": image_id} | annotation(name, box)
-            instances.append(note)
+            number = len(instances) + 1
+            instances.append({"id": number, "image_id": image_id} | annotation(name, box))
 
     files = {"captions": {"images": images, "annotations": captions},
              "instances": {"images": images, "annotations": instances, "categories": CATEGORIES}}
     for name, content in files.items():
-        path = folder / f"{name}_{split}.json"
-        path.write_text(json.dumps(content), encoding="utf-8")
+        write(folder / f"{name}_{split}.json", json.dumps(content))
 
 
 def symbols_of(folder, split):
@@ -65,9 +64,7 @@ def annotation(name, box):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m minillava.toy.annotations", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("toy.annotations", __doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--split", choices=("train", "val"), default="train")
     parser.add_argument("--scenes", type=int, default=2400)

@@ -3,7 +3,6 @@
     python -m minillava.toy.bench --out runs/bench                      # the shipped miniature
     python -m minillava.toy.bench --model runs/toy/llava --out runs/bench
 """
-import argparse
 import random
 import shlex
 from pathlib import Path
@@ -12,6 +11,7 @@ from minillava.evaluation.__main__ import make_parser
 from minillava.evaluation.scoring import keep_score
 from minillava.files import write_jsonl
 from minillava.instruct.command import run_command
+from minillava.terminal import command_parser
 from minillava.toy.annotations import make_world, symbols_of
 from minillava.toy.instruct import TEACHERS
 from minillava.toy.teacher import teach
@@ -63,19 +63,13 @@ def evaluate(*words):
 
 def run_on_scenes(measure, name, description, scenes):
     """The command line of a benchmark of the toy world: measure(model, scenes, seed, out)."""
-    parser = argparse.ArgumentParser(prog=f"python -m minillava.toy.{name}",
-                                     description=description,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(f"toy.{name}", description)
     parser.add_argument("--model", type=Path, help="folder of a LLaVA (default: the miniature)")
     parser.add_argument("--scenes", type=int, default=scenes)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
-
-    def run(args):
-        measure(args.model, args.scenes, args.seed, args.out)
-        return 0
-
-    parser.set_defaults(run=run)
+    parser.set_defaults(
+        run=lambda args: measure(args.model, args.scenes, args.seed, args.out))
     run_command(parser)
 
 

@@ -3,19 +3,14 @@
 Looking things up is what the toy Vicuna learns late and suddenly, and from many short questions
 first: with chats alone it had not begun after 2,000 steps, with cards it had after 900.
 """
-from collections import Counter
-
-from minillava.toy.objects import distance, name_of, read
+from minillava.toy.objects import most_common, name_of, nearest_to, read, relation
 from minillava.toy.world import COLORS, NUMBERS, PLACES, SHAPES
 
 
 def cards(boxes, rng, count=10):
     """boxes: [(category, box)] -> `count` cards."""
     things = read(boxes)
-    deck = []
-    for thing in rng.choices(things, k=count):
-        deck.append(rng.choice(cards_of(thing, things, rng)))
-    return deck
+    return [rng.choice(cards_of(thing, things, rng)) for thing in rng.choices(things, k=count)]
 
 
 def cards_of(thing, things, rng):
@@ -23,20 +18,22 @@ def cards_of(thing, things, rng):
     noun = rng.choice((thing.shape, f"{thing.color} shape", f"{thing.size} shape"))
     of = rng.choice(("color", "shape"))
     other = rng.choice(things)
-    across = rng.random() < 0.5
-    name = name_of(thing, things)
-    short = f"{thing.color} {thing.shape}"
+    low, high, right = relation(thing, other, across=rng.random() < 0.5)
+    name, other_name = name_of(thing, things), name_of(other, things)
+    nearest, most = nearest_to(thing, things), most_common(of, things)
 
     found = [(f"at the {thing.place}", str(thing)),
              (f"How many {noun}s", NUMBERS[how_many(noun, things)])]
-    if name:
-        found += 4 * nearest_cards(name, thing, things)
-        found += 4 * relation_cards(name, thing, other, things, across)
-    found += most_cards(of, things)
+    if name and nearest:
+        found += 4 * [(f"nearest to {name}", str(nearest))]
+    if name and other_name and right:
+        found += 4 * [(f"Is {name} {low} or {high} {other_name}", right)]
+    if most and most[1] < len(things):
+        found.append((f"Which {of} most", most[0]))
     if name:
         found += 3 * [(f"Where {name}", f"at the {thing.place}")]
-    if name == short:
-        found.append((f"How big {short}", thing.size))
+    if name == thing.category:
+        found.append((f"How big {name}", thing.size))
     if sum(t.shape == thing.shape for t in things) == 1:
         found.append((f"What color {thing.shape}", thing.color))
     if sum(t.color == thing.color for t in things) == 1:
@@ -49,38 +46,13 @@ def how_many(noun, things):
     return sum(noun in (t.shape, f"{t.color} shape", f"{t.size} shape") for t in things)
 
 
-def nearest_cards(name, thing, things):
-    """One card where it is clear what is nearest, else none."""
-    near = sorted((distance(thing, other), str(other)) for other in things if other is not thing)
-    clear = len(near) > 1 and near[1][0] >= 2 * near[0][0]
-    return [(f"nearest to {name}", near[0][1])] if clear else []
-
-
-def relation_cards(name, thing, other, things, across):
-    other_name = name_of(other, things)
-    if across:
-        low, high, difference = "to the left of", "to the right of", other.column - thing.column
-    else:
-        low, high, difference = "above", "below", other.row - thing.row
-    if not difference or not other_name:
-        return []
-    return [(f"Is {name} {low} or {high} {other_name}", low if difference > 0 else high)]
-
-
-def most_cards(of, things):
-    ranked = Counter(getattr(thing, of) for thing in things).most_common(2)
-    if len(ranked) < 2 or ranked[0][1] == ranked[1][1]:
-        return []
-    return [(f"Which {of} most", ranked[0][0])]
-
-
 def options(boxes, rng, count=6):
     """The choices of a question as ScienceQA writes them, and cards: which letter is which?
 
     -> ("Options: (A) red (B) blue", [("Among the options, blue is", "(B)."), ...])
     """
     things = read(boxes)
-    names = {str(thing) for thing in things} | {f"{thing.color} {thing.shape}" for thing in things}
+    names = {name for thing in things for name in (str(thing), thing.category)}
     pool = rng.choice((list(COLORS), SHAPES, NUMBERS, [f"at the {place}" for place in PLACES],
                        sorted(names)))
     choices = rng.sample(pool, min(len(pool), rng.randint(2, 5)))

@@ -6,7 +6,7 @@
 """
 from minillava.toy.annotations import as_fractions
 from minillava.toy.follow_ups import about_absent, about_nothing, about_one
-from minillava.toy.objects import is_or_are, join, number_of, read, with_article
+from minillava.toy.objects import are, join, read, with_article
 from minillava.toy.questions import BRIEF, DETAIL, QUESTIONS, ask_detail, some_kind
 from minillava.toy.talk import PICTURED, SOCIAL, as_typed, line, small_talk
 from minillava.toy.world import make_scene
@@ -87,7 +87,7 @@ def ask_any(things, rng):
     question = rng.choice((f"Are there any {noun}s?", f"Are there {noun}s in the image?",
                            f"Do you see any {noun}s?"))
     yes_no = "Yes" if found else "No"
-    return question, f"{yes_no}, there {is_or_are(len(found))} {number_of(len(found), noun)}."
+    return question, f"{yes_no}, there {are(len(found), noun)}."
 
 
 def odd_chat(rng):
@@ -96,8 +96,7 @@ def odd_chat(rng):
         if rng.random() < 0.4:
             question, answer = line(rng, SOCIAL)
         else:
-            question = about_picture(rng)
-            answer = NO_SCENE
+            question, answer = about_picture(rng), NO_SCENE
         pairs.append((as_typed(question, rng), answer))
     return pairs
 
@@ -118,8 +117,7 @@ def text_chat(rng):
     for _ in range(rng.randint(1, 4)):
         kind = rng.choices(("line", "small", "picture"), (75, 15, 10))[0]
         if kind == "picture":
-            question = about_picture(rng)
-            answer = NO_IMAGE
+            question, answer = about_picture(rng), NO_IMAGE
         else:
             question, answer = small_talk(rng) if kind == "small" else line(rng, SOCIAL)
         pairs.append((as_typed(question, rng), answer))

@@ -73,6 +73,7 @@ class Clip(nn.Module):
 
     def forward(self, pixels, ids):
         """Pictures [B,3,S,S], their captions [B,T] -> the contrastive loss, CLIP's and FILIP's."""
+        pixels = pixels.to(self.visual_projection.weight.dtype)
         hidden = self.vision_model.hidden_state(pixels, -1)
         grid = self.visual_projection(self.vision_model.post_layernorm(hidden))
         words, ends = self.text_model(ids)
@@ -179,6 +180,21 @@ def new_model(vocab_size):
     return model
 
 
+def train(model, next_batch, steps, lr, muon_lr, desc, position):
+    """`steps` steps; next_batch(step) -> what the model takes, of which it makes its loss.
+
+    position: of the progress bar; two models are trained side by side.
+    """
+    optimizers = make_optimizers(model, lr, muon_lr)
+    dtype = training_dtype("auto", torch.device("cpu"))
+    bar = tqdm(range(steps), desc=desc, position=position)
+    for step in bar:
+        set_lr(optimizers, step, steps)
+        loss = forward_backward_in(dtype, model, **next_batch(step))
+        take_step(optimizers)
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+
+
 def pretrain_clip(out, tokenizer, steps, seed, groups=12000, group=4, batch=256):
     """Trains on batches of whole groups of relatives and saves a folder in CLIP's layout."""
     rng = random.Random(seed)
@@ -187,18 +203,14 @@ def pretrain_clip(out, tokenizer, steps, seed, groups=12000, group=4, batch=256)
     model = new_model(end + 1)
     pixels, captions = pictures_and_captions(tokenizer, rng, groups, group)
 
-    optimizers = make_optimizers(model, lr=1e-3, muon_lr=0.02)
-    dtype = training_dtype("auto", pixels.device)
-    bar = tqdm(range(steps), desc="toy CLIP", position=0)
-    for step in bar:
-        set_lr(optimizers, step, steps)
+    def next_batch(step):
         drawn = rng.choices(range(groups), k=batch // group)
         chosen = [group * number + k for number in drawn for k in range(group)]
         ids = [rng.choice(captions[i]) for i in chosen]
-        ids = pad_sequence(ids, batch_first=True, padding_value=end)
-        loss = forward_backward_in(dtype, model, pixels[chosen].to(dtype), ids)
-        take_step(optimizers)
-        bar.set_postfix(loss=f"{loss.item():.3f}")
+        return {"pixels": pixels[chosen],
+                "ids": pad_sequence(ids, batch_first=True, padding_value=end)}
+
+    train(model, next_batch, steps, lr=1e-3, muon_lr=0.02, desc="toy CLIP", position=0)
     save(model, tokenizer, out)
 
 

@@ -46,8 +46,8 @@ def names_of(thing, things):
         names[thing.shape] = ("color", "size", "place")
     if sum(other.color == thing.color for other in things) == 1:
         names[f"{thing.color} shape"] = ("shape", "size", "place")
-    if name_of(thing, things) == f"{thing.color} {thing.shape}":
-        names[f"{thing.color} {thing.shape}"] = ("size", "place")
+    if name_of(thing, things) == thing.category:
+        names[thing.category] = ("size", "place")
     return names
 
 
@@ -83,7 +83,7 @@ def about_one(things, rng):
     name = rng.choice(list(names))
     aspects = rng.sample(names[name], len(names[name]))
 
-    if name == f"{thing.color} {thing.shape}" and rng.random() < 0.5:
+    if name == thing.category and rng.random() < 0.5:
         pairs = [is_there(name, rng, found=True)]
     else:
         aspect = aspects.pop()
@@ -114,7 +114,7 @@ def about_another(aspect, thing, things, rng):
 def about_absent(things, rng):
     """The same about a coloured shape that is not there: each follow-up must be refused."""
     name = f"{rng.choice(list(COLORS))} {rng.choice(SHAPES)}"
-    if any(f"{thing.color} {thing.shape}" == name for thing in things):
+    if any(thing.category == name for thing in things):
         return about_one(things, rng)
     pairs = [is_there(name, rng, found=False)]
     for aspect in rng.sample(("size", "place"), rng.randint(1, 2)):

@@ -4,11 +4,11 @@
 
     python -m minillava.toy.miniature --model runs/own/llava     # the table, on newly drawn scenes
 """
-import argparse
 import json
 import random
 import tempfile
 import time
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from minillava.conversation import human_turn
 from minillava.files import read_json, write
 from minillava.generate import generate, stream
 from minillava.images import load_image
-from minillava.terminal import errors_in_one_line
+from minillava.terminal import command_parser, errors_in_one_line, printable, show_picture
 from minillava.toy.annotations import make_world, symbols_of
 from minillava.toy.instruct import FINETUNE, PRETRAIN, SCIENCE_PRETRAIN, SECOND_ROUND
 from minillava.toy.instruct import toy_samples
@@ -70,15 +70,10 @@ def make_miniature(run, recipes, stage_2, sources, setup, scenes, heldout, per_t
         if not science:
             model, tokenizer = load_llava(result, device=device, dtype="float32")
             report(model, tokenizer, world, setup.out, per_type, setup.seed)
-        print_ending(setup.out, result, science, time.time() - since)
-
-
-def print_ending(out, result, science, seconds):
-    following = "Talk with it:\n    python chat.py"
-    if science:
-        following = "Score it:\n    python eval_scienceqa.py"
-    print(f"\nAll in {seconds / 60:.1f} minutes. The losses are in {out / 'loss.png'}. "
-          f"{following} --model {result}")
+        minutes = (time.time() - since) / 60
+        what, script = ("Score it", "eval_scienceqa") if science else ("Talk with it", "chat")
+        print(f"\nAll in {minutes:.1f} minutes. The losses are in {setup.out / 'loss.png'}. "
+              f"{what}:\n    python {script}.py --model {result}")
 
 
 def draw_world(world, scenes, heldout, seed, kinds=FINETUNE, science=False):
@@ -140,7 +135,8 @@ def report(model, tokenizer, world, out, per_type, seed):
     write(out / "heldout.json", json.dumps(table, indent=1))
 
     name = next(iter(pictures))
-    print(f"\nA chat about {world / 'val' / name}")
+    print(f"\nA chat about one of these scenes, {name}")
+    show_picture(pictures[name])
     sample_chat(model, tokenizer, pictures[name], heldout[name], seed)
 
 
@@ -150,15 +146,12 @@ def heldout_table(model, tokenizer, questions, pictures):
     questions: of `heldout_questions`; pictures: {name: PIL image}.
     """
     names = list(pictures)
-    own = [pictures[question["image"]] for question in questions]
-    none = [None] * len(questions)
-    other = [pictures[names[names.index(question["image"]) - 1]] for question in questions]
-
-    return {
-        "its_picture": score(model, tokenizer, questions, own, "held-out questions"),
-        "no_picture": score(model, tokenizer, questions, none, "control: no picture"),
-        "another_picture": score(model, tokenizer, questions, other, "control: another picture"),
-    }
+    places = [names.index(question["image"]) for question in questions]
+    shown = {"its_picture": [pictures[names[place]] for place in places],
+             "no_picture": [None] * len(questions),
+             "another_picture": [pictures[names[place - 1]] for place in places]}
+    return {column: score(model, tokenizer, questions, images, column.replace("_", " "))
+            for column, images in shown.items()}
 
 
 def score(model, tokenizer, questions, images, desc):
@@ -167,10 +160,9 @@ def score(model, tokenizer, questions, images, desc):
     images: a PIL image or None per question.
     """
     answers = answers_to(model, tokenizer, questions, images, desc)
-    hits = {question["type"]: [] for question in questions}
+    hits = defaultdict(list)
     for question, answer in zip(questions, answers):
-        is_right = answer == question["answer"]
-        hits[question["type"]].append(is_right)
+        hits[question["type"]].append(answer == question["answer"])
 
     shares = {kind: sum(right) / len(right) for kind, right in sorted(hits.items())}
     # Each type has as many questions, so this is the share of all.
@@ -184,8 +176,7 @@ def answers_to(model, tokenizer, questions, images, desc=None, batch=128, max_ne
     questions: [{"question", "answer": the right one, if it is known}]; desc: of the progress bar.
     """
     # rows of a batch end together, if their answers are about as long
-    lengths = [len(question.get("answer", "")) for question in questions]
-    order = sorted(range(len(questions)), key=lambda i: lengths[i])
+    order = sorted(range(len(questions)), key=lambda i: len(questions[i].get("answer", "")))
     answers = [None] * len(questions)
     for start in tqdm(range(0, len(order), batch), desc=desc, disable=desc is None):
         rows = order[start : start + batch]
@@ -214,15 +205,13 @@ def sample_chat(model, tokenizer, picture, symbols, seed):
         question, _ = teach(kind, *symbols, random.Random(seed))[0]
         turns.append(human_turn(question, image=not turns))
         # A model that learned little may never end: three such answers fit into its context.
-        pieces = stream(model, tokenizer, turns, picture, max_new_tokens=200)
-        answer = "".join(pieces).strip()
+        answer = "".join(stream(model, tokenizer, turns, picture, max_new_tokens=200)).strip()
         turns.append(("gpt", answer))
-        print(f"  you>   {question}\n  llava> {answer}")
+        print(f"  you>   {question}\n  llava> {printable(answer)}")
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m minillava.toy.miniature", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("toy.miniature", __doc__)
     parser.add_argument("--model", type=Path, help="(default: the shipped miniature)")
     parser.add_argument("--base", type=Path, help="of an adapter, where it has moved")
     parser.add_argument("--heldout", type=int, default=400, help="scenes")

@@ -11,6 +11,7 @@ class Thing:
 
     def __init__(self, category, box):
         x1, y1, x2, y2 = box
+        self.category = category
         self.color, self.shape = category.split()
         self.size = "large" if (x2 - x1) * SIDE > 21 else "small"  # 25 to 28 pixels, or 15 to 18
         self.column = int((x1 + x2) / 2 * 3)
@@ -18,7 +19,7 @@ class Thing:
         self.place = PLACES[3 * self.row + self.column]
 
     def __str__(self):
-        return f"{self.size} {self.color} {self.shape}"
+        return f"{self.size} {self.category}"
 
 
 def read(boxes):
@@ -32,8 +33,7 @@ def name_of(thing, things):
 
     A circle's is 'red circle' or, beside a twin of another size, 'small red circle'.
     """
-    short = f"{thing.color} {thing.shape}"
-    for name in (short, f"{thing.size} {short}"):
+    for name in (thing.category, str(thing)):
         if sum(str(other).endswith(name) for other in things) == 1:
             return name
     return None
@@ -42,6 +42,37 @@ def name_of(thing, things):
 def distance(one, other):
     """Between the cells of two things, squared."""
     return (one.row - other.row) ** 2 + (one.column - other.column) ** 2
+
+
+def nearest_to(thing, things):
+    """The other thing that is nearest, where that is clear to a person too, else None."""
+    others = [other for other in things if other is not thing]
+    others.sort(key=lambda other: distance(other, thing))
+    if len(others) < 2 or distance(others[1], thing) < 2 * distance(others[0], thing):
+        return None
+    return others[0]
+
+
+def relation(one, other, across):
+    """How one thing may stand to another -> ("above", "below", which of them it is, or None).
+
+    across: "to the left of" and "to the right of" instead.
+    """
+    if across:
+        low, high, difference = "to the left of", "to the right of", one.column - other.column
+    else:
+        low, high, difference = "above", "below", one.row - other.row
+    if not difference:
+        return low, high, None
+    return low, high, low if difference < 0 else high
+
+
+def most_common(of, things):
+    """The color or shape of most things, and how many have it; None where two are as many."""
+    ranked = Counter(getattr(thing, of) for thing in things).most_common(2)
+    if len(ranked) > 1 and ranked[0][1] == ranked[1][1]:
+        return None
+    return ranked[0]
 
 
 # --------------------------------------------------------------------------------------- words
@@ -58,8 +89,10 @@ def number_of(count, noun):
     return f"{NUMBERS[count]} {noun}{plural}"
 
 
-def is_or_are(count):
-    return "is" if count == 1 else "are"
+def are(count, noun):
+    """'are no stars', 'is one star', 'are two stars'"""
+    verb = "is" if count == 1 else "are"
+    return f"{verb} {number_of(count, noun)}"
 
 
 def join(parts):

@@ -8,7 +8,6 @@
 The miniature has never seen pink, nor anything but its four shapes. Pictures of another split and
 seed than those that are learned from show other scenes.
 """
-import argparse
 import random
 from collections import Counter
 from pathlib import Path
@@ -19,7 +18,7 @@ from tqdm import tqdm
 from minillava.checkpoint import load_llava
 from minillava.files import write_jsonl
 from minillava.images import load_image
-from minillava.terminal import errors_in_one_line, printable
+from minillava.terminal import command_parser, errors_in_one_line, printable
 from minillava.toy import world
 from minillava.toy.annotations import as_fractions
 from minillava.toy.miniature import answers_to
@@ -41,23 +40,22 @@ def draw_pink(folder, pictures, split, seed):
     """
     rng = random.Random(f"pink {split} {seed}")
     world.COLORS["pink"] = PINK  # for as long as it is drawn
-    conversations = []
-
-    def add(name, picture, parts):
-        picture.save(folder / name)
-        conversations.append([[(name, *pair) for pair in part] for part in parts])
-
+    drawn = []  # (file name, picture, parts: lists of (question, answer))
     for n in range(pictures):
         scene = pink_scene(rng, split)
         parts = [[pink_question(rng, scene)]] if split == "val" else pink_parts(rng, scene)
         picture = world.draw(scene, rng)
-        add(f"{n:04}.png", picture, parts)
+        drawn.append((f"{n:04}.png", picture, parts))
         if split == "train":
-            add(f"{n:04}-mirrored.png", ImageOps.mirror(picture), pink_parts(rng, mirrored(scene)))
+            parts = pink_parts(rng, mirrored(scene))
+            drawn.append((f"{n:04}-mirrored.png", ImageOps.mirror(picture), parts))
     del world.COLORS["pink"]
 
+    for name, picture, _ in drawn:
+        picture.save(folder / name)
     # rows that follow each other are one conversation: the parts of a picture stand apart
-    return [row for nth_parts in zip(*conversations) for part in nth_parts for row in part]
+    return [(name, *pair) for number in range(len(drawn[0][2]))
+            for name, _, parts in drawn for pair in parts[number]]
 
 
 def pink_scene(rng, split):
@@ -122,13 +120,11 @@ def is_pink(pair):
 def draw_things(folder, pictures, split, seed):
     """As draw_pink; each kind as often as the others, in another place and colour each time."""
     rng = random.Random(f"things {split} {seed}")
-    rows = []
     for n in range(pictures):
         thing = list(THINGS)[n % len(THINGS)]
         name = f"{n:04}.png"
         draw_thing(thing, rng).save(folder / name)
-        rows.append((name, "What does the image show?", f"The image shows a {thing}."))
-    return rows
+        yield name, "What does the image show?", f"The image shows a {thing}."
 
 
 # ----------------------------------------------------------------------------------- the command
@@ -158,16 +154,15 @@ def score(model, data, base=None):
 def draw(kind, out, pictures, split, seed):
     out.mkdir(parents=True, exist_ok=True)
     drawing = {"pink": draw_pink, "things": draw_things}[kind]
-    rows = drawing(out, pictures, split, seed)
-    names = "file_name", "question", "answer"
-    write_jsonl(out / "metadata.jsonl", [dict(zip(names, row)) for row in rows])
-    drawn = {name for name, _, _ in rows}
+    rows = [{"file_name": name, "question": question, "answer": answer}
+            for name, question, answer in drawing(out, pictures, split, seed)]
+    write_jsonl(out / "metadata.jsonl", rows)
+    drawn = {row["file_name"] for row in rows}
     print(f"{len(drawn)} pictures and {len(rows)} questions in {out}")
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m minillava.toy.own", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("toy.own", __doc__)
     parser.add_argument("what", choices=("pink", "things", "score"))
     parser.add_argument("--out", type=Path, default=Path("own"))
     parser.add_argument("--pictures", type=int, help="(default: 300 of pink, 10 things)")
@@ -178,6 +173,8 @@ def main():
     parser.add_argument("--data", type=Path, help="for score: a folder of pictures")
     args = parser.parse_args()
     with errors_in_one_line():
+        if args.pictures is not None and args.pictures < 1:
+            raise ValueError(f"--pictures is 1 or more, not {args.pictures}")
         if args.what != "score":
             pictures = args.pictures or {"pink": 300, "things": 10}[args.what]
             draw(args.what, args.out, pictures, args.split, args.seed)

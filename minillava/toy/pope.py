@@ -17,6 +17,7 @@ from minillava.toy.annotations import ID_OF, make_world, symbols_of
 from minillava.toy.bench import evaluate, run_on_scenes
 from minillava.toy.objects import with_article
 
+CATEGORIES = ("adversarial", "popular", "random")
 PER_SCENE = 3  # things that are there, and as many that are not
 
 
@@ -28,7 +29,7 @@ def pope(model, scenes, seed, out):
     questions, answers, labels = out / "questions.jsonl", out / "answers.jsonl", out / "labels"
     rows = pope_rows(things, random.Random(seed))
     write_jsonl(questions, [without_label(row) for row in rows])
-    for category in KINDS:
+    for category in CATEGORIES:
         write_jsonl(labels / f"toy_pope_{category}.json",
                     [row for row in rows if row["category"] == category])
     answers.unlink(missing_ok=True)
@@ -48,31 +49,21 @@ def pope_rows(scenes, rng):
             beside[thing].update(set(things) - {thing})
 
     rows = []
-    for category, absent_things in KINDS.items():
+    for category in CATEGORIES:
         for image, things in scenes.items():
             there = rng.sample(sorted(set(things)), min(PER_SCENE, len(set(things))))
             absent = [thing for thing in ID_OF if thing not in things]
-            rng.shuffle(absent)  # among equals
-            absent = absent_things(absent, things, frequent, beside)[: len(there)]
-            for thing, label in [(t, "yes") for t in there] + [(t, "no") for t in absent]:
+            rng.shuffle(absent)  # and what is as frequent as another stays in this order
+            if category == "popular":
+                absent.sort(key=lambda thing: -frequent[thing])
+            elif category == "adversarial":
+                absent.sort(key=lambda thing: -sum(beside[seen][thing] for seen in set(things)))
+            labels = [(thing, "yes") for thing in there]
+            labels += [(thing, "no") for thing in absent[: len(there)]]
+            for thing, label in labels:
                 rows.append({"question_id": len(rows) + 1, "image": image, "category": category,
                              "text": f"Is there {with_article(thing)}?", "label": label})
     return rows
-
-
-def at_random(absent, things, frequent, beside):
-    return absent
-
-
-def popular(absent, things, frequent, beside):
-    return sorted(absent, key=lambda thing: -frequent[thing])
-
-
-def adversarial(absent, things, frequent, beside):
-    return sorted(absent, key=lambda thing: -sum(beside[there][thing] for there in set(things)))
-
-
-KINDS = {"adversarial": adversarial, "popular": popular, "random": at_random}
 
 
 def without_label(row):

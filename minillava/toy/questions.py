@@ -5,9 +5,9 @@ answer), or None where what it drew cannot be asked: "What color is the circle?"
 Answers are whole sentences that follow from the things alone.
 """
 import random
-from collections import Counter
 
-from minillava.toy.objects import distance, is_or_are, name_of, number_of, read, with_article
+from minillava.toy.objects import (are, most_common, name_of, nearest_to, number_of, read,
+                                   relation, with_article)
 from minillava.toy.world import COLORS, SHAPES, SIZES
 
 BRIEF = ("Describe the image concisely.", "Provide a brief description of the given image.",
@@ -53,7 +53,7 @@ def ask_shape(things, rng):
 
 def ask_size(things, rng):
     thing = rng.choice(things)
-    name = f"{thing.color} {thing.shape}"
+    name = thing.category
     if name_of(thing, things) != name:
         return None
     question = rng.choice((f"How big is the {name}?", f"Is the {name} small or large?"))
@@ -63,14 +63,14 @@ def ask_size(things, rng):
 def ask_total(things, rng):
     question = rng.choice(("How many shapes are there?", "How many shapes do you see?",
                            "Count the shapes."))
-    return question, f"There {is_or_are(len(things))} {number_of(len(things), 'shape')}."
+    return question, f"There {are(len(things), 'shape')}."
 
 
 def ask_count(things, rng):
     noun, found = some_kind(things, rng)
     question = rng.choice((f"How many {noun}s are there?", f"How many {noun}s do you see?",
                            f"Count the {noun}s."))
-    return question, f"There {is_or_are(len(found))} {number_of(len(found), noun)}."
+    return question, f"There {are(len(found), noun)}."
 
 
 def ask_place(things, rng):
@@ -92,17 +92,11 @@ def ask_relation(things, rng):
         return None
     one, other = rng.sample(things, 2)
     name, other_name = name_of(one, things), name_of(other, things)
-    if rng.random() < 0.5:
-        low, high = "to the left of", "to the right of"
-        difference = one.column - other.column
-    else:
-        low, high = "above", "below"
-        difference = one.row - other.row
-    if not name or not other_name or not difference:
+    low, high, right = relation(one, other, across=rng.random() < 0.5)
+    if not name or not other_name or not right:
         return None
-    relation = low if difference < 0 else high
     return (f"Is the {name} {low} or {high} the {other_name}?",
-            f"The {name} is {relation} the {other_name}.")
+            f"The {name} is {right} the {other_name}.")
 
 
 def ask_exists(things, rng):
@@ -111,11 +105,11 @@ def ask_exists(things, rng):
         color = rng.choice(things).color
         shapes = [t.shape for t in things if rng.random() < 0.5 or t.color == color]
         shape = rng.choice(shapes or SHAPES)
-    found = any(t.color == color and t.shape == shape for t in things)
-    if found and rng.random() < 0.4:  # else yes would be the answer too often
-        return None
     noun = f"{color} {shape}"
     one = with_article(noun)
+    found = any(t.category == noun for t in things)
+    if found and rng.random() < 0.4:  # else yes would be the answer too often
+        return None
     question = rng.choice((f"Is there {one}?", f"Do you see {one} in the image?",
                            f"Does the image show {one}?"))
     return question, f"Yes, there is {one}." if found else f"No, there is no {noun}."
@@ -141,8 +135,7 @@ def ask_compare(things, rng):
 
     question = rng.choice((f"Are there more {noun}s or more {other_noun}s?",
                            f"Which are more, {noun}s or {other_noun}s?"))
-    facts = (f"There {is_or_are(count)} {number_of(count, noun)} "
-             f"and {number_of(other_count, other_noun)}")
+    facts = f"There {are(count, noun)} and {number_of(other_count, other_noun)}"
     if count == other_count:
         return question, f"{facts}, so there are as many of one as of the other."
     more = noun if count > other_count else other_noun
@@ -156,8 +149,7 @@ def ask_remove(things, rng):
     question = rng.choice((f"If all {noun}s were taken away, how many shapes would be left?",
                            f"How many shapes remain without the {noun}s?"))
     left = len(things) - len(found)
-    facts = (f"There {is_or_are(len(things))} {number_of(len(things), 'shape')} "
-             f"and {number_of(len(found), noun)}")
+    facts = f"There {are(len(things), 'shape')} and {number_of(len(found), noun)}"
     return question, f"{facts}, so {number_of(left, 'shape')} would be left."
 
 
@@ -166,11 +158,8 @@ def ask_nearest(things, rng):
         return None
     thing = rng.choice(things)
     name = name_of(thing, things)
-    others = [t for t in things if t is not thing]
-    others.sort(key=lambda other: distance(other, thing))
-    nearest, second = others[:2]
-    clear = distance(second, thing) >= 2 * distance(nearest, thing)  # to a person, too
-    if not name or not clear:
+    nearest = nearest_to(thing, things)
+    if not name or not nearest:
         return None
     question = rng.choice((f"Which shape is nearest to the {name}?",
                            f"What is closest to the {name}?"))
@@ -180,14 +169,13 @@ def ask_nearest(things, rng):
 
 def ask_most(things, rng):
     of = rng.choice(("color", "shape"))
-    ranked = Counter(getattr(t, of) for t in things).most_common(2)
-    tied = len(ranked) > 1 and ranked[0][1] == ranked[1][1]
-    if len(things) < 3 or tied:
+    most = most_common(of, things)
+    if len(things) < 3 or not most:
         return None
-    value, count = ranked[0]
+    value, count = most
     question = rng.choice((f"Which {of} is the most common?",
                            f"What {of} do most of the shapes have?"))
-    facts = f"There are {number_of(count, noun_of(of, value))}, more than of any other {of}"
+    facts = f"There {are(count, noun_of(of, value))}, more than of any other {of}"
     return question, f"{facts}, so the answer is {value}."
 
 

@@ -34,11 +34,12 @@ class Scene:
         return Scene(edit_scene(self.shapes, text, random.Random(self.seed)), self.seed)
 
     def answer(self, question):
-        """The teacher's, who knows the scene."""
+        """The teacher's, who knows the scene, and of two circles not which one is meant."""
         try:
             return true_answer(question, read(as_fractions(self.shapes)))
         except ValueError:
-            return "I know only the training's questions, word for word, as: How many shapes are there?"
+            return ("I know only the training's questions, word for word and where they have one "
+                    "answer here, as: How many shapes are there?")
 
 
 def edit_scene(scene, text, rng):

@@ -9,6 +9,7 @@ import random
 import re
 from pathlib import Path
 
+from minillava.files import write
 from minillava.toy.annotations import as_fractions
 from minillava.toy.objects import captions_of, join, read, with_article
 from minillava.toy.questions import QUESTIONS
@@ -50,9 +51,7 @@ def make_scienceqa(folder, sizes, seed):
     out from train, and so are the questions without a scene, each with its options.
     """
     folder = Path(folder)
-    problems = {}
-    splits = {}
-    captions = {}
+    problems, splits, captions = {}, {}, {}
     for split, size in sizes.items():
         rng = random.Random(f"{seed} {split}")
         splits[split] = []
@@ -68,10 +67,9 @@ def make_scienceqa(folder, sizes, seed):
             problems[number] = problem | {"image": "image.png" if scene else None, "split": split}
             splits[split].append(number)
 
-    folder.mkdir(parents=True, exist_ok=True)
     files = {"problems": problems, "pid_splits": splits, "captions": {"captions": captions}}
     for name, content in files.items():
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+        write(folder / f"{name}.json", json.dumps(content, indent=1))
 
 
 # --------------------------------------------------------------------------------- one problem

@@ -5,6 +5,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from minillava.conversation import TEMPLATES
+from minillava.files import write
 from minillava.tokenizer import Tokenizer
 from minillava.toy.annotations import as_fractions
 from minillava.toy.cards import options
@@ -61,7 +62,6 @@ def phrase_pattern():
 
 def texts(rng, scenes=3000):
     """All that will be said in this world: captions, chats, and questions with options."""
-    found = []
     for _ in range(scenes):
         captions, boxes = new_symbols(rng)
         pairs = [small_talk(rng)]
@@ -69,19 +69,20 @@ def texts(rng, scenes=3000):
             pairs += teach(kind, captions, boxes, rng)
         told, deck = options(new_symbols(rng)[1], rng)
 
-        found += captions + [SYSTEM, "Context: N/A"]
-        found += [f"USER: {question}\n{question} ASSISTANT: {answer}" for question, answer in pairs]
-        found += [told] + [f"{front} {back} The answer is {back[1]}." for front, back in deck]
-    return found
+        yield from captions
+        yield from (SYSTEM, "Context: N/A")
+        for question, answer in pairs:
+            yield f"USER: {question}\n{question} ASSISTANT: {answer}"
+        yield told
+        for front, back in deck:
+            yield f"{front} {back} The answer is {back[1]}."
 
 
 def write_tokenizer(core, folder):
     parsed = json.loads(core.to_str())
-    added = [token for token in parsed["added_tokens"] if token["content"] in CONTROL]
-    parsed["added_tokens"] = added
+    parsed["added_tokens"] = [token for token in parsed["added_tokens"]
+                              if token["content"] in CONTROL]
     config = {"legacy": True, "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>",
               "pad_token": "<unk>"}
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(parsed, ensure_ascii=False, indent=1)
-    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    write(folder / "tokenizer.json", json.dumps(parsed, ensure_ascii=False, indent=1))
+    write(folder / "tokenizer_config.json", json.dumps(config))

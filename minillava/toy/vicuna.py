@@ -6,21 +6,17 @@ import random
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from minillava.conversation import IGNORE_INDEX, render
 from minillava.data import collate
 from minillava.llama import LanguageConfig
 from minillava.llava import Llava, LlavaConfig
 from minillava.toy.cards import cards, options
-from minillava.toy.clip import VISION
+from minillava.toy.clip import VISION, train
 from minillava.toy.objects import read
 from minillava.toy.talk import small_talk
 from minillava.toy.teacher import teach
 from minillava.toy.tokenizer import new_symbols
-from minillava.training.optimizer import (forward_backward_in, make_optimizers, set_lr,
-                                          take_step)
-from minillava.weights.devices import training_dtype
 from minillava.weights.saving import save_language
 
 # How often each kind of text is drawn: mostly cards in the first third, then more chats.
@@ -127,17 +123,14 @@ def pretrain_vicuna(out, tokenizer, steps, seed, batch=32):
     rng = random.Random(seed)
     torch.manual_seed(seed)
     model = new_model(tokenizer.vocab_size)
-    optimizers = make_optimizers(model, lr=2e-3, muon_lr=0.008)
-    dtype = training_dtype("auto", model.device)
     ready = []
-    bar = tqdm(range(steps), desc="toy Vicuna", position=1)
-    for step in bar:
-        set_lr(optimizers, step, steps)
+
+    def next_batch(step):
         if not ready:
             shares = AT_FIRST if step < steps / 3 else LATER
-            ready = batches_of_like_length(rng, tokenizer, shares, batch)
+            ready.extend(batches_of_like_length(rng, tokenizer, shares, batch))
         input_ids, labels, _ = ready.pop()
-        loss = forward_backward_in(dtype, model, input_ids, labels=labels)
-        take_step(optimizers)
-        bar.set_postfix(loss=f"{loss.item():.3f}")
+        return {"input_ids": input_ids, "labels": labels}
+
+    train(model, next_batch, steps, lr=2e-3, muon_lr=0.008, desc="toy Vicuna", position=1)
     save_language(model.language_model.bfloat16(), tokenizer, out)

@@ -2,7 +2,6 @@
 
     python -m minillava.explain.overview --out docs/overview.svg
 """
-import argparse
 import base64
 import io
 import random
@@ -10,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from minillava.files import write
-from minillava.terminal import errors_in_one_line
+from minillava.terminal import command_parser, errors_in_one_line
 from minillava.toy import world
 
 WIDTH = 1000
@@ -109,16 +108,3 @@ def overview(seed=3):
         token(210, 44, "The yellow square is at the top-right. </s>", "#ffffff", 540),
         text(766, 63, "the loss looks here alone", 13, FAINT, "start"),
         legend(790, 122), "</svg>", ""])
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("docs/overview.svg"))
-    args = parser.parse_args()
-    with errors_in_one_line():
-        write(args.out, overview())
-        print(f"the picture is in {args.out}")
-
-
-if __name__ == "__main__":
-    main()
