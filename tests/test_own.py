@@ -23,9 +23,9 @@ from minillava.toy.own import draw
 from minillava.toy.world import COLORS
 from minillava.training.lora import add_lora
 from minillava.training.optimizer import loss_and_gradients
-from minillava.training.options import changed_recipes, make_parser
+from minillava.training.options import as_asked, make_parser
 from minillava.training.recipes import RECIPES, fitted
-from minillava.training.results import save_result, show_answers
+from minillava.training.results import save, show_answers
 from minillava.training.samples import Together, draw_replay, folder_samples, lay_out
 from minillava.training.trained_parts import choose_trained
 from minillava.training.validation import Validation
@@ -93,7 +93,7 @@ def test_a_saved_adapter_upon_its_base_is_the_model_that_was_trained(batch, tmp_
     weights = lora_model(model, words)
     if words:
         weights["language_model.lm_head.weight"].data += 0.1
-    save_result(weights, model, tokenizer, LORA, TOY / "llava", tmp_path / "adapter")
+    save(weights, model, tokenizer, LORA, TOY / "llava", tmp_path / "adapter")
     merged, _ = load_llava(tmp_path / "adapter", device="cpu", dtype="float32")  # it knows its base
     plain, _ = load_llava(device="cpu", dtype="float32")
     torch.testing.assert_close(merged(ids, pixels), model(ids, pixels), rtol=1e-4, atol=1e-4)
@@ -105,7 +105,7 @@ def test_an_adapter_upon_a_llama_knows_the_clip_beside_it(batch, tmp_path):
     model, tokenizer = load_llava(vision=TOY / "clip", language=TOY / "vicuna", device="cpu", dtype="float32",
                                   projector=TOY / "pretrain/mm_projector.bin")
     weights = lora_model(model)
-    save_result(weights, model, tokenizer, LORA, TOY / "vicuna", tmp_path / "adapter", TOY / "clip")
+    save(weights, model, tokenizer, LORA, TOY / "vicuna", tmp_path / "adapter", TOY / "clip")
     merged, _ = load_llava(tmp_path / "adapter", device="cpu", dtype="float32")
     torch.testing.assert_close(merged(ids, pixels), model(ids, pixels), rtol=1e-4, atol=1e-4)
 
@@ -126,7 +126,7 @@ def test_a_tower_that_learns_beside_lora_goes_where_llava_keeps_what_is_no_lora(
     assert all(p.grad is not None for p in weights.values())
     torch.optim.AdamW(weights.values(), lr=1e-3).step()
 
-    save_result(weights, model, tokenizer, recipe, base, tmp_path / "adapter", tower)
+    save(weights, model, tokenizer, recipe, base, tmp_path / "adapter", tower)
     others = torch.load(tmp_path / "adapter/non_lora_trainables.bin", weights_only=True)
     assert "base_model.model.model.vision_tower.vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight" in others
     merged, _ = load_llava(tmp_path / "adapter", device="cpu", dtype="float32")
@@ -323,7 +323,7 @@ def test_batch_steps_and_rate_follow_the_data_and_the_width():
 
 def test_what_a_gpu_shall_hold_and_the_projectors_rate_stay_as_they_are_given():
     args = make_parser("", RECIPES).parse_args("--per-gpu 1 --checkpointing --projector-lr 2e-5".split())
-    recipe = fitted(changed_recipes(args, RECIPES)["own"], samples=100, width=128, ranks=1)
+    recipe = fitted(as_asked(RECIPES["own"], args), samples=100, width=128, ranks=1)
     assert (recipe.per_gpu, recipe.batch, recipe.checkpointing) == (1, 16, True)
     assert recipe.projector_lr == 2e-5 and recipe.lr == pytest.approx(32 * RECIPES["own"].lr)
 

@@ -24,7 +24,7 @@ def is_finished(result):
     return finished
 
 
-def save_result(weights, model, tokenizer, recipe, base, path, tower=None):
+def save(weights, model, tokenizer, recipe, base, path, tower=None):
     """weights: {name: tensor}, what was trained; base, tower: the folders an adapter belongs to."""
     if recipe.stage == 1:
         save_projector(weights, path)
