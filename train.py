@@ -61,11 +61,13 @@ STOPPED = "stopped; a run that had begun goes on from its last checkpoint with -
 def run(recipe, sources, setup, device):
     """A recipe from its data to its weights: out/mm_projector.bin, out/llava or out/adapter."""
     out = setup.out
-    leads = distributed.rank() == 0
+    leads = distributed.leads()
     locked = run_folder.lock(out) if leads else None  # until this function returns
     asked = run_folder.asked_for(recipe, sources, setup)
     run_folder.enter(setup, asked)
-    if results.is_finished(out / recipe.result):
+    if (out / recipe.result).exists():
+        if leads:
+            print(f"Nothing is left to do: {out / recipe.result} is there.")
         return
 
     # the model, and what it learns from
@@ -136,26 +138,21 @@ def make_model(recipe, sources):
 
 def make_data(recipe, sources, setup, tokenizer, config):
     """-> the samples to learn from, and those that are kept apart or None."""
-    data = sources.data
-    images = sources.images
-    out = setup.out
-    leads = distributed.rank() == 0
+    data, images, out = sources.data, sources.images, setup.out
     if scienceqa.is_folder(sources.data):
         data = out / "scienceqa.json"
         images = scienceqa.image_folder(sources.data, "train")
-        if leads:
+        if distributed.leads():
             problems = scienceqa.convert(
                 sources.data, "train", config.prompt_format, text_only=sources.text_only)
             scienceqa.check_images(problems, images)
             write_samples(data, problems)
-    files = lay_out(data, images, out, sources.val, setup.seed, leads)
+
+    learned, kept_apart = lay_out(data, images, out, sources.val, setup.seed)
     template = recipe.template if recipe.stage == 1 else config.template
     load = partial(load_samples, tokenizer=tokenizer, config=config, template=template,
                    max_length=recipe.max_length, out=out)
-
-    learned = load(files.train, files.images)
-    kept_apart = load(files.val, files.val_images) if files.val else None
-    return learned, kept_apart
+    return load(*learned), load(*kept_apart) if kept_apart else None
 
 
 def fit_together(data, recipe, sources, setup):
@@ -164,13 +161,17 @@ def fit_together(data, recipe, sources, setup):
     All epochs are then a single long one, in which the old samples are others each time.
     """
     share = sources.replay
+    samples = round(len(data) / (1 - share))
     width = data.config.language_config.hidden_size
-    recipe = fitted(recipe, round(len(data) / (1 - share)), width, distributed.ranks())
+    recipe = fitted(recipe, samples, width, distributed.ranks())
+    if recipe.min_steps and distributed.leads():
+        print(f"Fitted to {samples} samples: {recipe.batch} a step, {recipe.epochs} epochs, "
+              f"at a rate of {recipe.lr:.2g}")
     if not share:
         return data, recipe
 
     path = setup.out / "replay.json"
-    if distributed.rank() == 0:
+    if distributed.leads():
         count = round(recipe.epochs * len(data) * share / (1 - share))
         draw_replay(sources.replay_data, count, path, setup.seed)
     old = load_samples(path, sources.replay_images, data.tokenizer, data.config, data.template,
@@ -240,11 +241,11 @@ def forward_backward(model, batch, recipe, dtype, device):
 def resume(out, wrapped, optimizers, validation):
     """Brings back what an earlier part of the run came to -> the step it stopped at, or 0."""
     step = checkpoints.resume(out, wrapped, optimizers)
-    if distributed.rank() == 0:
+    if distributed.leads():
         run_folder.rewind(out, step)
     if validation:
         distributed.barrier()
-        validation.recall(run_folder.measured(out))
+        validation.losses = [loss for _, loss in run_folder.val_losses(out)]
     return step
 
 

@@ -158,8 +158,8 @@ def test_the_same_samples_in_every_form(folder, tmp_path):
                                            {"from": "gpt", "value": "It is 3."}]
     lines = write_jsonl(tmp_path / "data.jsonl", samples)
     for data in (folder, lines):
-        files = lay_out(data, folder, tmp_path / data.name.replace(".", "_"))
-        assert json.loads(files.train.read_text()) == samples and files.images == folder
+        (learned, images), _ = lay_out(data, folder, tmp_path / data.name.replace(".", "_"))
+        assert json.loads(learned.read_text()) == samples and images == folder
     (folder / "metadata.jsonl").unlink()
     with open(folder / "metadata.csv", "w", newline="") as file:
         writer = csv.writer(file)
@@ -258,9 +258,10 @@ def test_whole_pictures_are_kept_apart_by_the_seed(folder, tmp_path):
     apart = []
     for n, seed in enumerate((0, 0, 1)):
         files = lay_out(folder, None, tmp_path / str(n), val="0.25", seed=seed)
-        learned, kept = ({s["image"] for s in json.loads(path.read_text())} for path in (files.train, files.val))
+        samples, _ = parts = [json.loads(path.read_text()) for path, _ in files]
+        learned, kept = ({sample["image"] for sample in part} for part in parts)
         assert len(kept) == 2 and not learned & kept and len(learned | kept) == 8
-        assert [len(s["conversations"]) for s in json.loads(files.train.read_text())] == 6 * [2] + 6 * [4]
+        assert [len(sample["conversations"]) for sample in samples] == 6 * [2] + 6 * [4]
         apart.append(kept)
     assert apart[0] == apart[1] != apart[2]
 
@@ -273,7 +274,7 @@ def test_a_sample_that_is_learned_may_not_be_kept_apart_too(folder, tmp_path):
         lay_out(tmp_path / "train.json", folder, tmp_path / "out", val=str(tmp_path / "val.json"))
     (tmp_path / "train.json").write_text(json.dumps(samples[1:]))
     files = lay_out(tmp_path / "train.json", folder, tmp_path / "out", val=str(tmp_path / "val.json"))
-    assert files.val == tmp_path / "val.json" and files.train == tmp_path / "train.json"
+    assert files == ((tmp_path / "train.json", folder), (tmp_path / "val.json", folder))
 
 
 def test_a_folder_that_is_kept_apart_has_pictures_of_its_own(folder, tmp_path):
@@ -282,8 +283,7 @@ def test_a_folder_that_is_kept_apart_has_pictures_of_its_own(folder, tmp_path):
         lay_out(folder, None, tmp_path / "out", val=str(other))
     for picture in other.glob("*.png"):  # of the same names, but not the same
         ImageOps.invert(Image.open(picture)).save(picture)
-    files = lay_out(folder, None, tmp_path / "out", val=str(other))
-    assert (files.images, files.val_images) == (folder, other)
+    assert [images for _, images in lay_out(folder, None, tmp_path / "out", val=str(other))] == [folder, other]
 
     (other / "7.png").rename(other / "v7.png")  # which only this folder has
     (other / "metadata.jsonl").write_text((other / "metadata.jsonl").read_text().replace("7.png", "v7.png"))
@@ -302,8 +302,8 @@ def test_old_samples_are_mixed_in_other_ones_each_time(folder, tmp_path, batch):
     often = Counter(sample["id"] for sample in json.loads(drawn.read_text()))
     assert len(often) == 30 and set(often.values()) == {2, 3}
 
-    files = lay_out(folder, None, tmp_path)
-    new, old = (LlavaData(path, files.images, tokenizer, model.config) for path in (files.train, drawn))
+    (learned, _), _ = lay_out(folder, None, tmp_path)
+    new, old = (LlavaData(path, folder, tokenizer, model.config) for path in (learned, drawn))
     both = Together([new, new, old])
     assert len(both) == len(both.lengths()) == 88 and both[16]["id"] == old[0]["id"] and both[15]["id"] == "7.png"
 
@@ -329,13 +329,12 @@ def test_what_a_gpu_shall_hold_and_the_projectors_rate_stay_as_they_are_given():
 
 
 def test_the_best_is_kept_and_patience_ends():
-    kept = []
-    validation = Validation([], 4, every=2, patience=2, keep=kept.append)
-    validation.recall([{"step": 1, "val_loss": 3.0}, {"step": 2}, {"step": 3, "val_loss": 2.0}])
-    assert (validation.best, validation.is_due(1), validation.is_due(2)) == (2.0, True, False)
-    assert not validation.note(2.5) and not validation.patience_is_over
-    assert not validation.note(2.1) and validation.patience_is_over and validation.best == 2.0
-    assert validation.note(1.9) and not validation.patience_is_over
+    validation = Validation([], 4, every=2, patience=2, keep=None)
+    assert (validation.is_due(1), validation.is_due(2)) == (True, False)
+    for loss, over in ((3.0, False), (2.0, False), (2.5, False), (2.1, True), (1.9, False)):
+        validation.losses.append(loss)
+        assert validation.patience_is_over == over
+    assert validation.best == 1.9
 
 
 def test_what_is_wrong_among_the_samples_kept_apart_is_said_once_and_ends_nothing(folder, tmp_path, batch, capsys):

@@ -102,9 +102,6 @@ def test_a_run_is_not_resumed_with_data_that_were_changed_since(tmp_path):
     assert "cannot change data_bytes 3 to 6" in message(ValueError, enter, setup, asked_for(recipe, sources, setup))
     (tmp_path / "metadata.csv").write_text("of a folder")
     assert asked_for(recipe, Sources(data=tmp_path), setup)["settings"]["data_bytes"] == 11
-    (tmp_path / "config.json").write_text("{}")
-    assert "does not say how the run was begun" in message(
-        ValueError, enter, setup, asked_for(recipe, sources, setup))
 
 
 def test_sigterm_saves_and_says_how_to_go_on(world, peace, tmp_path):

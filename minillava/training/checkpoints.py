@@ -11,14 +11,11 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import CheckpointException
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_state_dict,
-    set_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from minillava.files import replace_file
-from minillava.training.distributed import add_up, barrier, rank
+from minillava.training.distributed import add_up, barrier, leads
 
 # a checkpoint holds what changes
 TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
@@ -55,14 +52,14 @@ def save(out, step, model, optimizers, keep):
         return
 
     new = Path(out) / f"checkpoint-{step}.tmp"
-    if rank() == 0:
+    if leads():
         for unfinished in Path(out).glob("checkpoint-*.tmp"):  # of a run killed while it saved
             shutil.rmtree(unfinished)
     barrier()
 
     with one_line_errors(f"{new} cannot be written, is the disk full?"):
         dcp.save(state_of(model, optimizers), checkpoint_id=new)
-    if rank() == 0:
+    if leads():
         replace_file(new, new.with_suffix(""))
         for old in list(checkpoints(out).values())[:-keep]:
             # half of one, should the run be killed now, must not bear the name of a whole one

@@ -120,7 +120,7 @@ def enter(setup, asked):
     """config.json of a new run; one that goes on keeps its own, ValueError where it was another."""
     config = setup.out / "config.json"
     if not measured(setup.out):
-        if distributed.rank() == 0:
+        if distributed.leads():
             begun = {"command": shlex.join(sys.argv), "git": git_state(), **asked}
             write(config, json.dumps(begun, indent=1))
         return
@@ -128,13 +128,11 @@ def enter(setup, asked):
     if not setup.resume:
         raise already_there(setup.out)
     before = read_object(config)
-    if not asked.keys() <= before.keys():
-        raise ValueError(f"{config} does not say how the run was begun")
     changes = []
     for part, values in asked.items():
         for name, value in values.items():
             # a run from before there was such a setting had its default, or the same
-            was = before[part].get(name, DEFAULTS.get(name, value))
+            was = before.get(part, {}).get(name, DEFAULTS.get(name, value))
             if was != value and name not in FREE:
                 changes.append(f"{name} {was} to {value}")
     if changes:
