@@ -267,7 +267,8 @@ def main():
         if args.print:
             print(plan.description(config, recipe, sources, setup.out))
         elif args.plan:
-            print(plan.plan_lines(config, recipe, args.gpus, setup.shard, setup.dtype, args.mfu,
+            gpus = args.gpus or (1 if name in TOY_RECIPES else 8)
+            print(plan.plan_lines(config, recipe, gpus, setup.shard, setup.dtype, args.mfu,
                                   plan.planned_bits(sources)))
         elif args.check_data:
             options.refuse_missing(name, sources)

@@ -47,7 +47,7 @@ def make_miniature(run, recipes, stage_2, sources, setup, scenes, heldout, per_t
         raise already_there(setup.out)
 
     # scenes, captions and boxes, and what is asked about them
-    if distributed.leads():
+    if distributed.rank() == 0:
         draw_world(world, scenes, heldout, setup.seed, kinds, science)
     distributed.barrier()
 
@@ -63,7 +63,7 @@ def make_miniature(run, recipes, stage_2, sources, setup, scenes, heldout, per_t
     run(recipes[stage_2], stage, setup, device)
 
     # what has been learned
-    if distributed.leads():
+    if distributed.rank() == 0:
         if not sources.init:
             curves = [("stage 1", losses(pretrain)), ("stage 2", losses(setup.out))]
             draw_loss(curves, setup.out / "loss.png")
@@ -115,7 +115,7 @@ def with_replay(sources, world, seed, scenes=1000):
     if config.get("vision_config", {}).get("image_size") != SIDE:
         raise ValueError("--replay mixes old data in: name it with --replay-data FILE "
                          "and --replay-images DIR (only a miniature draws its own)")
-    if distributed.leads():
+    if distributed.rank() == 0:
         draw_world(world, scenes, 1, seed)
     distributed.barrier()
     return replace(sources, replay_data=world / "finetune.json", replay_images=world / "train")

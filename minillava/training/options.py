@@ -1,7 +1,7 @@
 """The command line of train.py: its flags, what is made of them, and what is wrong with them.
 
-What argparse read goes no further than this file and train.py's `main`: of it are made a Recipe,
-Sources and a Setup.
+What argparse read goes no further than this file and the last page of train.py: of it are made
+recipes, Sources and a Setup.
 """
 import argparse
 import math
@@ -124,7 +124,7 @@ def add_questions(parser):
                         help="only work out memory, arithmetic and hours")
     parser.add_argument("--check-data", action=FLAG, default=False,
                         help="only read every sample and name the bad ones")
-    parser.add_argument("--gpus", type=int, default=8, help="for --plan")
+    parser.add_argument("--gpus", type=int, help="for --plan (default: 8, for the miniature 1)")
     parser.add_argument("--mfu", type=float, default=0.45,
                         help="for --plan: the part of the peak that is reached")
 
@@ -157,13 +157,11 @@ def read(args, official, toys, shipped):
 
 def recipe_name(args):
     """The recipe that is meant; `own` begins with the shipped miniature where --init names none."""
-    if args.recipe is None:
-        return "toy-finetune"  # the last stage of the whole miniature
-    name = args.recipe
+    name = args.recipe or "toy-finetune"  # the last stage of the whole miniature
     if name == "own" and args.lora:
-        name = "own-lora"  # it has the rate for it
+        name = "own-lora"  # LoRA learns at a rate of its own
     if name.startswith("own") and args.init is None:
-        return f"toy-{name}"
+        name = f"toy-{name}"
     return name
 
 
