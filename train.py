@@ -200,7 +200,7 @@ def train(model, data, recipe, setup, device, validation=None):
         for step, batch in enumerate(batches, first):
             if stop.on_any_rank():
                 save_checkpoint(step, wrapped, optimizers, setup, records)
-                records.close()
+                records.bar.close()
                 end_by_signal(setup.out, step, stop.signal)
 
             lr = set_lr(optimizers, step, steps)

@@ -42,9 +42,6 @@ class Records:
     def __exit__(self, error, *_):
         if error is None:
             self.flush()
-        self.close()
-
-    def close(self):
         self.bar.close()
 
     def add(self, step, lr, batch, loss, norm, val_loss=None):
