@@ -279,8 +279,7 @@ def main():
 
 def begin(args, name, recipes, sources, setup):
     """A recipe on the data that are given, or the miniature, which draws its own."""
-    draws = name == "toy-scienceqa" and not (sources.data or sources.init)
-    draws = draws or args.recipe is None
+    draws = args.recipe is None or name == "toy-scienceqa" and not (sources.data or sources.init)
     if draws:
         options.refuse_data(sources)
     else:
