@@ -338,14 +338,20 @@ def test_the_best_is_kept_and_patience_ends():
 def test_what_is_wrong_among_the_samples_kept_apart_is_said_once_and_ends_nothing(folder, tmp_path, batch, capsys):
     """Neither the looks at them nor, after hours of training, the answers at the end."""
     model, tokenizer, *_ = batch
-    good = folder_samples(folder)[3]
-    bad = [{**good, "id": "lost", "image": "lost.png"}, {**good, "id": "odd", "conversations": [None]}]
-    (tmp_path / "val.json").write_text(json.dumps([*bad, good]))
-    val = LlavaData(tmp_path / "val.json", folder, tokenizer, model.config)
-    validation = Validation(val, 4, every=1, patience=None, keep=lambda model: None)
-    losses = [validation.measure(model, torch.float32, torch.device("cpu")) for _ in range(2)]
+    good = folder_samples(folder)[3:5]
+    bad = [{**good[0], "id": "lost", "image": "lost.png"}, {**good[0], "id": "odd", "conversations": [None]}]
+
+    def look(validation):
+        return validation.measure(model, torch.float32, torch.device("cpu"))
+
+    looks = []
+    for name, samples in (("good", good), ("all", [*bad, *good])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(samples))
+        val = LlavaData(tmp_path / f"{name}.json", folder, tokenizer, model.config)
+        looks.append(Validation(val, 3, every=1, patience=None, keep=lambda model: None))
+    losses = [look(looks[0]), look(looks[1]), look(looks[1])]
     said = capsys.readouterr().err
-    assert losses[0] == losses[1] and said.count("passed over lost") == 1 and "passed over odd" in said
+    assert losses[1] == losses[2] == pytest.approx(losses[0]) and said.count("passed over lost") == 1 and "passed over odd" in said
     show_answers(TOY / "llava", val)
     assert capsys.readouterr().out.count("right is It is 3.") == 1
 

@@ -1,6 +1,7 @@
 """Samples kept apart: their loss while a run learns, the best weights, and when to stop."""
 import math
 
+from minillava.llava import IGNORE_INDEX
 from minillava.training import distributed
 from minillava.training.batches import collate_noted, say_passed_over
 from minillava.training.optimizer import summed_loss
@@ -34,14 +35,16 @@ class Validation:
         total = 0.0
         supervised = 0
         for indices, counts in self.batches():
-            tensors, notes = collate_noted([self.data[i] for i in indices])
+            items = [self.data[i] for i in indices]
+            for item in items:
+                if item["bad"] or not counts:  # it only stands in for another
+                    item["labels"].fill_(IGNORE_INDEX)
+            tensors, notes = collate_noted(items)
             if not self.losses:  # the first look: once is enough
                 say_passed_over(notes)
-            loss = summed_loss(wrapped, dtype, [x.to(device) for x in tensors])
-            if counts:
-                total += loss.item()
-                *_, learn_at = tensors
-                supervised += len(learn_at)
+            *_, learn_at = tensors
+            supervised += len(learn_at)
+            total += summed_loss(wrapped, dtype, [x.to(device) for x in tensors]).item()
         total, supervised = map(sum, zip(*distributed.gather([total, supervised])))
         loss = total / max(supervised, 1)
         if loss < self.best:
