@@ -187,12 +187,14 @@ def test_data_that_is_missing_is_refused(typed, said, run):
 
 @pytest.mark.parametrize("typed, lost", [
     ("--init {out}", "{out}:"), ("--recipe own --data {out}", "{out}:"),
-    ("--recipe own --data {out}/train.json --images {out} --val 0.5", "{out}/train.json, which no run has written")])
+    ("--recipe own --data {out}/train.json --images {out} --val 0.5", "{out}/train.json, which no run has written"),
+    ("--recipe own --data {out}/samples.jsonl --images {out}", "{out}/samples.json, which no run has written")])
 def test_a_run_does_not_write_over_what_it_reads(tmp_path, run, typed, lost):
-    (tmp_path / "train.json").write_text("[1, 2]")
+    for name in ("train.json", "samples.json", "samples.jsonl"):
+        (tmp_path / name).write_text("[1, 2]")
     done = run(*typed.format(out=tmp_path).split(), "--out", tmp_path)
     assert done.returncode == 2 and "would write over " + lost.format(out=tmp_path) in done.err
-    assert [path.name for path in tmp_path.iterdir()] == ["train.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["samples.json", "samples.jsonl", "train.json"]
 
 
 @pytest.mark.parametrize("result", ["llava", "adapter", "mm_projector.bin", "best"])

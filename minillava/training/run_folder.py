@@ -175,7 +175,7 @@ def written_by(sources):
     """What a run leaves in its folder, beside its checkpoints."""
     names = ["config.json", "metrics.jsonl", "loss.png", "mm_projector.bin", "llava", "adapter",
              "best"]
-    if sources.data and sources.data.is_dir():
+    if sources.data and sources.data.suffix != ".json":  # a folder, or JSON lines
         names += ["samples.json", "scienceqa.json"]
     if sources.val:
         names += ["train.json", "val.json"]
