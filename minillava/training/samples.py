@@ -33,20 +33,19 @@ def lay_out(data, images, out, val=None, seed=0):
     Each is (a file of LLaVA-JSON, the folder of its pictures), or None. val: a file or folder, or a
     share of the data as text.
     """
-    learned = as_json(data, images, out / "samples.json")
+    file, images = as_json(data, images, out / "samples.json")
     if val is None:
-        return learned, None
+        return (file, images), None
     if share_of(val):
-        file, images = learned
-        learned, apart = (out / "train.json", images), (out / "val.json", images)
         if leads():
-            split(file, share_of(val), learned[0], apart[0], seed)
-        return learned, apart
+            split(file, share_of(val), out / "train.json", out / "val.json", seed)
+        return (out / "train.json", images), (out / "val.json", images)
 
-    apart = as_json(Path(val), images, out / "val.json")
+    learned = file, images
+    kept_apart = as_json(Path(val), images, out / "val.json")
     if leads():
-        refuse_shared(learned, apart, data, val)
-    return learned, apart
+        refuse_shared(learned, kept_apart, data, val)
+    return learned, kept_apart
 
 
 def as_json(data, images, path):
