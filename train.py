@@ -34,7 +34,7 @@ from minillava.evaluation import scienceqa
 from minillava.terminal import errors_in_one_line
 from minillava.toy.miniature import make_miniature, with_replay
 from minillava.toy.recipes import TOY_RECIPES
-from minillava.training import checkpoints, distributed, options, plan
+from minillava.training import checkpoints, distributed, options, plan, results, run_folder
 from minillava.training.batches import step_batches
 from minillava.training.data_check import check_data, show_samples
 from minillava.training.loss_picture import draw_loss
@@ -43,10 +43,6 @@ from minillava.training.optimizer import clip_gradients, loss_and_gradients, mak
 from minillava.training.optimizer import set_lr, take_step
 from minillava.training.recipes import RECIPES, fitted, warn_of_repeats
 from minillava.training.records import Records
-from minillava.training.results import closing_words, is_finished, save_result, show_answers
-from minillava.training.run_folder import asked_for, carried_config, lock, losses, measured
-from minillava.training.run_folder import refuse_mixing, refuse_overwriting, rewind, val_losses
-from minillava.training.run_folder import write_config
 from minillava.training.sampler import micro_batches
 from minillava.training.samples import Together, draw_replay, lay_out, load_samples
 from minillava.training.samples import share_of, write_samples
@@ -65,40 +61,37 @@ STOPPED = "stopped; a run that had begun goes on from its last checkpoint with -
 def run(recipe, sources, setup, device):
     """A recipe from its data to its weights: out/mm_projector.bin, out/llava or out/adapter."""
     out = setup.out
-    leads = distributed.rank() == 0
-    asked = asked_for(recipe, sources, setup)
-    refuse_mixing(setup, asked)
-    if is_finished(out / recipe.result):
+    leads = distributed.leads()
+    locked = run_folder.lock(out) if leads else None  # until this function returns
+    asked = run_folder.asked_for(recipe, sources, setup)
+    run_folder.enter(setup, asked)
+    if (out / recipe.result).exists():
+        if leads:
+            print(f"Nothing is left to do: {out / recipe.result} is there.")
         return
-    locked = lock(out) if leads else None  # until this function returns
 
     # the model, and what it learns from
     if device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(setup.seed)
     model, tokenizer, base = make_model(recipe, sources)
-    if leads:
-        write_config(out, asked)  # the folder is a run's from here on
     data, kept_apart = make_data(recipe, sources, setup, tokenizer, model.config)
     data, recipe = fit_together(data, recipe, sources, setup)
     asked["settings"]["samples_a_step"] = recipe.batch
-    refuse_mixing(setup, asked)  # other GPUs may want steps of another size
-    recipe.accumulation(distributed.ranks())  # a batch that does not divide is refused here
+    run_folder.enter(setup, asked)  # other GPUs may want steps of another size
     if leads:
         warn_of_repeats(recipe.batch, len(data))
-        write_config(out, asked)  # now with the size of its steps
     distributed.barrier()
 
     def save(wrapped, path):
         weights = distributed.trained_weights(wrapped, model)
         if leads:
-            save_result(weights, model, tokenizer, recipe, base, path, sources.vision)
+            results.save(weights, model, tokenizer, recipe, base, path, sources.vision)
 
-    keep = partial(save, path=out / "best")
     validation = None
     if kept_apart:
-        validation = Validation(
-            kept_apart, recipe.per_gpu, setup.eval_every, setup.patience, keep)
+        validation = Validation(kept_apart, recipe.per_gpu, setup.eval_every, setup.patience,
+                                keep=partial(save, path=out / "best"))
     wrapped = train(model, data, recipe, setup, device, validation)
     save(wrapped, out / recipe.result)
     if leads:
@@ -108,10 +101,11 @@ def run(recipe, sources, setup, device):
 
 def show_result(recipe, samples, out, validation, quantize):
     """The curve of the loss as a picture, a few answers, and what can be done with the weights."""
-    draw_loss([(f"stage {recipe.stage}", losses(out))], out / "loss.png", val_losses(out))
+    curve = (f"stage {recipe.stage}", run_folder.losses(out))
+    draw_loss([curve], out / "loss.png", run_folder.val_losses(out))
     if validation and recipe.stage == 2:
-        show_answers(out / "best", validation.data, quantize)
-    print(closing_words(recipe, samples, out, validation))
+        results.show_answers(out / "best", validation.data, quantize)
+    print(results.closing_words(recipe, samples, out, validation))
 
 
 def make_model(recipe, sources):
@@ -135,7 +129,7 @@ def make_model(recipe, sources):
     prompt_format = ""
     if scienceqa.is_folder(sources.data):
         prompt_format = "QCM-ALE" if sources.answer_first else recipe.prompt_format
-    config = carried_config(model.config, recipe, sources)
+    config = run_folder.carried_config(model.config, recipe, sources)
     model.config = replace(config, prompt_format=prompt_format)
 
     choose_trained(model, recipe)
@@ -144,26 +138,21 @@ def make_model(recipe, sources):
 
 def make_data(recipe, sources, setup, tokenizer, config):
     """-> the samples to learn from, and those that are kept apart or None."""
-    data = sources.data
-    images = sources.images
-    out = setup.out
-    leads = distributed.rank() == 0
+    data, images, out = sources.data, sources.images, setup.out
     if scienceqa.is_folder(sources.data):
         data = out / "scienceqa.json"
         images = scienceqa.image_folder(sources.data, "train")
-        if leads:
+        if distributed.leads():
             problems = scienceqa.convert(
                 sources.data, "train", config.prompt_format, text_only=sources.text_only)
             scienceqa.check_images(problems, images)
             write_samples(data, problems)
-    files = lay_out(data, images, out, sources.val, setup.seed, leads)
+
+    learned, kept_apart = lay_out(data, images, out, sources.val, setup.seed)
     template = recipe.template if recipe.stage == 1 else config.template
     load = partial(load_samples, tokenizer=tokenizer, config=config, template=template,
                    max_length=recipe.max_length, out=out)
-
-    learned = load(files.train, files.images)
-    kept_apart = load(files.val, files.val_images) if files.val else None
-    return learned, kept_apart
+    return load(*learned), load(*kept_apart) if kept_apart else None
 
 
 def fit_together(data, recipe, sources, setup):
@@ -172,13 +161,17 @@ def fit_together(data, recipe, sources, setup):
     All epochs are then a single long one, in which the old samples are others each time.
     """
     share = sources.replay
+    samples = round(len(data) / (1 - share))
     width = data.config.language_config.hidden_size
-    recipe = fitted(recipe, round(len(data) / (1 - share)), width, distributed.ranks())
+    recipe = fitted(recipe, samples, width, distributed.ranks())
+    if recipe.min_steps and distributed.leads():
+        print(f"Fitted to {samples} samples: {recipe.batch} a step, {recipe.epochs} epochs, "
+              f"at a rate of {recipe.lr:.2g}")
     if not share:
         return data, recipe
 
     path = setup.out / "replay.json"
-    if distributed.rank() == 0:
+    if distributed.leads():
         count = round(recipe.epochs * len(data) * share / (1 - share))
         draw_replay(sources.replay_data, count, path, setup.seed)
     old = load_samples(path, sources.replay_images, data.tokenizer, data.config, data.template,
@@ -207,7 +200,7 @@ def train(model, data, recipe, setup, device, validation=None):
         for step, batch in enumerate(batches, first):
             if stop.on_any_rank():
                 save_checkpoint(step, wrapped, optimizers, setup, records)
-                records.close()
+                records.bar.close()
                 end_by_signal(setup.out, step, stop.signal)
 
             lr = set_lr(optimizers, step, steps)
@@ -248,11 +241,11 @@ def forward_backward(model, batch, recipe, dtype, device):
 def resume(out, wrapped, optimizers, validation):
     """Brings back what an earlier part of the run came to -> the step it stopped at, or 0."""
     step = checkpoints.resume(out, wrapped, optimizers)
-    if distributed.rank() == 0:
-        rewind(out, step)
+    if distributed.leads():
+        run_folder.rewind(out, step)
     if validation:
         distributed.barrier()
-        validation.recall(measured(out))
+        validation.losses = [loss for _, loss in run_folder.val_losses(out)]
     return step
 
 
@@ -264,46 +257,44 @@ def save_checkpoint(step, wrapped, optimizers, setup, records):
 # -------------------------------------------------------------------------------- the command line
 
 def main():
-    all_recipes = RECIPES | TOY_RECIPES
-    args = options.make_parser(__doc__, all_recipes).parse_args()
+    args = options.make_parser(__doc__, RECIPES | TOY_RECIPES).parse_args()
     with errors_in_one_line(STOPPED, rank=int(os.environ.get("RANK", 0))):
-        options.refuse_wrong_numbers(args)
-        options.refuse_alone(args)
-        recipes = options.changed_recipes(args, all_recipes)
-        name = options.recipe_name(args.recipe, args.init)
+        name, recipes, sources, setup = options.read(args, RECIPES, TOY_RECIPES, shipped=TOY)
         recipe = recipes[name]
-        toy = name in TOY_RECIPES
-        options.refuse_for_recipe(recipe, args)
-        setup = options.setup_of(args, recipe, toy)
-        sources = options.sources_of(args, recipe, toy, shipped=TOY)
-        options.refuse_parts(sources, args.projector, args.feature_layer)
-        options.refuse_upon_adapter(recipe, sources)
 
-        draws_science = name == "toy-scienceqa" and not (sources.data or sources.init)
-        if args.print:
+        if args.print or args.plan:
             config = plan.planned_config(recipe, sources)
+        if args.print:
             print(plan.description(config, recipe, sources, setup.out))
         elif args.plan:
-            config = plan.planned_config(recipe, sources)
-            print(plan.plan_lines(config, recipe, args.gpus, setup.shard, setup.dtype, args.mfu,
+            gpus = args.gpus or (1 if name in TOY_RECIPES else 8)
+            print(plan.plan_lines(config, recipe, gpus, setup.shard, setup.dtype, args.mfu,
                                   plan.planned_bits(sources)))
         elif args.check_data:
             options.refuse_missing(name, sources)
             look_at_data(recipe, sources, setup)
-        elif args.recipe is None or draws_science:
-            options.refuse_data(sources)
-            refuse_overwriting(sources, setup.out)
-            device = distributed.set_up(args.device, setup.shard)
-            make_miniature(run, recipes, name, sources, setup, args.scenes, args.heldout,
-                           args.per_type, device)
         else:
-            options.refuse_missing(name, sources)
-            refuse_overwriting(sources, setup.out)
-            device = distributed.set_up(args.device, setup.shard)
-            if sources.replay and not sources.replay_data:
-                sources = with_replay(sources, setup.out / "replay", setup.seed)
-            run(recipe, sources, setup, device)
-        distributed.end()
+            begin(args, name, recipes, sources, setup)
+
+
+def begin(args, name, recipes, sources, setup):
+    """A recipe on the data that are given, or the miniature, which draws its own."""
+    draws = args.recipe is None or name == "toy-scienceqa" and not (sources.data or sources.init)
+    if draws:
+        options.refuse_data(sources)
+    else:
+        options.refuse_missing(name, sources)
+    run_folder.refuse_overwriting(sources, setup.out)
+
+    device = distributed.set_up(args.device, setup.shard)
+    if draws:
+        make_miniature(run, recipes, name, sources, setup, args.scenes, args.heldout,
+                       args.per_type, device)
+    else:
+        if sources.replay and not sources.replay_data:
+            sources = with_replay(sources, setup.out / "replay", setup.seed)
+        run(recipes[name], sources, setup, device)
+    distributed.end()
 
 
 def look_at_data(recipe, sources, setup):

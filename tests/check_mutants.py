@@ -217,6 +217,8 @@ MUTANTS = {  # file: [(text, what it becomes, a test that must fail)]
         ('optim_state_dict=state["optim"]', "optim_state_dict={}",
          "test_steps.py::test_a_checkpoint_brings_back_weights_moments_and_the_random_state"),
         ("step = max(done)", "step = min(done)", "test_steps.py::test_checkpoints_that_are_too_many_or_half_written_go"),
+        ("if name not in PLACES.get(module, ()):", "if False:", "test_steps.py::test_a_checkpoint_runs_no_program"),
+        (", planner=Planner()", "", "test_steps.py::test_a_checkpoint_runs_no_program"),
         ("[:-keep]", "[:-keep - 1]", "test_steps.py::test_checkpoints_that_are_too_many_or_half_written_go"),
     ],
     "minillava/training/distributed.py": [

@@ -13,7 +13,7 @@ from minillava.toy.tokenizer import texts
 from minillava.training.lora import add_lora
 from minillava.training.new_words import learn_words, make_rows, read_new_word, spell_like
 from minillava.training.recipes import RECIPES
-from minillava.training.results import save_result
+from minillava.training.results import save
 from minillava.weights.__main__ import main
 from minillava.weights.quantize import save_quantized
 from minillava.weights.saving import with_rows
@@ -142,7 +142,7 @@ def test_an_adapter_brings_the_word_to_its_base(miniature, tmp_path, monkeypatch
     for p in weights.values():
         p.data += 0.02 * torch.randn_like(p)
     adapter, plain = tmp_path / "adapter", tmp_path / "plain"
-    save_result(weights, model, tokenizer, LORA, TOY / "llava", adapter)
+    save(weights, model, tokenizer, LORA, TOY / "llava", adapter)
 
     merged, its_tokenizer = load_llava(adapter, **CPU)
     torch.testing.assert_close(logits(merged, its_tokenizer), logits(model, tokenizer), rtol=1e-4, atol=1e-4)

@@ -195,6 +195,8 @@ def test_a_plan_finds_a_base_in_few_bits(tmp_path, kind):
 def test_a_plan_of_ones_own_is_fitted_as_the_training_is():
     lines = plan_lines(LlavaConfig(), RECIPES["own"], 8, False, "bfloat16", 0.45)
     assert "8 of them, 2 samples of 2048 tokens each" in lines and "/ 16, accumulating 1x" in lines
+    with pytest.raises(ValueError, match="3 ranks x 16 do not divide"):
+        plan_lines(LlavaConfig(), RECIPES["v1.5-finetune"], 3, True, "bfloat16", 0.45)
 
 
 def test_a_whole_llava_keeps_its_layer_the_first_one_too():

@@ -1,5 +1,7 @@
 """What one step of training is made of: the rate, the decay, the order of the samples, what is saved, what travels."""
 import math
+import os
+import pickle
 
 import pytest
 import torch
@@ -128,6 +130,22 @@ def test_a_checkpoint_that_cannot_be_written_or_read_is_one_line(tmp_path, monke
     [file] = tmp_path.glob("checkpoint-9/*.distcp")
     file.write_bytes(file.read_bytes()[:100])
     assert "checkpoint-9 cannot be read; delete it" in message(OSError, checkpoints.resume, tmp_path, model, optimizers)
+
+
+def test_a_checkpoint_runs_no_program(tmp_path):
+    """Neither its .metadata, a pickle, nor an optimiser's numbers, a pickle each."""
+    class Program:
+        def __reduce__(self):
+            return os.mkdir, (tmp_path / "was-run",)
+
+    model, optimizers = small()
+    checkpoints.save(tmp_path / "a", 9, model, optimizers, keep=1)
+    (tmp_path / "a/checkpoint-9/.metadata").write_bytes(pickle.dumps(Program()))
+    optimizers[0].param_groups[0]["foreach"] = Program()
+    checkpoints.save(tmp_path / "b", 9, model, optimizers, keep=1)
+    for out in (tmp_path / "a", tmp_path / "b"):
+        assert "checkpoint-9 cannot be read; delete it" in message(OSError, checkpoints.resume, out, *small())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
 def test_gradients_travel_once_a_step_not_once_a_micro_batch():

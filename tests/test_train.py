@@ -15,11 +15,11 @@ import train
 from minillava.checkpoint import TOY, load_llava
 from minillava.toy.miniature import draw_world
 from minillava.toy.recipes import TOY_RECIPES
-from minillava.training.run_folder import Setup, Sources, asked_for, lock, refuse_mixing, refuse_overwriting
-from minillava.training.run_folder import write_config
+from minillava.training.run_folder import Setup, Sources, asked_for, enter, lock, refuse_overwriting
 from minillava.training.signals import Stop
 from tests.check_kill import bits, command, make_world
 from tests.comparing import message, read_jsonl
+from train import main  # noqa: F401, which the fixture `run` calls
 
 ROOT = Path(__file__).parent.parent
 QUIET = dict(cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -93,18 +93,15 @@ def test_a_run_is_not_resumed_with_data_that_were_changed_since(tmp_path):
     data = tmp_path / "data.json"
     data.write_text("[1]")
     recipe, sources, setup = TOY_RECIPES["toy-pretrain"], Sources(data=data), Setup(tmp_path, resume=True)
-    write_config(tmp_path, asked_for(recipe, sources, setup))
+    enter(setup, asked_for(recipe, sources, setup))
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')
-    refuse_mixing(setup, asked_for(recipe, sources, setup))
+    enter(setup, asked_for(recipe, sources, setup))
     smaller = replace(recipe, per_gpu=1, checkpointing=not recipe.checkpointing)  # after an end for want of memory
-    refuse_mixing(setup, asked_for(smaller, sources, setup))
+    enter(setup, asked_for(smaller, sources, setup))
     data.write_text("[1, 2]")
-    assert "cannot change data_bytes 3 to 6" in message(ValueError, refuse_mixing, setup, asked_for(recipe, sources, setup))
+    assert "cannot change data_bytes 3 to 6" in message(ValueError, enter, setup, asked_for(recipe, sources, setup))
     (tmp_path / "metadata.csv").write_text("of a folder")
     assert asked_for(recipe, Sources(data=tmp_path), setup)["settings"]["data_bytes"] == 11
-    (tmp_path / "config.json").write_text("{}")
-    assert "does not say how the run was begun" in message(
-        ValueError, refuse_mixing, setup, asked_for(recipe, sources, setup))
 
 
 def test_sigterm_saves_and_says_how_to_go_on(world, peace, tmp_path):
@@ -183,23 +180,21 @@ def test_signals_are_noted_and_then_left_to_others():
 
 @pytest.mark.parametrize("typed, said", [
     ("--check-data", "needs --data and --images"), ("--recipe own --data my-picture", "there is no my-picture;")])
-def test_data_that_is_missing_is_refused(typed, said, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["train.py", *typed.split()])
-    with pytest.raises(SystemExit) as ended:
-        train.main()
-    assert ended.value.code == 2 and said in capsys.readouterr().err
+def test_data_that_is_missing_is_refused(typed, said, run):
+    done = run(*typed.split())
+    assert done.returncode == 2 and said in done.err
 
 
 @pytest.mark.parametrize("typed, lost", [
     ("--init {out}", "{out}:"), ("--recipe own --data {out}", "{out}:"),
-    ("--recipe own --data {out}/train.json --images {out} --val 0.5", "{out}/train.json, which no run has written")])
-def test_a_run_does_not_write_over_what_it_reads(tmp_path, monkeypatch, capsys, typed, lost):
-    (tmp_path / "train.json").write_text("[1, 2]")
-    monkeypatch.setattr("sys.argv", ["train.py", *typed.format(out=tmp_path).split(), "--out", str(tmp_path)])
-    with pytest.raises(SystemExit) as ended:
-        train.main()
-    assert ended.value.code == 2 and "would write over " + lost.format(out=tmp_path) in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["train.json"]
+    ("--recipe own --data {out}/train.json --images {out} --val 0.5", "{out}/train.json, which no run has written"),
+    ("--recipe own --data {out}/samples.jsonl --images {out}", "{out}/samples.json, which no run has written")])
+def test_a_run_does_not_write_over_what_it_reads(tmp_path, run, typed, lost):
+    for name in ("train.json", "samples.json", "samples.jsonl"):
+        (tmp_path / name).write_text("[1, 2]")
+    done = run(*typed.format(out=tmp_path).split(), "--out", tmp_path)
+    assert done.returncode == 2 and "would write over " + lost.format(out=tmp_path) in done.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["samples.json", "samples.jsonl", "train.json"]
 
 
 @pytest.mark.parametrize("result", ["llava", "adapter", "mm_projector.bin", "best"])
@@ -225,11 +220,11 @@ def test_two_trainings_at_once_in_one_folder_are_refused(tmp_path):
 def test_a_run_that_came_to_no_step_begins_anew_in_its_folder(tmp_path):
     (tmp_path / "train.json").write_text("[1, 2]")
     sources = Sources(data=tmp_path / "train.json")
-    write_config(tmp_path, asked_for(TOY_RECIPES["toy-pretrain"], sources, Setup(tmp_path)))
+    enter(Setup(tmp_path), asked_for(TOY_RECIPES["toy-pretrain"], sources, Setup(tmp_path)))
     refuse_overwriting(sources, tmp_path)
 
 
-def test_what_is_wrong_is_one_line(world, tmp_path):
+def test_what_is_wrong_is_one_line(world, tmp_path, run):
     for more, message in (
         (["--per-gpu", 3], "do not divide"), (["--init", "nowhere"], "nowhere"),
         (["--init", TOY / "llava"], "leave --language away"), (["--lr", 0], "--lr must be positive"),
@@ -237,5 +232,6 @@ def test_what_is_wrong_is_one_line(world, tmp_path):
         (["--data", "README.md"], "is not a JSON array"), (["--images", tmp_path], "samples in a row cannot be used"),
         (["--images", tmp_path, "--workers", 2], "samples in a row cannot be used"),
     ):
-        done = subprocess.run(command(world, tmp_path / "out", *more), **QUIET)
-        assert done.returncode == 2 and message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+        _, _, *typed = command(world, tmp_path / "out", *more)
+        done = run(*typed, "--no-shard")
+        assert done.returncode == 2 and message in done.err.splitlines()[-1]

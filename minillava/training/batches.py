@@ -77,13 +77,12 @@ def say_passed_over(notes):
 def counted(batches):
     """Batches of `collate_noted` -> a StepBatch."""
     ids = []
-    counts = []  # a row a batch
+    counts = []  # a row a batch, in StepBatch's order
     for (input_ids, _, pixels, _, learn_at), notes in batches:
         ids += notes["ids"]
         counts.append([len(learn_at), input_ids.numel(), len(pixels),
                        len(notes["bad"]), notes["cut"], notes["ignored"]])
 
     here = [sum(column) for column in zip(*counts)]
-    supervised, tokens, images, bad, cut, ignored = distributed.add_up(here)
     micro = [tensors for tensors, _ in batches]
-    return StepBatch(micro, ids, supervised, tokens, images, bad, cut, ignored)
+    return StepBatch(micro, ids, *distributed.add_up(here))

@@ -69,6 +69,11 @@ def ranks():
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def leads():
+    """Whether this process is the one that writes and speaks for all."""
+    return rank() == 0
+
+
 def barrier():
     if ranks() > 1:
         dist.barrier()

@@ -88,9 +88,7 @@ def loss_and_gradients(model, dtype, tensors, divisor):
     input_ids, labels, pixels, *places = tensors
     inputs = (input_ids, pixels, labels, divisor, places)
     if isinstance(model, FSDPModule):  # casts the weights by itself
-        loss = model(*inputs)
-        loss.backward()
-        return loss.detach()
+        return _ForwardBackward(model)(*inputs)
     return forward_backward_in(dtype, model, *inputs)
 
 

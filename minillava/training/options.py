@@ -1,11 +1,11 @@
 """The command line of train.py: its flags, what is made of them, and what is wrong with them.
 
-What argparse read goes no further than this file and train.py's `main`: of it are made a Recipe,
-Sources and a Setup.
+What argparse read goes no further than this file and the last page of train.py: of it are made
+recipes, Sources and a Setup.
 """
 import argparse
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -75,7 +75,7 @@ def add_changes(parser):
     parser.add_argument("--lora-alpha", type=float, help="(default: twice the rank)")
     parser.add_argument("--words", action=FLAG, default=None,
                         help="with LoRA: train embeddings and head too, for words never said")
-    parser.add_argument("--new-word", action="append", metavar="NEW=OLD,OLD",
+    parser.add_argument("--new-word", action="append", dest="new_words", metavar="NEW=OLD,OLD",
                         help="stage 2: a word that begins as the mean of words that are known "
                              "and like it (pink=red,purple); with LoRA it implies --words")
     parser.add_argument("--min-steps", type=int,
@@ -90,7 +90,8 @@ def add_changes(parser):
 
 
 def add_setup(parser):
-    parser.add_argument("--out", type=Path, default=Path("runs/toy"), help="folder of the run")
+    parser.add_argument("--out", type=Path,
+                        help="folder of the run (default: runs/RECIPE, of the miniature runs/toy)")
     parser.add_argument("--resume", action=FLAG, default=False, help="go on with the run in --out")
     parser.add_argument("--shard", action=FLAG, default=None,
                         help="FSDP2 (default: stage 2 of the real recipes), else DDP")
@@ -123,77 +124,98 @@ def add_questions(parser):
                         help="only work out memory, arithmetic and hours")
     parser.add_argument("--check-data", action=FLAG, default=False,
                         help="only read every sample and name the bad ones")
-    parser.add_argument("--gpus", type=int, default=8, help="for --plan")
+    parser.add_argument("--gpus", type=int, help="for --plan (default: 8, for the miniature 1)")
     parser.add_argument("--mfu", type=float, default=0.45,
                         help="for --plan: the part of the peak that is reached")
 
 
 # ------------------------------------------------------------------------------ what was asked for
 
-def recipe_name(name, init):
+# what of a recipe is a flag; LoRA's are looked at on their own
+CHANGES = ("lr", "projector_lr", "tower_lr", "batch", "per_gpu", "epochs", "min_steps",
+           "max_length", "checkpointing", "loss_mean", "projector", "feature_layer", "layers",
+           "tower", "words")
+
+
+def read(args, official, toys, shipped):
+    """-> (name of the recipe, {name: recipe} as they are asked for, Sources, Setup)
+
+    shipped: folder of the miniature's weights, which the toy recipes and `own` start from.
+    """
+    refuse_wrong_numbers(args)
+    refuse_alone(args)
+    name = recipe_name(args)
+    recipes = {known: as_asked(recipe, args) for known, recipe in (official | toys).items()}
+    recipe = recipes[name]
+    refuse_for_recipe(recipe, args)
+    setup = setup_of(args, recipe, name in toys)
+    sources = sources_of(args, recipe, name in toys, shipped)
+    refuse_parts(sources, args.projector, args.feature_layer)
+    refuse_upon_adapter(recipe, sources)
+    return name, recipes, sources, setup
+
+
+def recipe_name(args):
     """The recipe that is meant; `own` begins with the shipped miniature where --init names none."""
-    if name is None:
-        return "toy-finetune"  # the last stage of the whole miniature
-    if name.startswith("own") and init is None:
-        return f"toy-{name}"
+    name = args.recipe or "toy-finetune"  # the last stage of the whole miniature
+    if name == "own" and args.lora:
+        name = "own-lora"  # LoRA learns at a rate of its own
+    if name.startswith("own") and args.init is None:
+        name = f"toy-{name}"
     return name
 
 
-def changed_recipes(args, recipes):
-    """{name: recipe}, with what the command line changes in them."""
-    settled = {}
-    for name, recipe in recipes.items():
-        if args.lora and recipe.stage == 2:
-            alpha = args.lora_alpha or 2.0 * args.lora
-            recipe = replace(recipe, lora=args.lora, lora_alpha=alpha, muon_lr=None)
-        if args.lr:
-            muon_lr = recipe.muon_lr and recipe.muon_lr * args.lr / recipe.lr
-            # a rate that is given is not fitted any more
-            recipe = replace(recipe, muon_lr=muon_lr, width=0)
-        if args.per_gpu or args.checkpointing is not None:
-            recipe = replace(recipe, fits=False)  # nor is what a GPU shall hold
-        words = args.words
-        if words is None and args.new_word and recipe.lora:
-            words = True
-        settled[name] = changed(
-            recipe, lr=args.lr, projector_lr=args.projector_lr, batch=args.batch,
-            per_gpu=args.per_gpu, epochs=args.epochs, max_length=args.max_length,
-            checkpointing=args.checkpointing, loss_mean=args.loss_mean,
-            min_steps=args.min_steps if recipe.min_steps else None, words=words,
-            projector=args.projector, feature_layer=args.feature_layer, layers=args.layers,
-            tower=args.tower if recipe.stage == 2 else None, tower_lr=args.tower_lr)
-    return settled
+def as_asked(recipe, args):
+    """A recipe with what the command line changes in it."""
+    if args.lora and recipe.stage == 2:
+        muon_lr = recipe.muon_lr if recipe.lora else None  # chosen for whole matrices
+        alpha = args.lora_alpha or 2.0 * args.lora
+        recipe = replace(recipe, lora=args.lora, lora_alpha=alpha, muon_lr=muon_lr)
+    if args.lr:
+        muon_lr = recipe.muon_lr and recipe.muon_lr * args.lr / recipe.lr
+        recipe = replace(recipe, muon_lr=muon_lr, width=0)  # it is not fitted any more
+    if args.per_gpu or args.checkpointing is not None:
+        recipe = replace(recipe, fits=False)  # nor is what a GPU shall hold
+    if args.new_words and recipe.lora:
+        recipe = replace(recipe, words=True)  # unless --no-words
+
+    changes = {name: getattr(args, name) for name in CHANGES}
+    if recipe.stage == 1:
+        changes["tower"] = None  # that of stage 2 is meant
+    if not recipe.min_steps:
+        changes["min_steps"] = None
+    return changed(recipe, **changes)
 
 
 def sources_of(args, recipe, toy, shipped):
-    """shipped: folder of the miniature's weights, which the toy recipes and `own` start from."""
-    init, vision, language = args.init, args.vision, args.language
-    if init is None and recipe.min_steps:
-        init = shipped / "llava"
-    if toy and not Sources(init=init).starts_whole:
-        vision, language = vision or shipped / "clip", language or shipped / "vicuna"
-    new_words = tuple(read_new_word(text) for text in args.new_word or ()) or None
-    return Sources(
-        vision=vision, language=language, init=init, data=args.data, images=args.images,
-        answer_first=args.answer_first, text_only=args.text_only, val=args.val,
-        replay=args.replay, replay_data=args.replay_data, replay_images=args.replay_images,
-        quantize=args.quantize, template=args.template, aspect=args.aspect, new_words=new_words)
+    sources = Sources(**flags_of(Sources, args))
+    if recipe.min_steps and not sources.init:
+        sources = replace(sources, init=shipped / "llava")
+    if toy and not sources.starts_whole:
+        sources = replace(sources, vision=sources.vision or shipped / "clip",
+                          language=sources.language or shipped / "vicuna")
+    if sources.new_words:
+        sources = replace(sources, new_words=tuple(map(read_new_word, sources.new_words)))
+    return sources
 
 
 def setup_of(args, recipe, toy):
-    shard = args.shard
-    workers = args.workers
-    if shard is None:
-        shard = recipe.stage == 2 and not toy and not recipe.lora and not recipe.min_steps
-    if workers is None:
+    given = flags_of(Setup, args)
+    if args.out is None:
+        given["out"] = Path("runs", args.recipe or "toy")
+    if args.shard is None:
+        given["shard"] = recipe.stage == 2 and not (toy or recipe.lora or recipe.min_steps)
+    if args.workers is None:
         # on a CPU they would take the time of what they feed
-        workers = 4 if torch.cuda.is_available() and not toy else 0
-    if shard and recipe.muon_lr:
+        given["workers"] = 4 if torch.cuda.is_available() and not toy else 0
+    if given["shard"] and recipe.muon_lr:
         raise ValueError("Muon needs whole matrices: the toy recipes run with --no-shard")
-    return Setup(
-        out=args.out, resume=args.resume, seed=args.seed, dtype=args.dtype, shard=shard,
-        workers=workers, save_every=args.save_every, keep=args.keep, eval_every=args.eval_every,
-        patience=args.patience)
+    return Setup(**given)
+
+
+def flags_of(kind, args):
+    """{name: what is typed} of the fields of a dataclass, each of which is a flag."""
+    return {field.name: getattr(args, field.name) for field in fields(kind)}
 
 
 # --------------------------------------------------------------------------- what is wrong with it
@@ -244,9 +266,10 @@ def refuse_missing(recipe_name, sources):
 
 def refuse_for_recipe(recipe, args):
     """What the recipe's stage, or its LoRA, has no use for."""
-    for name in ("lora", "new_word", "tower"):
-        if getattr(args, name) and recipe.stage == 1:
-            raise ValueError(f"--{name.replace('_', '-')} goes with a recipe of stage 2: "
+    for flag, given in (("--lora", args.lora), ("--new-word", args.new_words),
+                        ("--tower", args.tower)):
+        if given and recipe.stage == 1:
+            raise ValueError(f"{flag} goes with a recipe of stage 2: "
                              "stage 1 trains the projector alone")
     if args.min_steps and not recipe.min_steps:
         raise ValueError("--min-steps goes with own and own-lora; others have --epochs")
@@ -258,7 +281,7 @@ def refuse_for_recipe(recipe, args):
     if recipe.words and (args.quantize or not recipe.lora):
         raise ValueError("--words, which --new-word asks for, goes with --lora, which else leaves "
                          "words alone, and not with --quantize (which takes --no-words)")
-    if args.new_word and recipe.lora and not recipe.words:
+    if args.new_words and recipe.lora and not recipe.words:
         raise ValueError("--new-word has rows to be trained: with LoRA it takes --words")
 
 

@@ -174,7 +174,7 @@ def plan_lines(config, recipe, ranks, shard, dtype, mfu, quantize=None):
     """The plan as text."""
     recipe = fitted(recipe, recipe.samples, config.language_config.hidden_size, ranks)
     model = skeleton(config, recipe)
-    accumulate = max(1, recipe.batch // (recipe.per_gpu * ranks))
+    accumulate = recipe.accumulation(ranks)
     width = 4 if dtype == "float32" else 2
     items = memory(model, recipe.per_gpu * recipe.max_length, recipe.per_gpu, ranks, shard,
                    recipe.checkpointing, width, accumulate, quantize)

@@ -32,7 +32,7 @@ class Records:
         self.peak = plan.peak_flops(device)
         self.skeleton = plan.skeleton(model.config, recipe) if self.peak else None
         self.bar = tqdm(total=steps, initial=first, desc=f"stage {recipe.stage}",
-                        disable=distributed.rank() > 0)
+                        disable=not distributed.leads())
         self.waiting = []          # [(row, loss, norm, ids of the samples)]
         self.since = time.perf_counter()   # the last time they were written
 
@@ -42,9 +42,6 @@ class Records:
     def __exit__(self, error, *_):
         if error is None:
             self.flush()
-        self.close()
-
-    def close(self):
         self.bar.close()
 
     def add(self, step, lr, batch, loss, norm, val_loss=None):
@@ -75,7 +72,7 @@ class Records:
                 if not math.isfinite(loss):
                     raise FloatingPointError(not_finite(self.out, row["step"], loss, ids))
                 row |= {"loss": loss, "gradient_norm": norm.item()} | self.speed(row, seconds)
-                if distributed.rank() == 0:
+                if distributed.leads():
                     log.write(json.dumps(row) + "\n")
         self.bar.set_postfix(loss=f"{losses[-1]:.3f}")
         self.waiting = []

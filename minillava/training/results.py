@@ -9,22 +9,13 @@ from minillava.generate import generate
 from minillava.images import load_image
 from minillava.llava import Llava
 from minillava.terminal import printable
-from minillava.training import distributed
 from minillava.training.lora import adapter_of
 from minillava.training.run_folder import measured
 from minillava.weights.adapters import save_adapter
 from minillava.weights.tensors import writing
 
 
-def is_finished(result):
-    """Whether an earlier part of the run came to its end; then it says so."""
-    finished = result.exists()
-    if finished and distributed.rank() == 0:
-        print(f"Nothing is left to do: {result} is there.")
-    return finished
-
-
-def save_result(weights, model, tokenizer, recipe, base, path, tower=None):
+def save(weights, model, tokenizer, recipe, base, path, tower=None):
     """weights: {name: tensor}, what was trained; base, tower: the folders an adapter belongs to."""
     if recipe.stage == 1:
         save_projector(weights, path)
@@ -97,9 +88,9 @@ def closing_words(recipe, samples, out, validation=None):
             lines.append(f"Samples {what}: {times}; --check-data names them.")
 
     if validation:
-        lines.append(f"Of the samples kept apart the loss was {validation.last:.3f} at the end and "
+        lines.append(f"Of the samples kept apart the loss was {validation.losses[-1]:.3f} at the end and "
                      f"{validation.best:.3f} at its best, by the weights in {out / 'best'}.")
-        if validation.best < validation.last:
+        if validation.best < validation.losses[-1]:
             result = out / "best"
     if recipe.stage == 1:
         lines.append(f"Stage 2 starts from it:\n    python train.py ... --init {out}")

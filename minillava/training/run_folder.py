@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from minillava.files import read_json, read_object, read_whole_lines, write, write_jsonl
+from minillava.training import distributed
 from minillava.training.recipes import Recipe
 from minillava.weights.folders import refuse_to_lose
 from minillava.weights.tensors import has_weights
@@ -74,6 +75,8 @@ class Setup:
 
 # in a folder of data: the files that say what its samples are
 TABLES = ("metadata.jsonl", "metadata.csv", "problems.json", "pid_splits.json")
+# how a step fits into memory, which --resume may change, for it is not what is in the step
+FREE = {"per_gpu", "fits", "checkpointing"}
 DEFAULTS = {field.name: field.default for kind in (Recipe, Sources, Setup)
             for field in fields(kind)}
 
@@ -113,24 +116,24 @@ def data_bytes(data):
     return sum(file.stat().st_size for file in files if file.exists())
 
 
-def refuse_mixing(setup, asked):
-    """ValueError if `out` holds a run that was begun otherwise, or that is not to be resumed."""
+def enter(setup, asked):
+    """config.json of a new run; one that goes on keeps its own, ValueError where it was another."""
+    config = setup.out / "config.json"
     if not measured(setup.out):
+        if distributed.leads():
+            begun = {"command": shlex.join(sys.argv), "git": git_state(), **asked}
+            write(config, json.dumps(begun, indent=1))
         return
+
     if not setup.resume:
         raise already_there(setup.out)
-    before = read_object(setup.out / "config.json")
-    if not asked.keys() <= before.keys():
-        raise ValueError(f"{setup.out / 'config.json'} does not say how the run was begun")
+    before = read_object(config)
     changes = []
     for part, values in asked.items():
         for name, value in values.items():
-            # how a step fits into memory, not what is in it
-            if name in ("per_gpu", "fits", "checkpointing"):
-                continue
             # a run from before there was such a setting had its default, or the same
-            was = before[part].get(name, DEFAULTS.get(name, value))
-            if was != value:
+            was = before.get(part, {}).get(name, DEFAULTS.get(name, value))
+            if was != value and name not in FREE:
                 changes.append(f"{name} {was} to {value}")
     if changes:
         raise ValueError(f"the run in {setup.out} was begun otherwise, "
@@ -159,7 +162,7 @@ def lock(out):
 def refuse_overwriting(sources, out):
     """ValueError if a new run would write over what it reads, or over what no run has written."""
     if measured(out):
-        return  # refuse_mixing has the say
+        return  # `enter` has the say
     refuse_to_lose(out, sources.init, sources.vision, sources.language, sources.data,
                    sources.val)
     there = [out / name for name in written_by(sources) if (out / name).exists()]
@@ -172,7 +175,7 @@ def written_by(sources):
     """What a run leaves in its folder, beside its checkpoints."""
     names = ["config.json", "metrics.jsonl", "loss.png", "mm_projector.bin", "llava", "adapter",
              "best"]
-    if sources.data and sources.data.is_dir():
+    if sources.data and sources.data.suffix != ".json":  # a folder, or JSON lines
         names += ["samples.json", "scienceqa.json"]
     if sources.val:
         names += ["train.json", "val.json"]
@@ -184,14 +187,6 @@ def written_by(sources):
 def already_there(out):
     return ValueError(f"{out} holds a run already; go on with it by --resume, "
                       f"or name another folder with --out")
-
-
-def write_config(out, asked):
-    """What a run was begun with; where it goes on, that stays as it is."""
-    if measured(out):
-        return
-    config = {"command": shlex.join(sys.argv), "git": git_state(), **asked}
-    write(out / "config.json", json.dumps(config, indent=1))
 
 
 def git_state():

@@ -13,7 +13,6 @@ import io
 import json
 import os
 import random
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from torch.utils.data import ConcatDataset
@@ -21,50 +20,40 @@ from torch.utils.data import ConcatDataset
 from minillava.conversation import IMAGE
 from minillava.data import LlavaData, words_of
 from minillava.files import index_of, read_jsonl, read_text, samples_in, write
-from minillava.training import distributed
+from minillava.training.distributed import barrier, leads
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 DESCRIBE = "Provide a brief description of the given image."  # LLaVA's question to a caption
 
 
-@dataclass(frozen=True)
-class Files:
-    """LLaVA-JSON to learn from and to keep apart, or None, and the folders of their pictures."""
+def lay_out(data, images, out, val=None, seed=0):
+    """Writes to `out` what is not LLaVA-JSON yet, and what is split -> (learned, kept apart)
 
-    train: Path
-    images: Path
-    val: Path | None = None
-    val_images: Path | None = None
-
-
-def lay_out(data, images, out, val=None, seed=0, leads=True):
-    """Writes to `out` what is not LLaVA-JSON yet, and what is split -> Files.
-
-    val: a file or folder, or a share of the data as text; leads: this process writes, others wait
-    for it and get the same names.
+    Each is (a file of LLaVA-JSON, the folder of its pictures), or None. val: a file or folder, or a
+    share of the data as text.
     """
-    train, images = as_json(data, images, out, "samples", leads)
+    file, images = as_json(data, images, out / "samples.json")
     if val is None:
-        return Files(train, images)
+        return (file, images), None
     if share_of(val):
-        if leads:
-            split(train, share_of(val), out, seed)
-        return Files(out / "train.json", images, out / "val.json", images)
+        if leads():
+            split(file, share_of(val), out / "train.json", out / "val.json", seed)
+        return (out / "train.json", images), (out / "val.json", images)
 
-    files = Files(train, images, *as_json(Path(val), images, out, "val", leads))
-    if leads:
-        refuse_shared(files, val, data)
-    return files
+    learned = file, images
+    kept_apart = as_json(Path(val), images, out / "val.json")
+    if leads():
+        refuse_shared(learned, kept_apart, data, val)
+    return learned, kept_apart
 
 
-def as_json(data, images, out, name, leads):
-    """-> (a file of LLaVA-JSON, the folder of its pictures)"""
+def as_json(data, images, path):
+    """-> (a file of LLaVA-JSON, the folder of its pictures); `path`: where it is to be made."""
     folder = data.is_dir()
     if not folder and data.suffix != ".jsonl":
         return data, images
-    path = out / f"{name}.json"
-    if leads:
+    if leads():
         samples = folder_samples(data) if folder else read_jsonl(data)
         if not samples:
             raise ValueError(f"{data} holds no samples")
@@ -168,8 +157,8 @@ def share_of(val):
     return share
 
 
-def split(path, share, out, seed):
-    """Writes train.json and val.json: whole pictures are kept apart, drawn by the seed."""
+def split(path, share, learned, kept_apart, seed):
+    """Writes these two files: whole pictures are kept apart, drawn by the seed."""
     samples = [sample for _, _, sample in samples_in(path)]
     pictures = {}
     for n, sample in enumerate(samples):
@@ -185,26 +174,24 @@ def split(path, share, out, seed):
     if len(apart) == len(samples):
         raise ValueError(f"--val {share} of {len(samples)} samples leaves none to learn from; "
                          "add some, or leave --val out")
-    write_samples(out / "train.json", [s for n, s in enumerate(samples) if n not in apart])
-    write_samples(out / "val.json", [samples[n] for n in sorted(apart)])
+    write_samples(learned, [s for n, s in enumerate(samples) if n not in apart])
+    write_samples(kept_apart, [samples[n] for n in sorted(apart)])
 
 
-def refuse_shared(files, val_name, train_name):
-    """ValueError if a sample is in both files: its loss would say nothing of new ones."""
-    learned = {content(sample) for _, _, sample in samples_in(files.train)}
-    shared = [sample for _, _, sample in samples_in(files.val)
-              if content(sample) in learned and is_one_picture(sample, files)]
+def refuse_shared(learned, kept_apart, train_name, val_name):
+    """ValueError if a sample is in both files: its loss would say nothing of new ones.
+
+    Two folders may have pictures of one name, which are one only if they are the same bytes.
+    """
+    (train, images), (val, val_images) = learned, kept_apart
+    seen = {content(sample) for _, _, sample in samples_in(train)}
+    shared = [sample for _, _, sample in samples_in(val) if content(sample) in seen]
+    if images != val_images:
+        shared = [sample for sample in shared
+                  if filecmp.cmp(images / sample["image"], val_images / sample["image"], False)]
     if shared:
         raise ValueError(f"{len(shared)} samples of {val_name} are in {train_name} too, the first "
                          f"{shared[0].get('id')}: take them out of one of the files")
-
-
-def is_one_picture(sample, files):
-    """Two folders may have pictures of one name, which are one only if they are the same bytes."""
-    if files.images == files.val_images:
-        return True
-    name = sample["image"]
-    return filecmp.cmp(files.images / name, files.val_images / name, shallow=False)
 
 
 def content(sample):
@@ -224,9 +211,9 @@ def draw_replay(old, count, path, seed):
 
 def load_samples(path, images, tokenizer, config, template, max_length, out):
     """A file of LLaVA-JSON -> LlavaData; one process makes the index, the others find it."""
-    if distributed.rank() == 0:
+    if leads():
         index_of(path, out, words_of)
-    distributed.barrier()
+    barrier()
     return LlavaData(path, images, tokenizer, config, template, max_length, out)
 
 

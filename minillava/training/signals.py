@@ -32,9 +32,9 @@ class Stop:
 
 def end_by_signal(out, step, number):
     """Exit code 128 + signal, as a shell expects it."""
-    if distributed.rank() == 0 and step == 0:
+    if distributed.leads() and step == 0:
         print("\nStopped before the first step: there is nothing to save. Give the command again.")
-    elif distributed.rank() == 0:
+    elif distributed.leads():
         print(f"\nStopped after {step} steps, all saved in {printable(out)}. "
               f"To go on, give the same command with --resume.")
     sys.exit(128 + (number or signal.SIGTERM))

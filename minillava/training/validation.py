@@ -1,6 +1,7 @@
 """Samples kept apart: their loss while a run learns, the best weights, and when to stop."""
 import math
 
+from minillava.llava import IGNORE_INDEX
 from minillava.training import distributed
 from minillava.training.batches import collate_noted, say_passed_over
 from minillava.training.optimizer import summed_loss
@@ -15,27 +16,16 @@ class Validation:
         self.every = every         # steps
         self.patience = patience   # looks without a better loss, after which a run ends; or None
         self.keep = keep
-        self.best = math.inf       # losses
-        self.last = math.inf
-        self.waited = 0            # looks since the best
+        self.losses = []           # one a look; of an earlier part of the run too
 
-    def recall(self, rows):
-        """What an earlier part of the run measured, from its metrics."""
-        for row in rows:
-            if "val_loss" in row:
-                self.note(row["val_loss"])
-
-    def note(self, loss):
-        """-> whether it is the best so far."""
-        better = loss < self.best
-        self.last = loss
-        self.waited = 0 if better else self.waited + 1
-        self.best = min(loss, self.best)
-        return better
+    @property
+    def best(self):
+        return min(self.losses, default=math.inf)
 
     @property
     def patience_is_over(self):
-        return self.patience is not None and self.waited >= self.patience
+        since_best = len(self.losses) - 1 - self.losses.index(self.best)
+        return self.patience is not None and since_best >= self.patience
 
     def is_due(self, step):
         return (step + 1) % self.every == 0
@@ -45,18 +35,21 @@ class Validation:
         total = 0.0
         supervised = 0
         for indices, counts in self.batches():
-            tensors, notes = collate_noted([self.data[i] for i in indices])
-            if self.last == math.inf:  # the first look: once is enough
+            items = [self.data[i] for i in indices]
+            for item in items:
+                if item["bad"] or not counts:  # it only stands in for another
+                    item["labels"].fill_(IGNORE_INDEX)
+            tensors, notes = collate_noted(items)
+            if not self.losses:  # the first look: once is enough
                 say_passed_over(notes)
-            loss = summed_loss(wrapped, dtype, [x.to(device) for x in tensors])
-            if counts:
-                total += loss.item()
-                *_, learn_at = tensors
-                supervised += len(learn_at)
+            *_, learn_at = tensors
+            supervised += len(learn_at)
+            total += summed_loss(wrapped, dtype, [x.to(device) for x in tensors]).item()
         total, supervised = map(sum, zip(*distributed.gather([total, supervised])))
         loss = total / max(supervised, 1)
-        if self.note(loss):
+        if loss < self.best:
             self.keep(wrapped)
+        self.losses.append(loss)
         return loss
 
     def batches(self):
