@@ -16,7 +16,7 @@ from minillava.evaluation.benchmarks import BENCHMARKS
 from minillava.evaluation.mmbench import is_right
 from minillava.evaluation.questions import FORMS, options_of
 from minillava.evaluation.scores import mme_says, pope_says_yes, soft_accuracy
-from minillava.evaluation.scoring import write_score
+from minillava.evaluation.scoring import score_file
 from minillava.evaluation.vqa_text import MISSPELLINGS, normalize
 from minillava.evaluation.xlsx import column_name
 from minillava.toy import pope as toy_pope
@@ -336,11 +336,16 @@ def test_the_table_stands_beside_the_papers(tmp_path, run, pope):
     blind = score_of(tmp_path / "a.score.json") | {"metadata": {"control": "none"}}
     (tmp_path / "blind.score.json").write_text(json.dumps(blind))
     assert run("table", tmp_path).out.splitlines()[2].endswith("m, control: none")
-    for model in ("llava-v1.5-7b", "llava-v1.5-13b"):  # a folder of answers, and no ending after its dot
-        write_score(tmp_path / model, {})
-        assert (tmp_path / f"{model}.score.json").exists()
     empty = run("table", tmp_path / "coco")
     assert empty.returncode == 2 and "holds no scores" in empty.err
+
+
+@pytest.mark.parametrize("answers_file, expected", [
+    ("a.jsonl", "a.score.json"), ("a.json", "a.json.score.json"),  # two files: two scores
+    ("llava-v1.5-7b", "llava-v1.5-7b.score.json"), ("llava-v1.5-7b/", "llava-v1.5-7b.score.json"),
+])
+def test_every_answer_file_has_a_score_file_of_its_own(answers_file, expected):
+    assert score_file(answers_file) == expected
 
 
 def test_no_command_writes_over_the_answers(tmp_path, run, pope):
@@ -375,7 +380,7 @@ def other_answers(tmp_path, text):
      "answers other questions, such as 1, 'Is it red\\?'"),
     (lambda folder: other_answers(folder, (folder / "a.jsonl").read_text() * 2), "has question 0 twice"),
     (lambda folder: other_answers(folder, '{"question_id": 1, "prompt": "?", "text": "Y", "metadata": {"benchmark": "gqa"}}\n'),
-     "is an answer to gqa, not to pope"),
+     "holds answers to gqa, not to pope"),
     (lambda folder: other_answers(folder, (folder / "q.jsonl").read_text()), "is no answer: its prompt is None"),
     (lambda folder: (folder / "coco/coco_pope_popular.json").unlink(), "has no file coco_pope_popular.json"),
     (lambda folder: write_jsonl(folder / "coco/coco_pope_adversarial.json",

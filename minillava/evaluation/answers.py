@@ -16,7 +16,27 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minillava.files import read_text, read_whole_lines, write
+from minillava.files import read_jsonl, read_text, read_whole_lines, write
+
+ROW = '{"question_id": '  # how each line begins
+
+
+def read_answers(path):
+    """An answer file -> rows; ValueError if a line is no answer, or answers a question again."""
+    rows = read_jsonl(path)
+    kinds = {"question_id": (str, int), "prompt": (str,), "text": (str,),
+             "metadata": (dict, type(None)), "round_id": (int, type(None))}
+    seen = set()
+    for number, row in enumerate(rows, 1):
+        for field, allowed in kinds.items():
+            if type(row.get(field)) not in allowed:
+                raise ValueError(f"line {number} of {path} is no answer: its {field} is "
+                                 f"{row.get(field)!r:.40}")
+        key = str(row["question_id"]), row["prompt"], row.get("round_id")
+        if key in seen:
+            raise ValueError(f"{path} has question {row['question_id']!r} twice")
+        seen.add(key)
+    return rows
 
 
 def fingerprint(model):
@@ -142,10 +162,13 @@ def difference(row, model_id, metadata):
 
 def mend(path):
     """Takes away the half line that a killed run has left: that question is asked again."""
-    if path.exists():
-        text = read_text(path)
-        if text and not text.endswith("\n"):
-            write(path, text[: text.rfind("\n") + 1])
+    text = read_text(path) if path.exists() else ""
+    whole, newline, half = text.rpartition("\n")
+    if not half:
+        return
+    if half[: len(ROW)] != ROW[: len(half)]:
+        raise ValueError(f"{path} is no answer file; name another file")
+    write(path, whole + newline)
 
 
 # ---------------------------------------------------------------------------------- several at work

@@ -15,7 +15,7 @@ from minillava.evaluation.xlsx import xlsx
 from minillava.files import write_bytes
 
 CIRCLE = 1_000_000
-NOT_UPLOADED = ("hint", "category", "source", "image", "comment", "l2-category")
+NOT_UPLOADED = ("hint", "category", "source", "image", "comment", "l2-category", "texts")
 
 
 def score_mmbench(answers, questions, labels):

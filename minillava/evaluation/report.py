@@ -32,10 +32,11 @@ def report(paths, select=(), ignore=(), strict_official=False, average=False):
             shares = official_scores(reviews)
             print_officially(shares)
         else:
-            pairs = pairs_of(reviews)
+            verdicts = verdicts_of(reviews)
+            pairs = [verdict and np.mean(verdict, 0) for verdict in verdicts]
             shares = mean_scores(by_category(reviews, pairs))
             print_table(reviews, pairs)
-            print_position_bias(reviews)
+            print_position_bias(verdicts)
         averaged.append(shares)
     if average:
         print_average(averaged)
@@ -89,17 +90,20 @@ def stated_scores(review):
 
 # -------------------------------------------------------------------------------------- scores
 
-def pairs_of(reviews):
-    """For each review a pair of scores or None: the mean of both orders if the judge saw both."""
-    if not any("swapped_content" in review for review in reviews):
-        return [scores_of(review) for review in reviews]
-    return [np.mean(pair, 0) if pair else None for pair in both_orders(reviews)]
+def verdicts_of(reviews):
+    """For each review what it scores, [[reference, candidate]], or None where the judge did not.
 
-
-def both_orders(reviews):
-    """For each review (scores, scores with the answers changed over), None if either is missing."""
-    pairs = [(scores_of(review), swapped_scores_of(review)) for review in reviews]
-    return [pair if all(pair) else None for pair in pairs]
+    Where the judge saw both orders, a verdict is two of these: the second with the answers changed
+    over.
+    """
+    in_both_orders = any("swapped_content" in review for review in reviews)
+    verdicts = []
+    for review in reviews:
+        verdict = [scores_of(review)]
+        if in_both_orders:
+            verdict.append(swapped_scores_of(review))
+        verdicts.append(verdict if all(verdict) else None)
+    return verdicts
 
 
 def scores_of(review):
@@ -178,13 +182,9 @@ def table_cells(scores):
     if not len(scores):
         return f"{'-':>9}{'-':>16}{'-':>11}{'-':>11}"
     reference, candidate = 10 * scores.mean(0)
-    share = f"{relative(scores):.1f}"
-    between = "-"
     low, high = interval(scores)
-    if reference == 0:
-        share = "-"
-    if not np.isnan([low, high]).any():
-        between = f"{low:.1f} - {high:.1f}"
+    share = "-" if reference == 0 else f"{relative(scores):.1f}"
+    between = "-" if np.isnan(low) else f"{low:.1f} - {high:.1f}"
     return f"{share:>9}{between:>16}{reference:11.1f}{candidate:11.1f}"
 
 
@@ -200,9 +200,9 @@ def print_average(runs):
               f"{reference:11.1f}{candidate:11.1f}")
 
 
-def print_position_bias(reviews):
+def print_position_bias(verdicts):
     """What standing first was worth, where the judge saw both orders."""
-    judged = [pair for pair in both_orders(reviews) if pair]
+    judged = [verdict for verdict in verdicts if verdict and len(verdict) == 2]
     if not judged:
         return
     straight, swapped = np.moveaxis(np.asarray(judged), 1, 0)  # [N,2] each

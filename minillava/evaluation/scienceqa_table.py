@@ -1,10 +1,11 @@
 """ScienceQA's table: accuracy by subject, by what comes with the question, by grade (table 7)."""
 from pathlib import Path
 
+from minillava.evaluation.answers import read_answers
 from minillava.evaluation.scienceqa import SPLIT_SIZES, check_problem
 from minillava.evaluation.scienceqa_answers import choices_of, official_results
 from minillava.evaluation.scores import Score, join_labels, percent
-from minillava.files import read_jsonl, read_object
+from minillava.files import read_object
 from minillava.terminal import printable
 
 LOWER_GRADES = [f"grade{n}" for n in range(1, 7)]
@@ -132,7 +133,7 @@ def read_scienceqa_answers(path):
     """Answer lines, or the official results with their "outputs" -> answer rows."""
     results = official_results(path)
     if results is None:
-        return read_jsonl(path)
+        return read_answers(path)
     texts, _ = results
     return [{"question_id": i, "prompt": "", "text": text} for i, text in texts.items()]
 

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from minillava.evaluation.answers import read_answers
 from minillava.evaluation.questions import without_wish
 from minillava.evaluation.report import official_scores
 from minillava.evaluation.vqa_text import normalize
@@ -192,7 +193,7 @@ def mme_labels(folder):
 def read_mme_answers(path):
     """Answer lines, or MME's own results: CATEGORY.txt with image, question, label, answer."""
     if not Path(path).is_dir():
-        return read_jsonl(path)
+        return read_answers(path)
     answers = []
     for path in sorted(Path(path).glob("*.txt")):
         for number, line in enumerate(read_text(path).rstrip("\n").split("\n"), 1):
