@@ -48,9 +48,10 @@ def review_files(paths, select):
     """Files and folders -> files; those of a folder are known by their names."""
     found = []
     for path in paths:
-        inside = sorted(path.glob("*.jsonl")) if path.is_dir() else []
-        found += [file for file in inside if file.name.startswith(REVIEW_FILES)]
-        if not path.is_dir():
+        if path.is_dir():
+            inside = sorted(path.glob("*.jsonl"))
+            found += [file for file in inside if file.name.startswith(REVIEW_FILES)]
+        else:
             found.append(path)
     found = [path for path in found if all(text in path.name for text in select)]
     if not found:

@@ -243,14 +243,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     flag = argparse.BooleanOptionalAction
-    parser.add_argument("--data", type=Path, required=True, help="ScienceQA's folder")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--format", default="QCM-LEA")
-    parser.add_argument("--use-caption", action=flag, default=False,
-                        help="put the images' captions into the context")
-    parser.add_argument("--text-only", action=flag, default=False,
-                        help="leave out the questions with an image")
-    parser.add_argument("--out", type=Path, help="default: llava_SPLIT_FORMAT.json in the folder")
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="ScienceQA's folder")
+    add("--split", default="train")
+    add("--format", default="QCM-LEA")
+    add("--use-caption", action=flag, default=False,
+        help="put the images' captions into the context")
+    add("--text-only", action=flag, default=False, help="leave out the questions with an image")
+    add("--out", type=Path, help="default: llava_SPLIT_FORMAT.json in the folder")
     args = parser.parse_args()
     with errors_in_one_line():
         samples = convert(args.data, args.split, args.format, args.use_caption, args.text_only)

@@ -68,13 +68,11 @@ def read_results(path, data, split, problems):
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no answer file {path}")
-    stated = {}
-    settings = None
     results = official_results(path)
     if results is not None:
-        texts, stated = results
+        (texts, stated), settings = results, None
     else:
-        texts, settings = read_texts(path)
+        (texts, settings), stated = read_texts(path), {}
     if not texts and not stated:
         raise ValueError(f"{path} holds no answers")
     check_answers(path, texts, str, data, split, problems)

@@ -52,12 +52,15 @@ def alone(texts, stated, control, problems, strict=False):
 
 def official_line(chosen, problems):
     """What eval_science_qa.py prints."""
-    right = [i for i, choice in chosen.items() if choice == problems[i]["answer"]]
-    shown = [i for i in chosen if problems[i]["image"]]
-    shown_right = [i for i in right if problems[i]["image"]]
-    return (f"Total: {len(chosen)}, Correct: {len(right)}, "
-            f"Accuracy: {100 * len(right) / len(chosen):.2f}%, "
-            f"IMG-Accuracy: {100 * len(shown_right) / max(1, len(shown)):.2f}%")
+    rights = rights_of(chosen, problems)
+    shown = [right for i, right in rights.items() if problems[i]["image"]]
+    return (f"Total: {len(rights)}, Correct: {sum(rights.values())}, "
+            f"Accuracy: {percent(rights.values()):.2f}%, IMG-Accuracy: {percent(shown):.2f}%")
+
+
+def rights_of(chosen, problems):
+    """{id: choice} -> {id: whether it is right}"""
+    return {i: choice == problems[i]["answer"] for i, choice in chosen.items()}
 
 
 def report(rows, notes, problems, split, drawn=False, topics=False):
@@ -77,8 +80,7 @@ def shares_right(rows, problems):
 
     All rows answer the same questions.
     """
-    shares = {name: {i: float(choice == problems[i]["answer"]) for i, choice in chosen.items()}
-              for name, chosen in rows.items()}
+    shares = {name: rights_of(chosen, problems) for name, chosen in rows.items()}
     scored = next(iter(rows.values()))
     shares["guessing"] = {i: 1 / len(problems[i]["choices"]) for i in scored}
     return shares
@@ -145,13 +147,14 @@ def score_scienceqa(answers, questions, folder):
     for row, problem in labelled:
         check_problem(row["question_id"], problem)
     texts = {str(row["question_id"]): row["text"] for row, _ in labelled}
-    chosen = choices_of(texts, problems, strict=True)
-    rights = {i: choice == problems[i]["answer"] for i, choice in chosen.items()}
+    rights = rights_of(choices_of(texts, problems, strict=True), problems)
 
     figures = {}
     for group, belongs in GROUPS.items():
         members = [i for i in rights if belongs(problems[i])]
         if members:
             figures[group] = percent(rights[i] for i in members)
-    headline = figures.get("IMG", figures["Avg"])
-    return Score(headline, {"all": figures}, len(labelled), unlabelled)
+    if "IMG" not in figures:
+        raise ValueError("no answered question has an image, and LLaVA-1.5's figure is of those; "
+                         "eval_scienceqa.py --score-only shows the others")
+    return Score(figures["IMG"], {"all": figures}, len(labelled), unlabelled)

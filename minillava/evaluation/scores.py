@@ -131,10 +131,8 @@ def score_mme(answers, questions, labels):
 
     labelled, unlabelled = join_labels(answers, label_of)
     categories = grouped(labelled, lambda pair: mme_key(pair[0])[0])
-    rows = {}
-    for category in (*PERCEPTION, *COGNITION):
-        if category in categories:
-            rows[category] = mme_scores(categories[category])
+    rows = {category: mme_scores(categories[category])
+            for category in (*PERCEPTION, *COGNITION) if category in categories}
     totals = {"perception": PERCEPTION, "cognition": COGNITION}
     for name, members in totals.items():
         rows[name] = {"score": sum(rows[member]["score"] for member in members if member in rows)}
@@ -163,13 +161,8 @@ def mme_question(text):
 
 
 def mme_says(text):
-    text = text.lower()
-    if text in ("yes", "no"):
-        return text
-    for word in ("yes", "no"):
-        if word in text[:4]:
-            return word
-    return "other"
+    beginning = text.lower()[:4]
+    return next((word for word in ("yes", "no") if word in beginning), "other")
 
 
 def mme_labels(folder):
@@ -242,9 +235,13 @@ def soft_accuracy(text, people):
 
 def score_gqa(answers, questions, labels):
     """Hudson & Manning 2019: equal to the word of testdev_balanced_questions.json."""
-    known = {i: label["answer"] for i, label in read_object(labels).items()
-             if isinstance(label, dict) and "answer" in label}
-    labelled, unlabelled = join_labels(answers, lambda row: known.get(str(row["question_id"])))
+    known = read_object(labels)
+
+    def label_of(row):
+        label = known.get(str(row["question_id"]))
+        return label.get("answer") if isinstance(label, dict) else None
+
+    labelled, unlabelled = join_labels(answers, label_of)
     accuracy = percent(gqa_text(row["text"]) == label for row, label in labelled)
     return Score(accuracy, {"all": {"accuracy": accuracy}}, len(labelled), unlabelled)
 
@@ -263,9 +260,8 @@ def score_seed(answers, questions, labels):
 
     kinds = grouped(labelled, lambda pair: str(pair[1].get("question_type_id")))
     media = grouped(labelled, lambda pair: str(pair[1].get("data_type")))
-    numbers = read_object(labels).get("question_type")
-    names = numbers if isinstance(numbers, dict) else {}
-    groups = {name: kinds[str(number)] for name, number in names.items() if str(number) in kinds}
+    numbers = read_object(labels).get("question_type", {})
+    groups = {name: kinds[str(number)] for name, number in numbers.items() if str(number) in kinds}
     groups |= media | {"all": labelled}
 
     rows = {}
@@ -287,9 +283,9 @@ def listed(path, name):
 
 def score_llava_bench(reviews, questions, labels):
     """As the official summary: the candidate in % of the reference, failures as -1 : -1."""
-    numbers = Counter(review["category"] for review in reviews if "category" in review)
+    numbers = Counter(review.get("category") for review in reviews)
     numbers["all"] = len(reviews)
-    rows = {name: {"relative": share, "reference": reference, "candidate": candidate,
-                   "reviews": numbers[name]}
-            for name, (share, reference, candidate) in official_scores(reviews).items()}
+    columns = "relative", "reference", "candidate", "reviews"
+    rows = {name: dict(zip(columns, (*shares, numbers[name])))
+            for name, shares in official_scores(reviews).items()}
     return Score(rows["all"]["relative"], rows, len(reviews), digits=1)

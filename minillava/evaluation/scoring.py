@@ -121,10 +121,8 @@ def read_answers_to(name, path, questions):
 
 def read_score(path):
     row = read_object(path)
-    kinds = {"benchmark": str, "title": str, "score": (int, float), "answers": int, "unit": str,
-             "metadata": (dict, type(None))}
-    whole = all(isinstance(row.get(field), kind) for field, kind in kinds.items())
-    if not whole or row["benchmark"] not in BENCHMARKS:
+    fields = {"benchmark", "title", "score", "answers", "unit"}
+    if not fields <= row.keys() or row["benchmark"] not in BENCHMARKS:
         raise ValueError(f"{path} is no score; delete it and score its answers again")
     return row
 
@@ -143,6 +141,8 @@ def print_score(row, benchmark, found):
         print(f"{len(found.unlabelled)} have no label and are not scored: "
               f"{some_of(found.unlabelled)}")
     line = f"{row['unit']}: {row['score']:.2f}"
+    if row["size"] and found.scored < row["size"]:
+        line += ", of these alone"
     if row["published"]:
         small, large = row["published"]
         line += f" (LLaVA-1.5 7B {small}, 13B {large}; {benchmark.source})"

@@ -13,7 +13,6 @@ to 595,000.
 """
 import argparse
 import json
-import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from minillava.instruct.command import (
 from minillava.instruct.exchange import LimitReached
 from minillava.instruct.samples import jobs_for, make_samples, request_for
 from minillava.instruct.symbols import PAPER_MIX, read_symbols, samples_per_kind
-from minillava.terminal import printable
+from minillava.terminal import exit_with, printable
 
 
 def make_data(captions, instances, kinds, out, open_teacher, count=None, seed=0, keep_all=False,
@@ -49,7 +48,9 @@ def make_data(captions, instances, kinds, out, open_teacher, count=None, seed=0,
 
     if kinds == ["brief"]:
         samples, concepts = brief_samples(symbols, seed, count, not keep_all)
-        print_concepts(concepts)
+        if concepts:
+            print("{concepts} concepts (content words), {rare} in fewer than 3 captions, "
+                  "{common} in more than 100".format(**concepts))
         if not samples:
             raise ValueError("no caption is left: each word of theirs is in fewer than 3 of them; "
                              "--keep-all does not thin them")
@@ -67,7 +68,7 @@ def make_data(captions, instances, kinds, out, open_teacher, count=None, seed=0,
     print(teacher.spending())
     write_rejects(beside(out, ".rejects.jsonl"), rejects)
     if not samples:
-        return nothing_made(teacher, rejects)
+        nothing_made(teacher, rejects)
     finish(out, samples, rejects)
     unasked = len(jobs) - len(samples) - len(rejects)
     if unasked:
@@ -99,12 +100,11 @@ def with_captions(symbols):
 
 
 def nothing_made(teacher, rejects):
-    """Exit code where there is no sample: 2 if nobody could be asked, 1 if no reply was of use."""
+    """Ends with exit code 2 if nobody could be asked, 1 if no reply was of use."""
     if not rejects and not isinstance(teacher.stopped_by, LimitReached):
         raise teacher.stopped_by
     why = rejects[-1]["reason"] if rejects else teacher.why_stopped()
-    print(f"error: no sample was made, and no file written. {why}", file=sys.stderr)
-    return 1
+    exit_with(f"no sample was made, and no file written. {why}", code=1)
 
 
 # ----------------------------------------------------------------------------------------- files
@@ -130,12 +130,6 @@ def write_rejects(path, rejects):
 
 # ------------------------------------------------------------------------------- what was made
 
-def print_concepts(counts):
-    if counts:
-        print("{concepts} concepts (content words), {rare} in fewer than 3 captions, "
-              "{common} in more than 100".format(**counts))
-
-
 def print_table(samples, rejects):
     """What was made: a line a kind."""
     print(f"{'kind':14}{'samples':>9}{'questions':>11}{'words a question':>18}"
@@ -143,24 +137,19 @@ def print_table(samples, rejects):
     kinds = [kind_of(sample) for sample in samples]
     set_aside = Counter(reject["kind"] for reject in rejects)
     for kind in dict.fromkeys([*kinds, *set_aside]):
-        turns = [turn for sample in samples if kind_of(sample) == kind
-                 for turn in sample["conversations"]]
-        questions = [words(turn) for turn in turns if turn["from"] == "human"]
-        answers = [words(turn) for turn in turns if turn["from"] == "gpt"]
-        print(f"{kind:14}{kinds.count(kind):9}{len(questions):11}{mean(questions):18.1f}"
-              f"{mean(answers):17.1f}{set_aside[kind]:9}")
+        turns = [turn["value"].replace("<image>", "").split() for sample in samples
+                 if kind_of(sample) == kind for turn in sample["conversations"]]
+        questions, answers = turns[::2], turns[1::2]
+        print(f"{kind:14}{kinds.count(kind):9}{len(questions):11}{mean_length(questions):18.1f}"
+              f"{mean_length(answers):17.1f}{set_aside[kind]:9}")
 
 
 def kind_of(sample):
     return sample["id"].rpartition("_")[2]
 
 
-def words(turn):
-    return len(turn["value"].replace("<image>", "").split())
-
-
-def mean(numbers):
-    return sum(numbers) / max(1, len(numbers))
+def mean_length(turns):
+    return sum(map(len, turns)) / max(1, len(turns))
 
 
 # -------------------------------------------------------------------------------- command line
