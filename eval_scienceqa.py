@@ -39,9 +39,11 @@ STOPPED = "stopped; with the same --out the same command goes on where it was"
 def main():
     args = parse_arguments()
     with errors_in_one_line(STOPPED), tempfile.TemporaryDirectory() as scratch:
+        read = args.score_only, args.teacher, args.requery
+        if args.out:
+            check_output(args.out, *read)
         if args.results:
-            read = args.score_only, args.teacher, args.requery
-            check_output(args.results, *read, flag="--results")
+            check_output(args.results, args.out, *read, flag="--results")
 
         # the questions: ScienceQA's own, or those of a mini one that is drawn here
         drawn = args.data is None
@@ -60,11 +62,12 @@ def main():
             settings = settings_of(model, args.prompt_format, args.template, args.option_letter,
                                    args.use_caption, args.max_new_tokens, args.batch)
             questions = make_questions(data, args.split, settings, args.text_only)
-            texts, control = ask(model, tokenizer, questions[: args.questions], settings,
+            questions = questions[: args.questions]
+            texts, control = ask(model, tokenizer, questions, settings,
                                  out=args.out or Path(scratch, "answers.jsonl"),
                                  name=Path(args.model or args.language).name,
                                  control=drawn or args.control)
-            if args.out:
+            if args.out and any(question["image"] for question in questions):  # it is of these
                 keep_score("scienceqa", args.out, labels=data, title=TOY_TITLE if drawn else None)
 
         # what they are worth: alone, or together with a teacher's
@@ -138,7 +141,7 @@ def judge_of(args, data, problems):
     def ask(prompts):
         replies = ask_judge(judge, prompts)
         print(f"judge: {judge.spending()}")
-        if args.requery:
+        if args.requery and replies:
             write_verdicts(args.requery, prompts, replies)
         return replies
 

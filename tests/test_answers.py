@@ -48,6 +48,14 @@ def test_answers_can_be_stopped_and_gone_on_with(tmp_path):
         answer_file(questions, path, answer, "other model", {})
 
 
+@pytest.mark.parametrize("text", ['{"results": {"1": 0}}', '{"question_id": 0, "prompt": "?"}\n[', "one\ntwo"])
+def test_another_file_keeps_its_last_line(tmp_path, text):
+    (tmp_path / "a.jsonl").write_text(text)
+    with pytest.raises(ValueError, match="a.jsonl is no answer file"):
+        answer_file([{"question_id": 0, "prompt": "?"}], tmp_path / "a.jsonl", say, "m", {})
+    assert (tmp_path / "a.jsonl").read_text() == text
+
+
 def test_two_questions_may_share_an_id_as_in_mme_but_not_their_text_too(tmp_path):
     questions = [{"question_id": "color/1.png", "prompt": text} for text in ("Is it red?", "Is it blue?")]
     rows = answer_file(questions, tmp_path / "a.jsonl", lambda asked: [q["prompt"] for q in asked], "m", {})
@@ -280,11 +288,12 @@ def test_the_miniature_answers_a_question_file(tmp_path, run):
     ([{"question_id": 1, "text": "Q"}], ["--batch", "0"], "--batch"),
     ([{"question_id": 1, "text": "Q"}], ["--model", "nowhere"], "nowhere"),
     ([{"question_id": 1, "text": "Q"}], ["--model", "nowhere", "--out", "."], "--out . is a folder"),
+    ([{"question_id": 1, "text": "Q"}], ["--out", "{folder}/q.jsonl"], "q.jsonl is what is read"),
 ])
 def test_what_is_wrong_with_the_questions_is_one_line(tmp_path, run, rows, typed, message):
     (tmp_path / "images").mkdir()
     done = run("answer", "--questions", write_jsonl(tmp_path / "q.jsonl", rows), "--images", tmp_path / "images",
-               "--out", tmp_path / "a.jsonl", *typed)
+               "--out", tmp_path / "a.jsonl", *(word.format(folder=tmp_path) for word in typed))
     assert done.returncode == 2 and message in done.err and done.err.splitlines()[-1].startswith("error: ")
 
 

@@ -139,8 +139,10 @@ def test_mme_counts_questions_and_images(tmp_path, run):
     rows = [("count/1.png", f"Two?\n{SHORT}", "Yes"), ("count/1.png", f"Three?\n{SHORT}", "no."),
             ("count/2.png", f"Two?\n{SHORT}", "No"), ("count/2.png", f"Three?\n{SHORT}", "No"),
             ("scene/7.jpg", f"A bar?\n{SHORT}", "Perhaps"), ("scene/7.jpg", f"A pub?\n{SHORT}", "Yes")]
-    done = run("score", "mme", "--labels", release, "--answers", answers(tmp_path / "a.jsonl", rows))
-    assert done.returncode == 0, done.err
+    questions = write_jsonl(tmp_path / "q.jsonl", [dict(zip(("question_id", "text"), row)) for row in rows])
+    done = run("score", "mme", "--labels", release, "--answers", answers(tmp_path / "a.jsonl", rows),
+               "--questions", questions)
+    assert done.returncode == 0 and "6 of 6 answers are scored" in done.out, done.err
     found = score_of(tmp_path / "a.score.json")
     assert found["rows"]["count"] == {"accuracy": 75, "accuracy+": 50, "score": 125}
     assert found["rows"]["scene"] == {"accuracy": 50, "accuracy+": 0, "score": 50}
@@ -206,6 +208,8 @@ def test_scienceqa_is_scored_as_its_script_does(tmp_path, run):
     assert done.returncode == 0, done.err
     found = score_of(tmp_path / "a.score.json")  # "(B)" is no answer to the official script
     assert found["score"] == 0 and found["rows"]["all"]["Avg"] == 50 and found["unit"] == "accuracy, IMG"
+    done = run("score", "scienceqa", "--labels", folder, "--answers", answers(tmp_path / "b.jsonl", [("1", "?", "B")]))
+    assert done.returncode == 2 and "no answered question has an image" in done.err
 
 
 # ------------------------------------------------------------------------------------------------------- MMBench
@@ -231,6 +235,26 @@ def test_mmbench_counts_questions_and_whole_circles(tmp_path, run):
                answers(tmp_path / "a.jsonl", rows))
     assert done.returncode == 0, done.err
     assert score_of(tmp_path / "a.score.json")["rows"]["all"] == {"plain": 100, "circular": 50, "questions": 2}
+
+
+def test_a_part_of_mmbench_is_scored_where_its_circles_are_whole(tmp_path, run):
+    typed = ["score", "mmbench", "--questions", mmbench(tmp_path / "dev.tsv"), "--answers", tmp_path / "a.jsonl"]
+    answers(tmp_path / "a.jsonl", [(241, "Which?", "A"), (242, "Who\x07 & why?", "A")])
+    done = run(*typed)
+    assert done.returncode == 0 and "2 of 3 answers" in done.out and "0.00, of these alone" in done.out, done.err
+    assert score_of(tmp_path / "a.score.json")["rows"]["all"] == {"plain": 50, "circular": 0, "questions": 1}
+    answers(tmp_path / "a.jsonl", [(241, "Which?", "A")])
+    done = run(*typed)
+    assert done.returncode == 2 and "no question is answered in every order of its options" in done.err
+
+
+def test_a_question_file_of_another_kind_is_told(tmp_path, run):
+    said = answers(tmp_path / "a.jsonl", [(241, "Which?", "A")])
+    questions = write_jsonl(tmp_path / "q.jsonl", [{"question_id": 241, "text": "Which?"}])
+    done = run("upload", "mmbench", "--questions", questions, "--answers", said, "--out", tmp_path / "up.xlsx")
+    assert done.returncode == 2 and "q.jsonl is no question file of MMBench, such as mmbench_dev" in done.err
+    done = run("upload", "vqav2", "--questions", mmbench(tmp_path / "t.tsv"), "--answers", said, "--out", tmp_path / "u.json")
+    assert done.returncode == 2 and "t.tsv is no question file of VQAv2, such as llava_vqav2_mscoco_test2015" in done.err
 
 
 def test_an_option_of_mmbench_may_be_sodium():

@@ -171,6 +171,15 @@ def test_a_server_that_goes_down_ends_the_run_and_what_it_said_is_written(tmp_pa
         assert len(server.requests) == 40  # another address: another cache
 
 
+def test_a_damaged_answer_in_the_cache_ends_the_run_and_is_named(tmp_path, typed, run):
+    with serving(lambda server, request: DESCRIPTION) as server:
+        run(*typed, **environment(server))
+        for path in (tmp_path / "cache").rglob("*.json"):
+            path.write_text("{")
+        done = run(*typed, **environment(server))
+    assert done.returncode == 2 and "is no cached answer; delete it" in done.err.splitlines()[-1]
+
+
 def test_failures_that_are_not_in_a_row_end_no_run(tmp_path, typed, run):
     def behave(server, request):
         return DESCRIPTION if len(server.requests) % 2 else (500, {}, b"")

@@ -146,6 +146,16 @@ def test_the_judge_stops_at_the_limit_and_goes_on(tmp_path, run):
         assert len(server.requests) == 12 == len(read_jsonl(tmp_path / "reviews.jsonl"))
 
 
+def test_an_answer_file_may_write_its_ids_as_text_and_be_compared_with_itself(tmp_path, run):
+    typed = bench(tmp_path)
+    rows = [row | {"question_id": str(row["question_id"])} for row in read_jsonl(tmp_path / "cand.jsonl")]
+    write_jsonl(tmp_path / "ref.jsonl", rows)
+    typed[7] = tmp_path / "ref.jsonl"
+    with serving(lambda server, request: "8 8\nWell.") as server:
+        done = run(*typed, OPENAI_BASE_URL=server.base_url, OPENAI_MODEL="mock")
+    assert done.returncode == 0 and len(read_jsonl(tmp_path / "reviews.jsonl")) == 12, done.err
+
+
 def spoilt(name, row):
     return lambda folder: write_jsonl(folder / name, [row])
 

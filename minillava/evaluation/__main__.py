@@ -37,8 +37,7 @@ from minillava.generate import check_sampling
 from minillava.instruct.command import check_output, open_from_flags, run_command
 
 ANSWER = """
-    ... answer pope --questions llava_pope_test.jsonl --images val2014 --model DIR \\
-        --out answers/pope.jsonl
+    ... answer pope --questions llava_pope_test.jsonl --images val2014 --model DIR --out pope.jsonl
     ... answer mmbench --questions mmbench_dev_20230712.tsv --model DIR --out answers/mmbench.jsonl
     ... answer --questions mine.jsonl --images DIR --short-answer --out answers.jsonl
     torchrun --nproc-per-node 8 -m minillava.evaluation answer vqav2 ...    # one file at the end
@@ -57,10 +56,8 @@ What --labels is:
 """
 UPLOAD = """
     ... upload vizwiz --questions llava_test.jsonl --answers answers/vizwiz.jsonl --out vizwiz.json
-    ... upload vqav2 --questions llava_vqav2_mscoco_test2015.jsonl --answers answers/vqav2.jsonl \\
-        --out vqav2.json
-    ... upload mmbench --questions mmbench_test.tsv --answers answers/mmbench.jsonl \\
-        --out mmbench.xlsx
+    ... upload vqav2 --questions llava_vqav2_mscoco_test2015.jsonl --answers v2.jsonl --out v2.json
+    ... upload mmbench --questions mmbench_test.tsv --answers answers/mmbench.jsonl --out mm.xlsx
 """
 JUDGE = """
     ... judge --questions questions.jsonl --context context.jsonl \\
@@ -101,20 +98,20 @@ def what_labels_are():
 
 
 def add_score_flags(parser):
-    scored = [name for name, benchmark in BENCHMARKS.items() if benchmark.score]
-    parser.add_argument("benchmark", choices=scored)
-    parser.add_argument("--answers", type=Path, required=True)
-    parser.add_argument("--questions", type=Path)
+    add_file_flags(parser, [name for name, benchmark in BENCHMARKS.items() if benchmark.score])
     parser.add_argument("--labels", type=Path)
     parser.add_argument("--out", type=Path, help="default: NAME.score.json beside the answers")
 
 
 def add_upload_flags(parser):
-    uploaded = [name for name, benchmark in BENCHMARKS.items() if benchmark.upload]
-    parser.add_argument("benchmark", choices=uploaded)
+    add_file_flags(parser, [name for name, benchmark in BENCHMARKS.items() if benchmark.upload])
+    parser.add_argument("--out", type=Path, required=True, help="MMBench: .xlsx or .tsv")
+
+
+def add_file_flags(parser, benchmarks):
+    parser.add_argument("benchmark", choices=benchmarks)
     parser.add_argument("--answers", type=Path, required=True)
     parser.add_argument("--questions", type=Path)
-    parser.add_argument("--out", type=Path, required=True, help="MMBench: .xlsx or .tsv")
 
 
 def add_answer_flags(parser):

@@ -59,7 +59,7 @@ def answer_file(questions, path, answer, model_id, metadata, batch=8, share=(0, 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     index, count = share
-    own = path if count == 1 else part_of(path, index, count)
+    own = path if count == 1 else path.with_name(f"{path.name}.part-{index}-of-{count}")
     mend(own)
     done = answers_so_far(questions, path, model_id, metadata)
 
@@ -172,10 +172,6 @@ def mend(path):
 
 
 # ---------------------------------------------------------------------------------- several at work
-
-def part_of(path, index, count):
-    return path.with_name(f"{path.name}.part-{index}-of-{count}")
-
 
 def parts_of(path):
     return sorted(path.parent.glob(f"{glob.escape(path.name)}.part-*-of-*[0-9]"))

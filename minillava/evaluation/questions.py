@@ -8,6 +8,8 @@ import csv
 import io
 import json
 import sys
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 
 from minillava.evaluation.scienceqa import OPTION_LETTER
@@ -145,12 +147,7 @@ def from_mmbench(row, all_rounds=False):
 
 def options_of(row):
     """The options up to the first that a question does not have."""
-    options = []
-    for letter in "ABCD":
-        if not has(row, letter):
-            break
-        options.append(row[letter])
-    return options
+    return [row[letter] for letter in takewhile(partial(has, row), "ABCD")]
 
 
 def has(row, name):

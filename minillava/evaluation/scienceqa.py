@@ -82,11 +82,7 @@ def split_ids(path, split):
     splits = read_object(path)
     if split not in splits:
         raise ValueError(f"{path} has no split {split!r}, only {', '.join(splits)}")
-    ids = splits[split]
-    are_texts = isinstance(ids, list) and all(isinstance(i, str) for i in ids)
-    if not are_texts or len(set(ids)) < len(ids):
-        raise ValueError(f"{path}: split {split} is not a list of ids, each once")
-    return ids
+    return splits[split]
 
 
 def check_problem(i, problem):
@@ -151,12 +147,9 @@ def texts(problem, format, caption=""):
     if asked not in QUESTIONS or told not in ANSWERS:
         raise ValueError(f"there is no format {format!r}; one is made of {', '.join(QUESTIONS)}, "
                          f"a dash, and {', '.join(ANSWERS)}; or it is {ZERO_SHOT}")
-    fields = {
-        "question": problem["question"],
+    fields = problem | {  # its question, lecture and solution as they are
         "context": f"{problem['hint']} {caption}".strip() or "N/A",
         "options": options(problem),
-        "lecture": problem["lecture"],
-        "solution": problem["solution"],
         "plan": plan(problem),
         "letter": LETTERS[problem["answer"]],
     }

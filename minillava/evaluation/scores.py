@@ -204,11 +204,8 @@ def read_mme_answers(path):
 
 def score_textvqa(answers, questions, labels):
     """Singh et al. 2019: how many of ten people say the same."""
-    known = {}
-    for label in listed(labels, "data"):
-        people = label.get("answers")
-        if isinstance(people, list) and all(isinstance(answer, str) for answer in people):
-            known[str(label.get("image_id")), str(label.get("question")).lower()] = people
+    known = {(str(label.get("image_id")), str(label.get("question")).lower()): label.get("answers")
+             for label in listed(labels, "data")}
 
     def label_of(row):
         return known.get((str(row["question_id"]), textvqa_question(row["prompt"]).lower()))
@@ -254,8 +251,7 @@ def gqa_text(text):
 
 def score_seed(answers, questions, labels):
     """Li et al. 2023: exactly the letter; by kind of question, and of images and of videos."""
-    known = {str(label.get("question_id")): label for label in listed(labels, "questions")
-             if "answer" in label}
+    known = {str(label.get("question_id")): label for label in listed(labels, "questions")}
     labelled, unlabelled = join_labels(answers, lambda row: known.get(str(row["question_id"])))
 
     kinds = grouped(labelled, lambda pair: str(pair[1].get("question_type_id")))
@@ -266,7 +262,7 @@ def score_seed(answers, questions, labels):
 
     rows = {}
     for name, pairs in groups.items():
-        rights = [row["text"] == label["answer"] for row, label in pairs]
+        rights = [row["text"] == label.get("answer") for row, label in pairs]
         rows[name] = {"accuracy": percent(rights), "questions": len(pairs)}
     return Score(rows["all"]["accuracy"], rows, len(labelled), unlabelled)
 
