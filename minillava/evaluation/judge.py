@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minillava.evaluation.questions import check_asked, read_questions
-from minillava.files import read_jsonl, read_object, write_jsonl
+from minillava.files import read_jsonl, read_object, read_text, write_jsonl
 from minillava.instruct.command import add_teacher_flags, check_output, print_dry_run
 from minillava.instruct.exchange import LimitReached, TeacherError
 from minillava.terminal import exit_with, printable
@@ -57,7 +57,7 @@ def judge(questions, context, answers, out, open_judge, rule_file=RULE, system_f
     check_output(out, questions, context, *answers, rule_file, system_file)
     comparisons = read_comparisons(questions, context, answers)
     rules = read_rules(rule_file, comparisons)
-    system = system_file.read_text(encoding="utf-8").strip()
+    system = read_text(system_file).strip()
     teacher = open_judge()
     if RULE == rule_file or SYSTEM == system_file:
         print("the judge is told our own wording of the task, not the official one: "

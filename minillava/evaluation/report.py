@@ -8,13 +8,13 @@ from minillava.evaluation.judge import parse_scores, parse_scores_officially
 from minillava.files import read_jsonl
 from minillava.terminal import printable
 
-REVIEW_FILES = "gpt4_text", "reviews_", "review_"  # how the official script knows them in a folder
+REVIEW_FILES = "gpt4_text", "review_", "reviews"  # how they are known in a folder
 
 
 def add_report_flags(parser):
     flag = argparse.BooleanOptionalAction
     add = parser.add_argument
-    add("reviews", type=Path, nargs="+", help="files, or folders that hold reviews_*.jsonl")
+    add("reviews", type=Path, nargs="+", help="files, or folders that hold reviews*.jsonl")
     add("--strict-official", action=flag, default=False, help="the official arithmetic and output")
     add("--ignore", nargs="+", default=[], metavar="ID", help="questions to leave out")
     add("--select", nargs="+", default=[], metavar="TEXT",

@@ -91,7 +91,7 @@ def check_kinds(kinds, count):
 
 def with_captions(symbols):
     """The pictures of which something can be told."""
-    told = {name: (captions, boxes) for name, (captions, boxes) in symbols.items() if captions}
+    told = {name: (captions, boxes) for name, (captions, boxes) in symbols.items() if any(captions)}
     print(f"{len(symbols)} pictures, {len(symbols) - len(told)} of them without captions "
           "and so left out")
     if not told:
