@@ -1,6 +1,5 @@
 """Answers to any question file: official files in, official files out."""
 import base64
-import csv
 import io
 import json
 import random
@@ -16,7 +15,7 @@ from minillava.evaluation.asking import share_of_this_process
 from minillava.evaluation.benchmarks import BENCHMARKS
 from minillava.evaluation.questions import FORMS, check_pictures, picture_of, read_questions, with_control
 from minillava.toy import world
-from tests.comparing import read_jsonl, write_jsonl
+from tests.comparing import read_jsonl, write_jsonl, write_tsv
 
 
 def test_answers_can_be_stopped_and_gone_on_with(tmp_path):
@@ -161,13 +160,10 @@ def png(color):
 
 
 def test_mmbench_is_read_as_it_is_published(tmp_path, run):
-    with open(tmp_path / "mm.tsv", "w", newline="") as file:
-        table = csv.DictWriter(file, ["index", "question", "hint", "A", "B", "C", "D", "image"], delimiter="\t")
-        table.writeheader()
-        table.writerow({"index": 241, "question": "Which?", "hint": 'A "long"\nhint', "A": "one", "B": "two",
-                        "C": "nan", "D": "", "image": png("red")})
-        table.writerow({"index": 242, "question": "Who?", "hint": "nan", "A": "a", "B": "b", "C": "c", "D": "d",
-                        "image": png("blue")})
+    write_tsv(tmp_path / "mm.tsv", [
+        {"index": 241, "question": "Which?", "hint": 'A "long"\nhint', "A": "one", "B": "two", "C": "nan", "D": "",
+         "image": png("red")},
+        {"index": 242, "question": "Who?", "hint": "nan", "A": "a", "B": "b", "C": "c", "D": "d", "image": png("blue")}])
     first, second = read_questions(tmp_path / "mm.tsv", "option_letter")
     assert first["prompt"] == f'A "long"\nhint\nWhich?\nA. one\nB. two\n{FORMS["option_letter"]}'
     assert second["prompt"] == f'Who?\nA. a\nB. b\nC. c\nD. d\n{FORMS["option_letter"]}'
@@ -179,11 +175,9 @@ def test_mmbench_is_read_as_it_is_published(tmp_path, run):
 
 
 def test_mmbench_is_asked_in_every_order_of_its_options_and_without_a_hint(tmp_path):
-    with open(tmp_path / "mm.tsv", "w", newline="") as file:
-        table = csv.DictWriter(file, ["index", "question", "A", "B", "C", "image"], delimiter="\t")
-        table.writeheader()
-        table.writerow({"index": 5, "question": "Which?", "A": "one", "B": "two", "C": "three", "image": png("red")})
-        table.writerow({"index": 1000005, "question": "Which?", "A": "two", "B": "NaN", "C": "lost", "image": "5"})
+    write_tsv(tmp_path / "mm.tsv", [
+        {"index": 5, "question": "Which?", "A": "one", "B": "two", "C": "three", "image": png("red")},
+        {"index": 1000005, "question": "Which?", "A": "two", "B": "NaN", "C": "lost", "image": "5"}])
     *rounds, last = read_questions(tmp_path / "mm.tsv", all_rounds=True)
     assert [row["prompt"] for row in rounds] == ["Which?\nA. one\nB. two\nC. three", "Which?\nA. two\nB. three\nC. one",
                                                  "Which?\nA. three\nB. one\nC. two"]
@@ -211,12 +205,10 @@ def test_the_question_file_of_scienceqa_is_llava_json(tmp_path):
 
 
 def test_one_damaged_picture_or_endless_prompt_is_named_and_counted(tmp_path, run):
-    with open(tmp_path / "mm.tsv", "w", newline="") as file:
-        table = csv.DictWriter(file, ["index", "question", "hint", "A", "B", "image"], delimiter="\t")
-        table.writeheader()
+    write_tsv(tmp_path / "mm.tsv", [
+        {"index": index, "question": "Which?", "hint": hint, "A": "a", "B": "b", "image": picture}
         for index, picture, hint in ((1, png("red"), ""), (2, "&&&&", ""), (3, "", ""), (4, png("red"), "word " * 3000),
-                                     (5, base64.b64encode(b"no image").decode(), "")):
-            table.writerow({"index": index, "question": "Which?", "hint": hint, "A": "a", "B": "b", "image": picture})
+                                     (5, base64.b64encode(b"no image").decode(), ""))])
     typed = ["answer", "mmbench", "--questions", tmp_path / "mm.tsv", "--max-new-tokens", 2, "--dtype", "float32",
              "--template", "llava_v1", "--out", tmp_path / "made/a.jsonl"]
     done = run(*typed)

@@ -21,7 +21,7 @@ from minillava.evaluation.vqa_text import MISSPELLINGS, normalize
 from minillava.evaluation.xlsx import column_name
 from minillava.toy import pope as toy_pope
 from minillava.toy.pope import pope_rows
-from tests.comparing import write_jsonl
+from tests.comparing import write_jsonl, write_tsv
 
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared/data/eval"
@@ -37,6 +37,13 @@ def answers(path, rows):
 
 def score_of(path):
     return json.loads(path.read_text())
+
+
+def scored(run, tmp_path, name, said, *typed):
+    """`score NAME --answers SAID ...` -> what the score file says."""
+    done = run("score", name, "--answers", said, "--out", tmp_path / "s.score.json", *typed)
+    assert done.returncode == 0, done.err
+    return score_of(tmp_path / "s.score.json")
 
 
 # ----------------------------------------------------------------------------------------------- short answers
@@ -98,8 +105,8 @@ def test_pope_joins_by_image_and_question_and_names_what_has_no_label(tmp_path, 
 def test_popes_own_file_is_questions_and_labels_at_once(tmp_path, run, pope):
     own = tmp_path / "coco/coco_pope_popular.json"
     answers(tmp_path / "own.jsonl", [(119, "Is there a car in the image?", "Yes")])
-    done = run("score", "pope", "--questions", own, "--labels", own, "--answers", tmp_path / "own.jsonl")
-    assert done.returncode == 0 and score_of(tmp_path / "own.score.json")["rows"]["all"]["F1"] == 1.0
+    found = scored(run, tmp_path, "pope", tmp_path / "own.jsonl", "--questions", own, "--labels", own)
+    assert found["rows"]["all"]["F1"] == 1.0
 
 
 @pytest.mark.parametrize("text, yes", [
@@ -158,11 +165,8 @@ def test_mme_of_lavins_answers_through_their_folder_and_through_ours(tmp_path, r
             prompt = f"{question.removesuffix(' Please answer yes or no.').strip()}\n{SHORT}"
             rows.append((f"{path.stem}/{image}", prompt, text))
     ours = answers(tmp_path / "a.jsonl", rows[::-1])
-    for typed in ([REAL / "mme/lavin"], [ours]):
-        done = run("score", "mme", "--labels", REAL / "mme/release", "--out", tmp_path / "s.score.json",
-                   "--answers", *typed)
-        assert done.returncode == 0, done.err
-        found = score_of(tmp_path / "s.score.json")
+    for said in (REAL / "mme/lavin", ours):
+        found = scored(run, tmp_path, "mme", said, "--labels", REAL / "mme/release")
         assert (round(found["score"], 2), round(found["rows"]["cognition"]["score"], 2)) == (963.61, 249.64)
         assert found["answers"] == 2374
 
@@ -175,24 +179,19 @@ def test_textvqa_is_joined_by_image_and_question(tmp_path, run):
     (tmp_path / "TextVQA.json").write_text(json.dumps(labels))
     rows = [("x", f"what colour?\nReference OCR token: A, B\n{SHORT}", "Red."),
             ("x", f"Reference OCR token: A\nWhat brand?\n{SHORT}", "Nokia")]
-    done = run("score", "textvqa", "--labels", tmp_path / "TextVQA.json", "--answers", answers(tmp_path / "a.jsonl", rows))
-    assert done.returncode == 0, done.err
-    found = score_of(tmp_path / "a.score.json")
+    found = scored(run, tmp_path, "textvqa", answers(tmp_path / "a.jsonl", rows), "--labels", tmp_path / "TextVQA.json")
     assert found["score"] == 100 and found["answers"] == 2 and not found["unlabelled"]
 
 
 def test_gqa_and_seed_count_what_is_equal(tmp_path, run):
     (tmp_path / "gqa.json").write_text(json.dumps({"20": {"answer": "yes"}, "21": {"answer": "red car"}}))
-    done = run("score", "gqa", "--labels", tmp_path / "gqa.json", "--answers",
-               answers(tmp_path / "g.jsonl", [("20", "?", "Yes."), ("21", "?", "car")]))
-    assert done.returncode == 0 and score_of(tmp_path / "g.score.json")["score"] == 50, done.err
+    said = answers(tmp_path / "g.jsonl", [("20", "?", "Yes."), ("21", "?", "car")])
+    assert scored(run, tmp_path, "gqa", said, "--labels", tmp_path / "gqa.json")["score"] == 50
     questions = [{"question_id": "5", "question_type_id": 1, "data_type": "image", "answer": "A"},
                  {"question_id": "v9", "question_type_id": 2, "data_type": "video", "answer": "B"}]
     (tmp_path / "seed.json").write_text(json.dumps({"question_type": {"Scene": 1, "Action": 2}, "questions": questions}))
-    done = run("score", "seed", "--labels", tmp_path / "seed.json", "--answers",
-               answers(tmp_path / "s.jsonl", [(5, "?", "A"), ("v9", "?", "B.")]))
-    assert done.returncode == 0, done.err
-    rows = score_of(tmp_path / "s.score.json")["rows"]
+    said = answers(tmp_path / "s.jsonl", [(5, "?", "A"), ("v9", "?", "B.")])
+    rows = scored(run, tmp_path, "seed", said, "--labels", tmp_path / "seed.json")["rows"]
     assert {name: row["accuracy"] for name, row in rows.items()} == {
         "Scene": 100, "Action": 0, "image": 100, "video": 0, "all": 50}
 
@@ -203,10 +202,8 @@ def test_scienceqa_is_scored_as_its_script_does(tmp_path, run):
     folder = tmp_path / "ScienceQA"
     folder.mkdir()
     (folder / "problems.json").write_text(json.dumps({"1": problem, "2": problem | {"image": "image.png", "split": "train"}}))
-    done = run("score", "scienceqa", "--labels", folder, "--answers",
-               answers(tmp_path / "a.jsonl", [("1", "?", "B"), ("2", "?", "(B)")]))
-    assert done.returncode == 0, done.err
-    found = score_of(tmp_path / "a.score.json")  # "(B)" is no answer to the official script
+    said = answers(tmp_path / "a.jsonl", [("1", "?", "B"), ("2", "?", "(B)")])
+    found = scored(run, tmp_path, "scienceqa", said, "--labels", folder)  # "(B)" is no answer to the official script
     assert found["score"] == 0 and found["rows"]["all"]["Avg"] == 50 and found["unit"] == "accuracy, IMG"
     done = run("score", "scienceqa", "--labels", folder, "--answers", answers(tmp_path / "b.jsonl", [("1", "?", "B")]))
     assert done.returncode == 2 and "no answered question has an image" in done.err
@@ -214,27 +211,19 @@ def test_scienceqa_is_scored_as_its_script_does(tmp_path, run):
 
 # ------------------------------------------------------------------------------------------------------- MMBench
 
-COLUMNS = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "source", "l2-category",
-           "comment", "split"]
-
-
 def mmbench(path):
+    columns = "index question hint A B C D answer category image source l2-category comment split".split()
     rows = [{"index": "241", "question": "Which?", "hint": "=1+1", "A": "one", "B": "<two>", "C": "nan", "answer": "A"},
             {"index": "1000241", "question": "Which?", "A": "<two>", "B": "one", "answer": "B"},
             {"index": "242", "question": "Who\x07 & why?", "A": " a", "B": "b", "C": "c", "D": "d", "answer": "D"}]
-    with open(path, "w", newline="") as file:
-        table = csv.DictWriter(file, COLUMNS, delimiter="\t", restval="")
-        table.writeheader()
-        table.writerows(row | {"l2-category": "logic", "split": "dev", "image": "x"} for row in rows)
-    return path
+    common = dict.fromkeys(columns, "") | {"l2-category": "logic", "split": "dev", "image": "x"}
+    return write_tsv(path, [common | row for row in rows])
 
 
 def test_mmbench_counts_questions_and_whole_circles(tmp_path, run):
     rows = [(241, "Which?", "A"), (1000241, "Which?", "A"), (242, "Who\x07 & why?", "D. d")]
-    done = run("score", "mmbench", "--questions", mmbench(tmp_path / "dev.tsv"), "--answers",
-               answers(tmp_path / "a.jsonl", rows))
-    assert done.returncode == 0, done.err
-    assert score_of(tmp_path / "a.score.json")["rows"]["all"] == {"plain": 100, "circular": 50, "questions": 2}
+    found = scored(run, tmp_path, "mmbench", answers(tmp_path / "a.jsonl", rows), "--questions", mmbench(tmp_path / "dev.tsv"))
+    assert found["rows"]["all"] == {"plain": 100, "circular": 50, "questions": 2}
 
 
 def test_a_part_of_mmbench_is_scored_where_its_circles_are_whole(tmp_path, run):
@@ -336,15 +325,12 @@ def test_the_published_uploads_come_out_byte_for_byte(tmp_path, run):
 @real
 def test_llava_bench_of_a_published_review(tmp_path, run):
     reviews = REAL / "llava-bench-in-the-wild/reviews_llava-v1.5-7b-eval1.jsonl"
-    done = run("score", "llava-bench", "--answers", reviews, "--out", tmp_path / "s.score.json")
-    assert done.returncode == 0 and score_of(tmp_path / "s.score.json")["score"] == 64.7, done.err
+    assert scored(run, tmp_path, "llava-bench", reviews)["score"] == 64.7
 
 
 def test_reviews_that_name_their_scores_as_the_oldest_files_do_are_scored(tmp_path, run):
     reviews = write_jsonl(tmp_path / "r.jsonl", [{"category": name, "score": [8, 6]} for name in ("conv", "detail")])
-    done = run("score", "llava-bench", "--answers", reviews, "--out", tmp_path / "s.score.json")
-    assert done.returncode == 0, done.err
-    assert score_of(tmp_path / "s.score.json")["rows"]["all"] == {
+    assert scored(run, tmp_path, "llava-bench", reviews)["rows"]["all"] == {
         "relative": 75.0, "reference": 80.0, "candidate": 60.0, "reviews": 2}
 
 

@@ -15,7 +15,7 @@ from minillava.instruct.endpoint import Endpoint
 from minillava.instruct.exchange import BadReply, LimitReached, TeacherError
 from minillava.instruct.teacher import MAX_FAILURES, Teacher
 from tests.comparing import read_jsonl, write_jsonl
-from tests.servers import completion, serving
+from tests.servers import completion, environment, serving
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = {"model": "mock", "temperature": 0.0, "max_tokens": 50}
@@ -39,10 +39,6 @@ def typed(tmp_path):
     path = write_jsonl(tmp_path / "symbols.jsonl", rows)
     return ["--captions", path, "--kinds", "detail", "--teacher", "openai", "--concurrency", "1",
             "--retries", "0", "--cache", tmp_path / "cache", "--out", tmp_path / "out.json"]
-
-
-def environment(server, **more):
-    return {"OPENAI_BASE_URL": server.base_url, "OPENAI_MODEL": "mock", **more}
 
 
 def samples(tmp_path, name="out.json"):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from minillava.evaluation.questions import check_asked, read_questions
 from minillava.files import read_jsonl, read_object, read_text, write_jsonl
-from minillava.instruct.command import add_teacher_flags, check_output, print_dry_run
-from minillava.instruct.exchange import LimitReached, TeacherError
+from minillava.instruct.command import add_teacher_flags, check_output, end_without, print_dry_run
+from minillava.instruct.exchange import TeacherError
 from minillava.terminal import exit_with, printable
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -82,10 +82,8 @@ def judge(questions, context, answers, out, open_judge, rule_file=RULE, system_f
 
 def finish(path, reviews, wanted, teacher):
     """Writes the reviews and says what is missing. Returns the exit code."""
-    if not reviews and not isinstance(teacher.stopped_by, LimitReached):
-        raise teacher.stopped_by
     if not reviews:
-        exit_with(f"there is no review. {teacher.why_stopped()}", code=1)
+        end_without("review", teacher)
     if not any(row["scores"] for row in reviews):
         exit_with(f"of {len(reviews)} reviews none names two scores, and no file is written; the "
                   f"first one says: {reviews[0]['content'][:300]!r}", code=1)
@@ -144,12 +142,11 @@ def read_rules(path, comparisons):
     rules = read_object(path)
     for comparison in comparisons:
         name = rule_name(comparison)
-        if name not in rules:
-            question_id = comparison.question["question_id"]
-            raise ValueError(f"question {question_id} is of category {name}, for which {path} "
-                             "has no rule")
-        if not isinstance(rules[name], dict) or not {"role", "prompt"} <= rules[name].keys():
-            raise ValueError(f"{path}: rule {name} has no role and prompt")
+        rule = rules.get(name)
+        if not isinstance(rule, dict) or not {"role", "prompt"} <= rule.keys():
+            i = comparison.question["question_id"]
+            raise ValueError(f"question {i} is of category {name}, for which {path} has no rule "
+                             "with a role and a prompt")
     return rules
 
 

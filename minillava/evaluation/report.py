@@ -30,7 +30,8 @@ def report(paths, select=(), ignore=(), strict_official=False, average=False):
         print(printable(path, keep=""))
         if strict_official:
             shares = official_scores(reviews)
-            print_officially(shares)
+            for name, figures in shares.items():
+                print(printable(name, keep=""), *figures)
         else:
             verdicts = verdicts_of(reviews)
             pairs = [verdict and np.mean(verdict, 0) for verdict in verdicts]
@@ -164,11 +165,6 @@ def official_scores(reviews):
 
 
 # ------------------------------------------------------------------------------------ printing
-
-def print_officially(shares):
-    for name, (share, reference, candidate) in shares.items():
-        print(f"{printable(name, keep='')} {share} {reference} {candidate}")
-
 
 def print_table(reviews, pairs):
     """The table of the paper, and how sure it is."""

@@ -112,8 +112,6 @@ def check_problem(i, problem):
 def read_captions(folder):
     """captions.json -> {id: caption of its image}."""
     path = Path(folder, "captions.json")
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path} with the captions of the images")
     captions = read_object(path).get("captions")
     if not isinstance(captions, dict) or not all(isinstance(c, str) for c in captions.values()):
         raise ValueError(f'{path} does not hold {{"captions": {{id: text}}}}')

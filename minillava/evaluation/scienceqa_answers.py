@@ -66,8 +66,6 @@ def read_results(path, data, split, problems):
     (choices) or "outputs" (texts) or both. Its ids are held against the problems of ScienceQA's
     folder `data`.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no answer file {path}")
     results = official_results(path)
     if results is not None:
         (texts, stated), settings = results, None

@@ -22,11 +22,11 @@ from minillava.instruct.captions import brief_samples
 from minillava.instruct.command import (
     add_teacher_flags,
     check_output,
+    end_without,
     open_from_flags,
     print_dry_run,
     run_command,
 )
-from minillava.instruct.exchange import LimitReached
 from minillava.instruct.samples import jobs_for, make_samples, request_for
 from minillava.instruct.symbols import PAPER_MIX, read_symbols, samples_per_kind
 from minillava.terminal import exit_with, printable
@@ -67,8 +67,10 @@ def make_data(captions, instances, kinds, out, open_teacher, count=None, seed=0,
     samples, rejects = make_samples(symbols, jobs, teacher, seed, detail_questions)
     print(teacher.spending())
     write_rejects(beside(out, ".rejects.jsonl"), rejects)
+    if not samples and not rejects:
+        end_without("sample", teacher)
     if not samples:
-        nothing_made(teacher, rejects)
+        exit_with(f"no sample was made, and no file written. {rejects[-1]['reason']}", code=1)
     finish(out, samples, rejects)
     unasked = len(jobs) - len(samples) - len(rejects)
     if unasked:
@@ -97,14 +99,6 @@ def with_captions(symbols):
     if not told:
         raise ValueError("no picture has a caption")
     return told
-
-
-def nothing_made(teacher, rejects):
-    """Ends with exit code 2 if nobody could be asked, 1 if no reply was of use."""
-    if not rejects and not isinstance(teacher.stopped_by, LimitReached):
-        raise teacher.stopped_by
-    why = rejects[-1]["reason"] if rejects else teacher.why_stopped()
-    exit_with(f"no sample was made, and no file written. {why}", code=1)
 
 
 # ----------------------------------------------------------------------------------------- files
