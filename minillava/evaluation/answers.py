@@ -139,7 +139,7 @@ def answers_so_far(questions, path, model_id, metadata):
     for file in [path, *parts_of(path)]:
         for row in read_whole_lines(file):
             key = row.get("question_id"), row.get("prompt")
-            if not all(isinstance(part, (str, int)) for part in key) or key not in asked:
+            if key not in asked:
                 raise ValueError(f"{file} answers other questions, such as {key[0]!r}; "
                                  "name another file")
             if (row.get("model_id"), row.get("metadata")) != (model_id, metadata):
@@ -153,10 +153,9 @@ def answers_so_far(questions, path, model_id, metadata):
 
 def difference(row, model_id, metadata):
     """What an earlier answer was made with that is otherwise now, in words."""
-    now, then = metadata, row.get("metadata")
-    then = then if isinstance(then, dict) else {}
-    names = [name for name in {**now, **then} if now.get(name) != then.get(name)]
-    changed = [f"{name} {then.get(name)} (now {now.get(name)})" for name in names]
+    now, then = metadata, row.get("metadata") or {}
+    changed = [f"{name} {then.get(name)} (now {now.get(name)})"
+               for name in now | then if now.get(name) != then.get(name)]
     return ", ".join(changed) or f"the same settings (now by {model_id})"
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from minillava.evaluation.judge import parse_scores, parse_scores_officially
 from minillava.files import read_jsonl
-from minillava.terminal import printable
+from minillava.terminal import aligned, printable
 
 REVIEW_FILES = "gpt4_text", "review_", "reviews"  # how they are known in a folder
 
@@ -74,11 +74,11 @@ def read_reviews(path, ignore=()):
 
 
 def is_review(review):
-    if not isinstance(review.get("category", ""), str):
+    texts = [review.get(name, "") for name in ("category", "content", "swapped_content")]
+    if not all(isinstance(text, str) for text in texts):
         return False
     if "content" in review:
-        texts = review["content"], review.get("swapped_content", "")
-        return all(isinstance(text, str) for text in texts)
+        return True
     scores = stated_scores(review)
     if not isinstance(scores, list) or len(scores) != 2:
         return False
@@ -168,33 +168,35 @@ def official_scores(reviews):
 
 def print_table(reviews, pairs):
     """The table of the paper, and how sure it is."""
-    print(f"{'category':20} relative   95 % interval  reference  candidate  reviews  failed")
+    rows = [["category", "relative", "95 % interval", "reference", "candidate", "reviews", "failed"]]
     asked = by_category(reviews, [(0, 0)] * len(reviews))
     for name, scores in by_category(reviews, pairs).items():
         failed = len(asked[name]) - len(scores)
-        print(f"{printable(name, keep=''):20}{table_cells(scores)}{len(scores):9}{failed:8}")
+        rows.append([name, *figures_of(scores), len(scores), failed])
+    print(aligned(rows))
 
 
-def table_cells(scores):
+def figures_of(scores):
+    """Scores [N,2] -> relative score, its interval, reference, candidate, in words."""
     if not len(scores):
-        return f"{'-':>9}{'-':>16}{'-':>11}{'-':>11}"
+        return ["-"] * 4
     reference, candidate = 10 * scores.mean(0)
     low, high = interval(scores)
     share = "-" if reference == 0 else f"{relative(scores):.1f}"
     between = "-" if np.isnan(low) else f"{low:.1f} - {high:.1f}"
-    return f"{share:>9}{between:>16}{reference:11.1f}{candidate:11.1f}"
+    return [share, between, f"{reference:.1f}", f"{candidate:.1f}"]
 
 
 def print_average(runs):
     """runs: of each file {category: (relative, reference, candidate)}"""
     print(f"mean of {len(runs)} files")
-    print(f"{'category':20} relative  lowest - highest  reference  candidate")
+    rows = [["category", "relative", "lowest - highest", "reference", "candidate"]]
     for name in sorted({name for run in runs for name in run}):
-        rows = np.array([run[name] for run in runs if name in run])  # [runs,3]
-        share, reference, candidate = rows.mean(0)
-        between = f"{rows[:, 0].min():.1f} - {rows[:, 0].max():.1f}"
-        print(f"{printable(name, keep=''):20}{share:9.1f}{between:>18}"
-              f"{reference:11.1f}{candidate:11.1f}")
+        found = np.array([run[name] for run in runs if name in run])  # [runs,3]
+        share, reference, candidate = (f"{mean:.1f}" for mean in found.mean(0))
+        between = f"{found[:, 0].min():.1f} - {found[:, 0].max():.1f}"
+        rows.append([name, share, between, reference, candidate])
+    print(aligned(rows))
 
 
 def print_position_bias(verdicts):

@@ -6,7 +6,7 @@ from minillava.evaluation.scienceqa import SPLIT_SIZES, check_problem
 from minillava.evaluation.scienceqa_answers import choices_of, official_results
 from minillava.evaluation.scores import Score, join_labels, percent
 from minillava.files import read_object
-from minillava.terminal import printable
+from minillava.terminal import aligned
 
 LOWER_GRADES = [f"grade{n}" for n in range(1, 7)]
 HIGHER_GRADES = [f"grade{n}" for n in range(7, 13)]
@@ -118,17 +118,6 @@ def cells(members, shares):
             row.append(f"{100 * sum(right[i] for i in ids) / len(ids):.2f}" if ids else "-")
         rows.append(row)
     return rows
-
-
-def aligned(rows):
-    """Rows of text -> lines: the first column stands to the left, all others to the right."""
-    rows = [[printable(cell, keep="") for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = []
-    for name, *values in rows:
-        padded = [value.rjust(width) for value, width in zip(values, widths[1:])]
-        lines.append("  ".join([name.ljust(widths[0]), *padded]))
-    return "\n".join(lines)
 
 
 def read_scienceqa_answers(path):

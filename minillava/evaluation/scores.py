@@ -2,7 +2,8 @@
 
 A score function takes (answers, questions, labels): answer rows, {question_id: question} of the
 question file ({} where it is not needed), and the path of the labels. Labels are joined by what
-they say they belong to, an image and a question, never by their line.
+they say they belong to, an image and a question, never by their line. What was not answered is not
+counted: of SEED-Bench and ScienceQA the official scripts count it as wrong.
 """
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field

@@ -4,9 +4,8 @@ from pathlib import Path
 
 from minillava.evaluation.benchmarks import BENCHMARKS
 from minillava.evaluation.questions import check_asked, questions_by_id
-from minillava.evaluation.scienceqa_table import aligned
 from minillava.files import read_object, write
-from minillava.terminal import printable
+from minillava.terminal import aligned, printable
 
 SCORE = ".score.json"
 
@@ -78,7 +77,7 @@ def table(folder):
     for row in scores:
         small, large = row.get("published") or ("-", "-")
         size = f" of {row['size']}" if row.get("size") else ""
-        rows.append([row["title"], f"{row['score']:.1f}", str(small), str(large),
+        rows.append([row["title"], f"{row['score']:.1f}", small, large,
                      f"{row['answers']}{size}", row["unit"], answered_by(row)])
     print(aligned(rows))
 

@@ -29,7 +29,7 @@ from minillava.instruct.command import (
 )
 from minillava.instruct.samples import jobs_for, make_samples, request_for
 from minillava.instruct.symbols import PAPER_MIX, read_symbols, samples_per_kind
-from minillava.terminal import exit_with, printable
+from minillava.terminal import aligned, exit_with, printable
 
 
 def make_data(captions, instances, kinds, out, open_teacher, count=None, seed=0, keep_all=False,
@@ -79,7 +79,10 @@ def make_data(captions, instances, kinds, out, open_teacher, count=None, seed=0,
 
 
 def finish(out, samples, rejects):
-    write_samples(out, samples)
+    if is_jsonl(out):
+        write_jsonl(out, samples, ensure_ascii=False)
+    else:
+        write(out, json.dumps(samples, ensure_ascii=False, indent=1))
     print_table(samples, rejects)
     print(f"{len(samples)} samples are in {printable(out)}")
 
@@ -107,13 +110,6 @@ def is_jsonl(path):
     return path.suffix == ".jsonl"
 
 
-def write_samples(path, samples):
-    if is_jsonl(path):
-        write_jsonl(path, samples, ensure_ascii=False)
-    else:
-        write(path, json.dumps(samples, ensure_ascii=False, indent=1))
-
-
 def write_rejects(path, rejects):
     write_jsonl(path, rejects, ensure_ascii=False)
     print(f"{len(rejects)} replies were set aside in {printable(path)}")
@@ -126,16 +122,16 @@ def write_rejects(path, rejects):
 
 def print_table(samples, rejects):
     """What was made: a line a kind."""
-    print(f"{'kind':14}{'samples':>9}{'questions':>11}{'words a question':>18}"
-          f"{'words an answer':>17}{'rejects':>9}")
+    rows = [["kind", "samples", "questions", "words a question", "words an answer", "rejects"]]
     kinds = [kind_of(sample) for sample in samples]
     set_aside = Counter(reject["kind"] for reject in rejects)
     for kind in dict.fromkeys([*kinds, *set_aside]):
         turns = [turn["value"].replace("<image>", "").split() for sample in samples
                  if kind_of(sample) == kind for turn in sample["conversations"]]
         questions, answers = turns[::2], turns[1::2]
-        print(f"{kind:14}{kinds.count(kind):9}{len(questions):11}{mean_length(questions):18.1f}"
-              f"{mean_length(answers):17.1f}{set_aside[kind]:9}")
+        rows.append([kind, kinds.count(kind), len(questions), mean_length(questions),
+                     mean_length(answers), set_aside[kind]])
+    print(aligned(rows))
 
 
 def kind_of(sample):
@@ -143,7 +139,7 @@ def kind_of(sample):
 
 
 def mean_length(turns):
-    return sum(map(len, turns)) / max(1, len(turns))
+    return f"{sum(map(len, turns)) / max(1, len(turns)):.1f}"
 
 
 # -------------------------------------------------------------------------------- command line
