@@ -39,11 +39,11 @@ STOPPED = "stopped; with the same --out the same command goes on where it was"
 def main():
     args = parse_arguments()
     with errors_in_one_line(STOPPED), tempfile.TemporaryDirectory() as scratch:
-        read = args.score_only, args.teacher, args.requery
         if args.out:
-            check_output(args.out, *read)
+            check_output(args.out, args.teacher, args.requery)
         if args.results:
-            check_output(args.results, args.out, *read, flag="--results")
+            read = args.out, args.score_only, args.teacher, args.requery
+            check_output(args.results, *read, flag="--results")
 
         # the questions: ScienceQA's own, or those of a mini one that is drawn here
         drawn = args.data is None
@@ -61,8 +61,7 @@ def main():
                                           args.base, args.quantize, args.device, args.dtype)
             settings = settings_of(model, args.prompt_format, args.template, args.option_letter,
                                    args.use_caption, args.max_new_tokens, args.batch)
-            questions = make_questions(data, args.split, settings, args.text_only)
-            questions = questions[: args.questions]
+            questions = make_questions(data, args.split, settings, args.text_only)[: args.questions]
             texts, control = ask(model, tokenizer, questions, settings,
                                  out=args.out or Path(scratch, "answers.jsonl"),
                                  name=Path(args.model or args.language).name,

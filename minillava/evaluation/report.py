@@ -168,7 +168,8 @@ def official_scores(reviews):
 
 def print_table(reviews, pairs):
     """The table of the paper, and how sure it is."""
-    rows = [["category", "relative", "95 % interval", "reference", "candidate", "reviews", "failed"]]
+    rows = [["category", "relative", "95 % interval", "reference", "candidate", "reviews",
+             "failed"]]
     asked = by_category(reviews, [(0, 0)] * len(reviews))
     for name, scores in by_category(reviews, pairs).items():
         failed = len(asked[name]) - len(scores)

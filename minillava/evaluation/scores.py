@@ -255,10 +255,10 @@ def score_seed(answers, questions, labels):
     known = {str(label.get("question_id")): label for label in listed(labels, "questions")}
     labelled, unlabelled = join_labels(answers, lambda row: known.get(str(row["question_id"])))
 
-    kinds = grouped(labelled, lambda pair: str(pair[1].get("question_type_id")))
+    names = {number: name for name, number in read_object(labels).get("question_type", {}).items()}
+    kinds = grouped(labelled, lambda pair: names.get(pair[1].get("question_type_id")))
     media = grouped(labelled, lambda pair: str(pair[1].get("data_type")))
-    numbers = read_object(labels).get("question_type", {})
-    groups = {name: kinds[str(number)] for name, number in numbers.items() if str(number) in kinds}
+    groups = {name: kinds[name] for name in names.values() if name in kinds}
     groups |= media | {"all": labelled}
 
     rows = {}

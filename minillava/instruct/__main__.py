@@ -47,14 +47,7 @@ def make_data(captions, instances, kinds, out, open_teacher, count=None, seed=0,
     symbols = with_captions(symbols)
 
     if kinds == ["brief"]:
-        samples, concepts = brief_samples(symbols, seed, count, not keep_all)
-        if concepts:
-            print("{concepts} concepts (content words), {rare} in fewer than 3 captions, "
-                  "{common} in more than 100".format(**concepts))
-        if not samples:
-            raise ValueError("no caption is left: each word of theirs is in fewer than 3 of them; "
-                             "--keep-all does not thin them")
-        finish(out, samples, [])
+        finish(out, make_brief(symbols, seed, count, keep_all), [])
         return 0
 
     counts = samples_per_kind(kinds, count, len(symbols))
@@ -76,6 +69,17 @@ def make_data(captions, instances, kinds, out, open_teacher, count=None, seed=0,
     if unasked:
         print(f"{unasked} samples were not asked for: {teacher.why_stopped()}")
     return 1 if unasked else 0
+
+
+def make_brief(symbols, seed, count, keep_all):
+    samples, concepts = brief_samples(symbols, seed, count, not keep_all)
+    if concepts:
+        print("{concepts} concepts (content words), {rare} in fewer than 3 captions, "
+              "{common} in more than 100".format(**concepts))
+    if not samples:
+        raise ValueError("no caption is left: each word of theirs is in fewer than 3 of them; "
+                         "--keep-all does not thin them")
+    return samples
 
 
 def finish(out, samples, rejects):
