@@ -39,8 +39,10 @@ STOPPED = "stopped; with the same --out the same command goes on where it was"
 def main():
     args = parse_arguments()
     with errors_in_one_line(STOPPED), tempfile.TemporaryDirectory() as scratch:
+        if args.out:
+            check_output(args.out, args.teacher, args.requery)
         if args.results:
-            read = args.score_only, args.teacher, args.requery
+            read = args.out, args.score_only, args.teacher, args.requery
             check_output(args.results, *read, flag="--results")
 
         # the questions: ScienceQA's own, or those of a mini one that is drawn here
@@ -59,13 +61,13 @@ def main():
                                           args.base, args.quantize, args.device, args.dtype)
             settings = settings_of(model, args.prompt_format, args.template, args.option_letter,
                                    args.use_caption, args.max_new_tokens, args.batch)
-            questions = make_questions(data, args.split, settings, args.text_only)
-            texts, control = ask(model, tokenizer, questions[: args.questions], settings,
+            questions = make_questions(data, args.split, settings, args.text_only)[: args.questions]
+            texts, control = ask(model, tokenizer, questions, settings,
                                  out=args.out or Path(scratch, "answers.jsonl"),
                                  name=Path(args.model or args.language).name,
                                  control=drawn or args.control)
-            if args.out:
-                keep_score("scienceqa", args.out, data, TOY_TITLE if drawn else None)
+            if args.out and any(question["image"] for question in questions):  # it is of these
+                keep_score("scienceqa", args.out, labels=data, title=TOY_TITLE if drawn else None)
 
         # what they are worth: alone, or together with a teacher's
         if args.teacher:
@@ -138,7 +140,7 @@ def judge_of(args, data, problems):
     def ask(prompts):
         replies = ask_judge(judge, prompts)
         print(f"judge: {judge.spending()}")
-        if args.requery:
+        if args.requery and replies:
             write_verdicts(args.requery, prompts, replies)
         return replies
 
@@ -179,39 +181,34 @@ def parse_arguments():
 
 def add_question_flags(parser):
     flag = argparse.BooleanOptionalAction
-    parser.add_argument("--data", type=Path,
-                        help="ScienceQA's folder (default: a mini one is drawn)")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--questions", type=int,
-                        help="the first so many alone (default: all; 600 are drawn)")
-    parser.add_argument("--seed", type=int, default=0, help="of the mini ScienceQA")
-    parser.add_argument("--prompt-format", help="such as QCM-LEA (default: the checkpoint's)")
-    parser.add_argument("--option-letter", action=flag, default=False,
-                        help=f'end the prompt with "{scienceqa.OPTION_LETTER}"')
-    parser.add_argument("--use-caption", action=flag, default=False,
-                        help="the image's caption goes into the context")
-    parser.add_argument("--text-only", action=flag, default=False,
-                        help="leave out the questions with an image")
-    parser.add_argument("--control", action=flag, default=False,
-                        help="ask again with each other's images")
-    parser.add_argument("--out", type=Path,
-                        help="the answers, a line each; what is answered there is not asked again")
+    add = parser.add_argument
+    add("--data", type=Path, help="ScienceQA's folder (default: a mini one is drawn)")
+    add("--split", default="test")
+    add("--questions", type=int, help="the first so many alone (default: all; 600 are drawn)")
+    add("--seed", type=int, default=0, help="of the mini ScienceQA")
+    add("--prompt-format", help="such as QCM-LEA (default: the checkpoint's)")
+    add("--option-letter", action=flag, default=False,
+        help=f'end the prompt with "{scienceqa.OPTION_LETTER}"')
+    add("--use-caption", action=flag, default=False,
+        help="the image's caption goes into the context")
+    add("--text-only", action=flag, default=False, help="leave out the questions with an image")
+    add("--control", action=flag, default=False, help="ask again with each other's images")
+    add("--out", type=Path,
+        help="the answers, a line each; what is answered there is not asked again")
 
 
 def add_score_flags(parser):
     flag = argparse.BooleanOptionalAction
-    parser.add_argument("--score-only", type=Path, metavar="FILE",
-                        help="score this answer file, ask nothing")
-    parser.add_argument("--strict-official", action=flag, default=False,
-                        help="read answers as the official script does")
-    parser.add_argument("--topics", action=flag, default=False, help="a table of topics too")
-    parser.add_argument("--results", type=Path,
-                        help="write the official JSON of results and outputs")
-    parser.add_argument("--teacher", type=Path, metavar="FILE",
-                        help="answers of a text-only teacher, for an ensemble")
-    parser.add_argument("--ensemble", choices=("complement", "judge"), default="complement")
-    parser.add_argument("--requery", type=Path, metavar="FILE",
-                        help="the judge's answers: read or written")
+    add = parser.add_argument
+    add("--score-only", type=Path, metavar="FILE", help="score this answer file, ask nothing")
+    add("--strict-official", action=flag, default=False,
+        help="read answers as the official script does")
+    add("--topics", action=flag, default=False, help="a table of topics too")
+    add("--results", type=Path, help="write the official JSON of results and outputs")
+    add("--teacher", type=Path, metavar="FILE",
+        help="answers of a text-only teacher, for an ensemble")
+    add("--ensemble", choices=("complement", "judge"), default="complement")
+    add("--requery", type=Path, metavar="FILE", help="the judge's answers: read or written")
     # whom to ask where ours and the teacher's differ
     add_teacher_flags(parser, temperature=0.0, name="--judge")
 

@@ -129,6 +129,17 @@ def cell_width(character):
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
+def aligned(rows):
+    """Rows of text -> lines: the first column stands to the left, all others to the right."""
+    rows = [[printable(cell, keep="") for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = []
+    for name, *values in rows:
+        padded = [value.rjust(width) for value, width in zip(values, widths[1:])]
+        lines.append("  ".join([name.ljust(widths[0]), *padded]))
+    return "\n".join(lines)
+
+
 class WrappedText:
     """Writes text as it comes, and breaks lines between words before the terminal does within them.
 

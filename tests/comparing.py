@@ -1,4 +1,5 @@
-"""Two models, what a person is told, JSON and tensors: what tests write down, change and look at."""
+"""Two models, what a person is told, JSON, tables and tensors: what tests write down, change and look at."""
+import csv
 import json
 
 import pytest
@@ -24,6 +25,15 @@ def write_jsonl(path, rows):
     """One row a line; a folder that is not there is made. Returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_tsv(path, rows):
+    """MMBench's table; a cell that a row does not have is empty. Returns the path."""
+    with open(path, "w", newline="") as file:
+        table = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), delimiter="\t")
+        table.writeheader()
+        table.writerows(rows)
     return path
 
 

@@ -15,6 +15,11 @@ def completion(text, finish="stop", usage=(100, 10), **message):
     return json.dumps({"choices": [choice], "usage": usage}).encode()
 
 
+def environment(server, **more):
+    """Names the server to a command as its endpoint."""
+    return {"OPENAI_BASE_URL": server.base_url, "OPENAI_MODEL": "mock", **more}
+
+
 @contextmanager
 def serving(behave):
     """behave(server, request: dict) -> one of

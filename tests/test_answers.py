@@ -1,6 +1,5 @@
 """Answers to any question file: official files in, official files out."""
 import base64
-import csv
 import io
 import json
 import random
@@ -16,7 +15,7 @@ from minillava.evaluation.asking import share_of_this_process
 from minillava.evaluation.benchmarks import BENCHMARKS
 from minillava.evaluation.questions import FORMS, check_pictures, picture_of, read_questions, with_control
 from minillava.toy import world
-from tests.comparing import read_jsonl, write_jsonl
+from tests.comparing import read_jsonl, write_jsonl, write_tsv
 
 
 def test_answers_can_be_stopped_and_gone_on_with(tmp_path):
@@ -46,6 +45,14 @@ def test_answers_can_be_stopped_and_gone_on_with(tmp_path):
             answer_file(other, path, answer, "m", {})
     with pytest.raises(ValueError, match="was answered by m"):
         answer_file(questions, path, answer, "other model", {})
+
+
+@pytest.mark.parametrize("text", ['{"results": {"1": 0}}', '{"question_id": 0, "prompt": "?"}\n[', "one\ntwo"])
+def test_another_file_keeps_its_last_line(tmp_path, text):
+    (tmp_path / "a.jsonl").write_text(text)
+    with pytest.raises(ValueError, match="a.jsonl is no answer file"):
+        answer_file([{"question_id": 0, "prompt": "?"}], tmp_path / "a.jsonl", say, "m", {})
+    assert (tmp_path / "a.jsonl").read_text() == text
 
 
 def test_two_questions_may_share_an_id_as_in_mme_but_not_their_text_too(tmp_path):
@@ -153,13 +160,10 @@ def png(color):
 
 
 def test_mmbench_is_read_as_it_is_published(tmp_path, run):
-    with open(tmp_path / "mm.tsv", "w", newline="") as file:
-        table = csv.DictWriter(file, ["index", "question", "hint", "A", "B", "C", "D", "image"], delimiter="\t")
-        table.writeheader()
-        table.writerow({"index": 241, "question": "Which?", "hint": 'A "long"\nhint', "A": "one", "B": "two",
-                        "C": "nan", "D": "", "image": png("red")})
-        table.writerow({"index": 242, "question": "Who?", "hint": "nan", "A": "a", "B": "b", "C": "c", "D": "d",
-                        "image": png("blue")})
+    write_tsv(tmp_path / "mm.tsv", [
+        {"index": 241, "question": "Which?", "hint": 'A "long"\nhint', "A": "one", "B": "two", "C": "nan", "D": "",
+         "image": png("red")},
+        {"index": 242, "question": "Who?", "hint": "nan", "A": "a", "B": "b", "C": "c", "D": "d", "image": png("blue")}])
     first, second = read_questions(tmp_path / "mm.tsv", "option_letter")
     assert first["prompt"] == f'A "long"\nhint\nWhich?\nA. one\nB. two\n{FORMS["option_letter"]}'
     assert second["prompt"] == f'Who?\nA. a\nB. b\nC. c\nD. d\n{FORMS["option_letter"]}'
@@ -171,11 +175,9 @@ def test_mmbench_is_read_as_it_is_published(tmp_path, run):
 
 
 def test_mmbench_is_asked_in_every_order_of_its_options_and_without_a_hint(tmp_path):
-    with open(tmp_path / "mm.tsv", "w", newline="") as file:
-        table = csv.DictWriter(file, ["index", "question", "A", "B", "C", "image"], delimiter="\t")
-        table.writeheader()
-        table.writerow({"index": 5, "question": "Which?", "A": "one", "B": "two", "C": "three", "image": png("red")})
-        table.writerow({"index": 1000005, "question": "Which?", "A": "two", "B": "NaN", "C": "lost", "image": "5"})
+    write_tsv(tmp_path / "mm.tsv", [
+        {"index": 5, "question": "Which?", "A": "one", "B": "two", "C": "three", "image": png("red")},
+        {"index": 1000005, "question": "Which?", "A": "two", "B": "NaN", "C": "lost", "image": "5"}])
     *rounds, last = read_questions(tmp_path / "mm.tsv", all_rounds=True)
     assert [row["prompt"] for row in rounds] == ["Which?\nA. one\nB. two\nC. three", "Which?\nA. two\nB. three\nC. one",
                                                  "Which?\nA. three\nB. one\nC. two"]
@@ -203,12 +205,10 @@ def test_the_question_file_of_scienceqa_is_llava_json(tmp_path):
 
 
 def test_one_damaged_picture_or_endless_prompt_is_named_and_counted(tmp_path, run):
-    with open(tmp_path / "mm.tsv", "w", newline="") as file:
-        table = csv.DictWriter(file, ["index", "question", "hint", "A", "B", "image"], delimiter="\t")
-        table.writeheader()
+    write_tsv(tmp_path / "mm.tsv", [
+        {"index": index, "question": "Which?", "hint": hint, "A": "a", "B": "b", "image": picture}
         for index, picture, hint in ((1, png("red"), ""), (2, "&&&&", ""), (3, "", ""), (4, png("red"), "word " * 3000),
-                                     (5, base64.b64encode(b"no image").decode(), "")):
-            table.writerow({"index": index, "question": "Which?", "hint": hint, "A": "a", "B": "b", "image": picture})
+                                     (5, base64.b64encode(b"no image").decode(), ""))])
     typed = ["answer", "mmbench", "--questions", tmp_path / "mm.tsv", "--max-new-tokens", 2, "--dtype", "float32",
              "--template", "llava_v1", "--out", tmp_path / "made/a.jsonl"]
     done = run(*typed)
@@ -280,11 +280,12 @@ def test_the_miniature_answers_a_question_file(tmp_path, run):
     ([{"question_id": 1, "text": "Q"}], ["--batch", "0"], "--batch"),
     ([{"question_id": 1, "text": "Q"}], ["--model", "nowhere"], "nowhere"),
     ([{"question_id": 1, "text": "Q"}], ["--model", "nowhere", "--out", "."], "--out . is a folder"),
+    ([{"question_id": 1, "text": "Q"}], ["--out", "{folder}/q.jsonl"], "q.jsonl is what is read"),
 ])
 def test_what_is_wrong_with_the_questions_is_one_line(tmp_path, run, rows, typed, message):
     (tmp_path / "images").mkdir()
     done = run("answer", "--questions", write_jsonl(tmp_path / "q.jsonl", rows), "--images", tmp_path / "images",
-               "--out", tmp_path / "a.jsonl", *typed)
+               "--out", tmp_path / "a.jsonl", *(word.format(folder=tmp_path) for word in typed))
     assert done.returncode == 2 and message in done.err and done.err.splitlines()[-1].startswith("error: ")
 
 

@@ -16,12 +16,12 @@ from minillava.evaluation.benchmarks import BENCHMARKS
 from minillava.evaluation.mmbench import is_right
 from minillava.evaluation.questions import FORMS, options_of
 from minillava.evaluation.scores import mme_says, pope_says_yes, soft_accuracy
-from minillava.evaluation.scoring import write_score
+from minillava.evaluation.scoring import score_file
 from minillava.evaluation.vqa_text import MISSPELLINGS, normalize
 from minillava.evaluation.xlsx import column_name
 from minillava.toy import pope as toy_pope
 from minillava.toy.pope import pope_rows
-from tests.comparing import write_jsonl
+from tests.comparing import write_jsonl, write_tsv
 
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared/data/eval"
@@ -37,6 +37,13 @@ def answers(path, rows):
 
 def score_of(path):
     return json.loads(path.read_text())
+
+
+def scored(run, tmp_path, name, said, *typed):
+    """`score NAME --answers SAID ...` -> what the score file says."""
+    done = run("score", name, "--answers", said, "--out", tmp_path / "s.score.json", *typed)
+    assert done.returncode == 0, done.err
+    return score_of(tmp_path / "s.score.json")
 
 
 # ----------------------------------------------------------------------------------------------- short answers
@@ -98,8 +105,8 @@ def test_pope_joins_by_image_and_question_and_names_what_has_no_label(tmp_path, 
 def test_popes_own_file_is_questions_and_labels_at_once(tmp_path, run, pope):
     own = tmp_path / "coco/coco_pope_popular.json"
     answers(tmp_path / "own.jsonl", [(119, "Is there a car in the image?", "Yes")])
-    done = run("score", "pope", "--questions", own, "--labels", own, "--answers", tmp_path / "own.jsonl")
-    assert done.returncode == 0 and score_of(tmp_path / "own.score.json")["rows"]["all"]["F1"] == 1.0
+    found = scored(run, tmp_path, "pope", tmp_path / "own.jsonl", "--questions", own, "--labels", own)
+    assert found["rows"]["all"]["F1"] == 1.0
 
 
 @pytest.mark.parametrize("text, yes", [
@@ -139,8 +146,10 @@ def test_mme_counts_questions_and_images(tmp_path, run):
     rows = [("count/1.png", f"Two?\n{SHORT}", "Yes"), ("count/1.png", f"Three?\n{SHORT}", "no."),
             ("count/2.png", f"Two?\n{SHORT}", "No"), ("count/2.png", f"Three?\n{SHORT}", "No"),
             ("scene/7.jpg", f"A bar?\n{SHORT}", "Perhaps"), ("scene/7.jpg", f"A pub?\n{SHORT}", "Yes")]
-    done = run("score", "mme", "--labels", release, "--answers", answers(tmp_path / "a.jsonl", rows))
-    assert done.returncode == 0, done.err
+    questions = write_jsonl(tmp_path / "q.jsonl", [dict(zip(("question_id", "text"), row)) for row in rows])
+    done = run("score", "mme", "--labels", release, "--answers", answers(tmp_path / "a.jsonl", rows),
+               "--questions", questions)
+    assert done.returncode == 0 and "6 of 6 answers are scored" in done.out, done.err
     found = score_of(tmp_path / "a.score.json")
     assert found["rows"]["count"] == {"accuracy": 75, "accuracy+": 50, "score": 125}
     assert found["rows"]["scene"] == {"accuracy": 50, "accuracy+": 0, "score": 50}
@@ -156,11 +165,8 @@ def test_mme_of_lavins_answers_through_their_folder_and_through_ours(tmp_path, r
             prompt = f"{question.removesuffix(' Please answer yes or no.').strip()}\n{SHORT}"
             rows.append((f"{path.stem}/{image}", prompt, text))
     ours = answers(tmp_path / "a.jsonl", rows[::-1])
-    for typed in ([REAL / "mme/lavin"], [ours]):
-        done = run("score", "mme", "--labels", REAL / "mme/release", "--out", tmp_path / "s.score.json",
-                   "--answers", *typed)
-        assert done.returncode == 0, done.err
-        found = score_of(tmp_path / "s.score.json")
+    for said in (REAL / "mme/lavin", ours):
+        found = scored(run, tmp_path, "mme", said, "--labels", REAL / "mme/release")
         assert (round(found["score"], 2), round(found["rows"]["cognition"]["score"], 2)) == (963.61, 249.64)
         assert found["answers"] == 2374
 
@@ -173,24 +179,19 @@ def test_textvqa_is_joined_by_image_and_question(tmp_path, run):
     (tmp_path / "TextVQA.json").write_text(json.dumps(labels))
     rows = [("x", f"what colour?\nReference OCR token: A, B\n{SHORT}", "Red."),
             ("x", f"Reference OCR token: A\nWhat brand?\n{SHORT}", "Nokia")]
-    done = run("score", "textvqa", "--labels", tmp_path / "TextVQA.json", "--answers", answers(tmp_path / "a.jsonl", rows))
-    assert done.returncode == 0, done.err
-    found = score_of(tmp_path / "a.score.json")
+    found = scored(run, tmp_path, "textvqa", answers(tmp_path / "a.jsonl", rows), "--labels", tmp_path / "TextVQA.json")
     assert found["score"] == 100 and found["answers"] == 2 and not found["unlabelled"]
 
 
 def test_gqa_and_seed_count_what_is_equal(tmp_path, run):
     (tmp_path / "gqa.json").write_text(json.dumps({"20": {"answer": "yes"}, "21": {"answer": "red car"}}))
-    done = run("score", "gqa", "--labels", tmp_path / "gqa.json", "--answers",
-               answers(tmp_path / "g.jsonl", [("20", "?", "Yes."), ("21", "?", "car")]))
-    assert done.returncode == 0 and score_of(tmp_path / "g.score.json")["score"] == 50, done.err
+    said = answers(tmp_path / "g.jsonl", [("20", "?", "Yes."), ("21", "?", "car")])
+    assert scored(run, tmp_path, "gqa", said, "--labels", tmp_path / "gqa.json")["score"] == 50
     questions = [{"question_id": "5", "question_type_id": 1, "data_type": "image", "answer": "A"},
                  {"question_id": "v9", "question_type_id": 2, "data_type": "video", "answer": "B"}]
     (tmp_path / "seed.json").write_text(json.dumps({"question_type": {"Scene": 1, "Action": 2}, "questions": questions}))
-    done = run("score", "seed", "--labels", tmp_path / "seed.json", "--answers",
-               answers(tmp_path / "s.jsonl", [(5, "?", "A"), ("v9", "?", "B.")]))
-    assert done.returncode == 0, done.err
-    rows = score_of(tmp_path / "s.score.json")["rows"]
+    said = answers(tmp_path / "s.jsonl", [(5, "?", "A"), ("v9", "?", "B.")])
+    rows = scored(run, tmp_path, "seed", said, "--labels", tmp_path / "seed.json")["rows"]
     assert {name: row["accuracy"] for name, row in rows.items()} == {
         "Scene": 100, "Action": 0, "image": 100, "video": 0, "all": 50}
 
@@ -201,36 +202,48 @@ def test_scienceqa_is_scored_as_its_script_does(tmp_path, run):
     folder = tmp_path / "ScienceQA"
     folder.mkdir()
     (folder / "problems.json").write_text(json.dumps({"1": problem, "2": problem | {"image": "image.png", "split": "train"}}))
-    done = run("score", "scienceqa", "--labels", folder, "--answers",
-               answers(tmp_path / "a.jsonl", [("1", "?", "B"), ("2", "?", "(B)")]))
-    assert done.returncode == 0, done.err
-    found = score_of(tmp_path / "a.score.json")  # "(B)" is no answer to the official script
+    said = answers(tmp_path / "a.jsonl", [("1", "?", "B"), ("2", "?", "(B)")])
+    found = scored(run, tmp_path, "scienceqa", said, "--labels", folder)  # "(B)" is no answer to the official script
     assert found["score"] == 0 and found["rows"]["all"]["Avg"] == 50 and found["unit"] == "accuracy, IMG"
+    done = run("score", "scienceqa", "--labels", folder, "--answers", answers(tmp_path / "b.jsonl", [("1", "?", "B")]))
+    assert done.returncode == 2 and "no answered question has an image" in done.err
 
 
 # ------------------------------------------------------------------------------------------------------- MMBench
 
-COLUMNS = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "source", "l2-category",
-           "comment", "split"]
-
-
 def mmbench(path):
+    columns = "index question hint A B C D answer category image source l2-category comment split".split()
     rows = [{"index": "241", "question": "Which?", "hint": "=1+1", "A": "one", "B": "<two>", "C": "nan", "answer": "A"},
             {"index": "1000241", "question": "Which?", "A": "<two>", "B": "one", "answer": "B"},
             {"index": "242", "question": "Who\x07 & why?", "A": " a", "B": "b", "C": "c", "D": "d", "answer": "D"}]
-    with open(path, "w", newline="") as file:
-        table = csv.DictWriter(file, COLUMNS, delimiter="\t", restval="")
-        table.writeheader()
-        table.writerows(row | {"l2-category": "logic", "split": "dev", "image": "x"} for row in rows)
-    return path
+    common = dict.fromkeys(columns, "") | {"l2-category": "logic", "split": "dev", "image": "x"}
+    return write_tsv(path, [common | row for row in rows])
 
 
 def test_mmbench_counts_questions_and_whole_circles(tmp_path, run):
     rows = [(241, "Which?", "A"), (1000241, "Which?", "A"), (242, "Who\x07 & why?", "D. d")]
-    done = run("score", "mmbench", "--questions", mmbench(tmp_path / "dev.tsv"), "--answers",
-               answers(tmp_path / "a.jsonl", rows))
-    assert done.returncode == 0, done.err
-    assert score_of(tmp_path / "a.score.json")["rows"]["all"] == {"plain": 100, "circular": 50, "questions": 2}
+    found = scored(run, tmp_path, "mmbench", answers(tmp_path / "a.jsonl", rows), "--questions", mmbench(tmp_path / "dev.tsv"))
+    assert found["rows"]["all"] == {"plain": 100, "circular": 50, "questions": 2}
+
+
+def test_a_part_of_mmbench_is_scored_where_its_circles_are_whole(tmp_path, run):
+    typed = ["score", "mmbench", "--questions", mmbench(tmp_path / "dev.tsv"), "--answers", tmp_path / "a.jsonl"]
+    answers(tmp_path / "a.jsonl", [(241, "Which?", "A"), (242, "Who\x07 & why?", "A")])
+    done = run(*typed)
+    assert done.returncode == 0 and "2 of 3 answers" in done.out and "0.00, of these alone" in done.out, done.err
+    assert score_of(tmp_path / "a.score.json")["rows"]["all"] == {"plain": 50, "circular": 0, "questions": 1}
+    answers(tmp_path / "a.jsonl", [(241, "Which?", "A")])
+    done = run(*typed)
+    assert done.returncode == 2 and "no question is answered in every order of its options" in done.err
+
+
+def test_a_question_file_of_another_kind_is_told(tmp_path, run):
+    said = answers(tmp_path / "a.jsonl", [(241, "Which?", "A")])
+    questions = write_jsonl(tmp_path / "q.jsonl", [{"question_id": 241, "text": "Which?"}])
+    done = run("upload", "mmbench", "--questions", questions, "--answers", said, "--out", tmp_path / "up.xlsx")
+    assert done.returncode == 2 and "q.jsonl is no question file of MMBench, such as mmbench_dev" in done.err
+    done = run("upload", "vqav2", "--questions", mmbench(tmp_path / "t.tsv"), "--answers", said, "--out", tmp_path / "u.json")
+    assert done.returncode == 2 and "t.tsv is no question file of VQAv2, such as llava_vqav2_mscoco_test2015" in done.err
 
 
 def test_an_option_of_mmbench_may_be_sodium():
@@ -312,15 +325,12 @@ def test_the_published_uploads_come_out_byte_for_byte(tmp_path, run):
 @real
 def test_llava_bench_of_a_published_review(tmp_path, run):
     reviews = REAL / "llava-bench-in-the-wild/reviews_llava-v1.5-7b-eval1.jsonl"
-    done = run("score", "llava-bench", "--answers", reviews, "--out", tmp_path / "s.score.json")
-    assert done.returncode == 0 and score_of(tmp_path / "s.score.json")["score"] == 64.7, done.err
+    assert scored(run, tmp_path, "llava-bench", reviews)["score"] == 64.7
 
 
 def test_reviews_that_name_their_scores_as_the_oldest_files_do_are_scored(tmp_path, run):
     reviews = write_jsonl(tmp_path / "r.jsonl", [{"category": name, "score": [8, 6]} for name in ("conv", "detail")])
-    done = run("score", "llava-bench", "--answers", reviews, "--out", tmp_path / "s.score.json")
-    assert done.returncode == 0, done.err
-    assert score_of(tmp_path / "s.score.json")["rows"]["all"] == {
+    assert scored(run, tmp_path, "llava-bench", reviews)["rows"]["all"] == {
         "relative": 75.0, "reference": 80.0, "candidate": 60.0, "reviews": 2}
 
 
@@ -336,11 +346,16 @@ def test_the_table_stands_beside_the_papers(tmp_path, run, pope):
     blind = score_of(tmp_path / "a.score.json") | {"metadata": {"control": "none"}}
     (tmp_path / "blind.score.json").write_text(json.dumps(blind))
     assert run("table", tmp_path).out.splitlines()[2].endswith("m, control: none")
-    for model in ("llava-v1.5-7b", "llava-v1.5-13b"):  # a folder of answers, and no ending after its dot
-        write_score(tmp_path / model, {})
-        assert (tmp_path / f"{model}.score.json").exists()
     empty = run("table", tmp_path / "coco")
     assert empty.returncode == 2 and "holds no scores" in empty.err
+
+
+@pytest.mark.parametrize("answers_file, expected", [
+    ("a.jsonl", "a.score.json"), ("a.json", "a.json.score.json"),  # two files: two scores
+    ("llava-v1.5-7b", "llava-v1.5-7b.score.json"), ("llava-v1.5-7b/", "llava-v1.5-7b.score.json"),
+])
+def test_every_answer_file_has_a_score_file_of_its_own(answers_file, expected):
+    assert score_file(answers_file) == expected
 
 
 def test_no_command_writes_over_the_answers(tmp_path, run, pope):
@@ -375,7 +390,7 @@ def other_answers(tmp_path, text):
      "answers other questions, such as 1, 'Is it red\\?'"),
     (lambda folder: other_answers(folder, (folder / "a.jsonl").read_text() * 2), "has question 0 twice"),
     (lambda folder: other_answers(folder, '{"question_id": 1, "prompt": "?", "text": "Y", "metadata": {"benchmark": "gqa"}}\n'),
-     "is an answer to gqa, not to pope"),
+     "holds answers to gqa, not to pope"),
     (lambda folder: other_answers(folder, (folder / "q.jsonl").read_text()), "is no answer: its prompt is None"),
     (lambda folder: (folder / "coco/coco_pope_popular.json").unlink(), "has no file coco_pope_popular.json"),
     (lambda folder: write_jsonl(folder / "coco/coco_pope_adversarial.json",

@@ -15,7 +15,7 @@ from minillava.instruct.endpoint import Endpoint
 from minillava.instruct.exchange import BadReply, LimitReached, TeacherError
 from minillava.instruct.teacher import MAX_FAILURES, Teacher
 from tests.comparing import read_jsonl, write_jsonl
-from tests.servers import completion, serving
+from tests.servers import completion, environment, serving
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = {"model": "mock", "temperature": 0.0, "max_tokens": 50}
@@ -39,10 +39,6 @@ def typed(tmp_path):
     path = write_jsonl(tmp_path / "symbols.jsonl", rows)
     return ["--captions", path, "--kinds", "detail", "--teacher", "openai", "--concurrency", "1",
             "--retries", "0", "--cache", tmp_path / "cache", "--out", tmp_path / "out.json"]
-
-
-def environment(server, **more):
-    return {"OPENAI_BASE_URL": server.base_url, "OPENAI_MODEL": "mock", **more}
 
 
 def samples(tmp_path, name="out.json"):
@@ -169,6 +165,15 @@ def test_a_server_that_goes_down_ends_the_run_and_what_it_said_is_written(tmp_pa
         done = run(*typed, **environment(server))
         assert done.returncode == 0 and len(samples(tmp_path)) == 40
         assert len(server.requests) == 40  # another address: another cache
+
+
+def test_a_damaged_answer_in_the_cache_ends_the_run_and_is_named(tmp_path, typed, run):
+    with serving(lambda server, request: DESCRIPTION) as server:
+        run(*typed, **environment(server))
+        for path in (tmp_path / "cache").rglob("*.json"):
+            path.write_text("{")
+        done = run(*typed, **environment(server))
+    assert done.returncode == 2 and "is no cached answer; delete it" in done.err.splitlines()[-1]
 
 
 def test_failures_that_are_not_in_a_row_end_no_run(tmp_path, typed, run):

@@ -22,7 +22,7 @@ from minillava.instruct.teacher import free_teacher
 from minillava.toy import annotations, objects, questions, teacher, world
 from minillava.toy.instruct import TEACHERS, toy_samples
 from tests.comparing import write_jsonl
-from tests.servers import serving
+from tests.servers import environment, serving
 
 ROOT = Path(__file__).parent.parent
 COCO = ROOT / "../shared/data/coco/caps_boxes_coco2014_val_80.jsonl"
@@ -279,52 +279,29 @@ def test_a_run_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(jsonl, tmp
         return reply_to(request)
 
     with serving(behave) as server:
-        environment = dict(OPENAI_BASE_URL=server.base_url, OPENAI_MODEL="mock", OPENAI_API_KEY="sk-secret-of-the-test")
+        named = environment(server, OPENAI_API_KEY="sk-secret-of-the-test")
         typed = ["--captions", jsonl, "--count", "60", "--teacher", "openai", "--concurrency", "2", "--out"]
         first = subprocess.Popen(command(*typed, tmp_path / "a.json", "--cache", tmp_path / "a"), cwd=ROOT,
-                                 env=os.environ | environment, stdout=-1, stderr=-1)
+                                 env=os.environ | named, stdout=-1, stderr=-1)
         while len(server.requests) < 20:
             assert first.poll() is None, first.stderr.read()
             time.sleep(0.005)
         first.send_signal(signal.SIGKILL)
         first.communicate()
         assert not (tmp_path / "a.json").exists() and len(server.requests) < 60
-        again = run(*typed, tmp_path / "a.json", "--cache", tmp_path / "a", **environment)
+        again = run(*typed, tmp_path / "a.json", "--cache", tmp_path / "a", **named)
         assert again.returncode == 0, again.err
         assert len(server.requests) <= 60 + 2  # what was under way is asked again, nothing else
         before = len(server.requests)
-        assert run(*typed, tmp_path / "b.json", "--cache", tmp_path / "a", **environment).returncode == 0
+        assert run(*typed, tmp_path / "b.json", "--cache", tmp_path / "a", **named).returncode == 0
         assert len(server.requests) == before  # a rerun is free
-        assert run(*typed, tmp_path / "c.json", "--cache", tmp_path / "c", **environment).returncode == 0
+        assert run(*typed, tmp_path / "c.json", "--cache", tmp_path / "c", **named).returncode == 0
     assert len({(tmp_path / name).read_bytes() for name in ("a.json", "b.json", "c.json")}) == 1
     assert "sk-secret" not in again.out + again.err
     assert not any(b"sk-secret" in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert "60 samples are in" in again.out and "0 replies were set aside" in again.out
     table = {line.split()[0]: line.split()[1] for line in again.out.splitlines()}
     assert (table["conversation"], table["detail"], table["reasoning"]) == ("22", "9", "29")
-
-
-def test_at_the_limit_it_stops_cleanly_and_says_so(jsonl, tmp_path, run):
-    with serving(lambda server, request: reply_to(request)) as server:
-        environment = dict(OPENAI_BASE_URL=server.base_url, OPENAI_MODEL="mock")
-        typed = ["--captions", jsonl, "--kinds", "detail", "--teacher", "openai", "--cache", tmp_path / "cache",
-                 "--max-tokens", 50, "--out", tmp_path / "out.json"]
-        done = run(*typed, "--max-tokens-spent", 6000, **environment)
-        paid = len(server.requests)
-        assert done.returncode == 1 and f"{40 - paid} samples were not asked for" in done.out
-        assert 0 < paid < 40 and 110 * paid <= 6000
-        assert len(json.loads((tmp_path / "out.json").read_text())) == paid
-        done = run(*typed, **environment)
-        assert done.returncode == 0 and len(server.requests) == 40
-        assert len(json.loads((tmp_path / "out.json").read_text())) == 40
-
-
-def test_a_refusing_server_is_one_line(jsonl, tmp_path, run):
-    with serving(lambda server, request: (401, {}, b"no such key")) as server:
-        done = run("--captions", jsonl, "--teacher", "openai", "--cache", tmp_path / "cache",
-                   "--out", tmp_path / "out.json", OPENAI_BASE_URL=server.base_url, OPENAI_MODEL="mock")
-    assert done.returncode == 2 and not (tmp_path / "out.json").exists()
-    assert done.err.splitlines()[-1] == "error: 127.0.0.1 says HTTP 401: no such key"
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from minillava.evaluation.judge import (
 from minillava.evaluation.report import interval, relative
 from minillava.toy import bench as toy_bench
 from tests.comparing import read_jsonl, write_jsonl
-from tests.servers import serving
+from tests.servers import environment, serving
 
 COCO = Path(__file__).parent.parent / "../shared/data/coco"
 
@@ -90,7 +90,7 @@ def test_a_biased_judge_is_found_out(tmp_path, run):
         return "9, 6 \nExplained." if "[Assistant 1]\ngood" in text else "7 8\nExplained."
 
     with serving(behave) as server:
-        done = run(*bench(tmp_path), "--both-orders", OPENAI_BASE_URL=server.base_url, OPENAI_MODEL="mock")
+        done = run(*bench(tmp_path), "--both-orders", **environment(server))
         assert done.returncode == 0 and len(server.requests) == 24, done.err
         assert server.requests[0]["temperature"] == 0.2 and server.requests[0]["max_tokens"] == 1024
         assert run(*bench(tmp_path), "--both-orders").returncode == 0 and len(server.requests) == 24  # a rerun is free
@@ -137,13 +137,22 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
 
 def test_the_judge_stops_at_the_limit_and_goes_on(tmp_path, run):
     with serving(lambda server, request: "8 7\nWell.") as server:
-        environment = dict(OPENAI_BASE_URL=server.base_url, OPENAI_MODEL="mock")
-        done = run(*bench(tmp_path), "--max-tokens", 20, "--max-tokens-spent", 2000, **environment)
+        done = run(*bench(tmp_path), "--max-tokens", 20, "--max-tokens-spent", 2000, **environment(server))
         paid = len(server.requests)
         assert 0 < paid < 12 and done.returncode == 1 and f"{12 - paid} were not asked for" in done.out
         assert len(read_jsonl(tmp_path / "reviews.jsonl")) == paid
-        assert run(*bench(tmp_path), "--max-tokens", 20, **environment).returncode == 0
+        assert run(*bench(tmp_path), "--max-tokens", 20, **environment(server)).returncode == 0
         assert len(server.requests) == 12 == len(read_jsonl(tmp_path / "reviews.jsonl"))
+
+
+def test_an_answer_file_may_write_its_ids_as_text_and_be_compared_with_itself(tmp_path, run):
+    typed = bench(tmp_path)
+    rows = [row | {"question_id": str(row["question_id"])} for row in read_jsonl(tmp_path / "cand.jsonl")]
+    write_jsonl(tmp_path / "ref.jsonl", rows)
+    typed[7] = tmp_path / "ref.jsonl"
+    with serving(lambda server, request: "8 8\nWell.") as server:
+        done = run(*typed, **environment(server))
+    assert done.returncode == 0 and len(read_jsonl(tmp_path / "reviews.jsonl")) == 12, done.err
 
 
 def spoilt(name, row):
@@ -153,15 +162,16 @@ def spoilt(name, row):
 @pytest.mark.parametrize("break_it, message", [
     (lambda folder: (folder / "cand.jsonl").write_text(""), "cand.jsonl has no answer to question 0"),
     (lambda folder: (folder / "c.jsonl").write_text('{"image": "0.jpg"}\n'), "c.jsonl says nothing of 0.jpg"),
-    (lambda folder: (folder / "q.jsonl").write_text('{"question_id": 1}\n'), "q.jsonl is no question file"),
+    (lambda folder: (folder / "q.jsonl").write_text('{"question_id": 1}\n'), "question 1 of {folder}/q.jsonl has no question_id or no text"),
     (lambda folder: (folder / "q.jsonl").write_text("{\n"), "line 1 of"),
-    (spoilt("q.jsonl", QUESTION | {"text": None}), "q.jsonl: text is a text or a number"),
-    (spoilt("cand.jsonl", {"question_id": [0]}), "row 1 of {folder}/cand.jsonl: question_id"),
+    (spoilt("q.jsonl", QUESTION | {"text": None}), "question 1 of {folder}/q.jsonl has no question_id or no text"),
+    (spoilt("q.jsonl", QUESTION | {"category": 1}), "question 4 of {folder}/q.jsonl has no image or no category"),
+    (spoilt("cand.jsonl", {"question_id": [0]}), "cand.jsonl has no answer to question 0"),
     (spoilt("cand.jsonl", {"question_id": 0, "text": "4", "prompt": "What is 2 + 2?"}),
-     "cand.jsonl answers another question 0: 'What is 2 + 2?'"),
+     "cand.jsonl answers other questions, such as 0, 'What is 2 + 2?'"),
     (lambda folder: write_jsonl(folder / "cand.jsonl", [{"question_id": 0, "text": text} for text in "ab"]),
      "cand.jsonl has two rows of question_id 0"),
-    (spoilt("c.jsonl", {"image": ["0.jpg"]}), "row 1 of {folder}/c.jsonl: image is a text"),
+    (spoilt("c.jsonl", {"image": ["0.jpg"]}), "c.jsonl says nothing of 0.jpg"),
     (spoilt("c.jsonl", {"image": "0.jpg", "caption": None}), "c.jsonl: of 0.jpg it has neither"),
     (spoilt("c.jsonl", {"image": "0.jpg", "captions": [3], "instances": []}), "of 0.jpg it has"),
     (spoilt("c.jsonl", {"image": "0.jpg", "captions": [], "instances": None}), "of 0.jpg it has"),
@@ -214,7 +224,7 @@ def test_the_real_bench_through_a_server_with_moods(tmp_path, run):
                    "--context", COCO / "caps_boxes_coco2014_val_80.jsonl",
                    "--answers", COCO / "qa90_gpt4_answer.jsonl", candidate, "--teacher", "openai",
                    "--cache", tmp_path / "cache", "--retries", 20, "--out", tmp_path / "r.jsonl",
-                   OPENAI_BASE_URL=server.base_url, OPENAI_MODEL="mock")
+                   **environment(server))
     assert done.returncode == 0, done.err
     report = run("report", "--strict-official", tmp_path / "r.jsonl").out.splitlines()
     assert report[1:] == [f"{name} 88.9 90.0 80.0" for name in ("all", "complex", "conv", "detail")]

@@ -8,12 +8,8 @@ import pytest
 from minillava.evaluation.__main__ import main
 from minillava.evaluation.judge import RULE, SYSTEM
 from tests.comparing import read_jsonl, write_jsonl
-from tests.servers import completion, serving
+from tests.servers import completion, environment, serving
 from tests.test_llava_bench import bench, number_of
-
-
-def environment(server):
-    return {"OPENAI_BASE_URL": server.base_url, "OPENAI_MODEL": "mock"}
 
 
 # --------------------------------------------------------------------------------------- the judge

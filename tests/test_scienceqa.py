@@ -255,13 +255,22 @@ def test_the_judge_is_asked_where_the_two_differ_and_a_rerun_asks_nobody(capsys,
         assert part in prompts[0]
 
 
+def test_a_judge_that_had_nothing_to_say_is_asked_again(capsys, folder, tmp_path):
+    said = jsonl(tmp_path / "ours.jsonl", {"7": "The answer is B.", "8": "The answer is C."})
+    command = ["--data", folder, "--score-only", said, "--teacher", said, "--ensemble", "judge", "--judge", TOY / "vicuna",
+               "--cache", tmp_path / "cache", "--requery", tmp_path / "second.jsonl"]
+    for _ in range(2):
+        rows, printed = evaluate(capsys, *command)
+        assert rows["judge"] == rows["ours"] and "asked 0 questions" in printed
+
+
 # ------------------------------------------------------------------------------------------------------- bad input
 
 @pytest.mark.parametrize("answers, message", [
     ('{"question_id": "10", "text": "B"}', "question 10, which is of split val, not test"),
     ('{"question_id": "77", "text": "B"}', "does not know"),
     ('{"question_id": "8", "text": "B"}\n{"question_id": "8", "text": "A"}', "question 8 twice"),
-    ('{"question_id": "8"}', "a line without a text"),
+    ('{"question_id": "8"}', "is None, not str"),
     ('{"question_id": "8", "text": 5}', "is 5, not str"),
     ('{"question_id": "8", "text": "B"}\nnonsense', "line 2"),
     ("", "holds no answers"),
@@ -275,6 +284,15 @@ def test_a_wrong_answer_file_is_one_clear_line(capsys, folder, tmp_path, answers
         evaluate(capsys, "--data", folder, "--score-only", tmp_path / "a.jsonl")
     error = capsys.readouterr().err
     assert leave.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1 and message in error
+
+
+def test_answers_do_not_take_the_place_of_another_file(capsys, folder):
+    (folder / "problems.json").write_text((folder / "problems.json").read_text().strip())
+    before = (folder / "problems.json").read_bytes()
+    with pytest.raises(SystemExit) as leave:
+        evaluate(capsys, "--data", folder, "--out", folder / "problems.json", "--device", "cpu")
+    assert leave.value.code == 2 and (folder / "problems.json").read_bytes() == before
+    assert "problems.json is no answer file" in capsys.readouterr().err
 
 
 def test_results_do_not_take_the_place_of_the_answers(capsys, folder, tmp_path):

@@ -37,8 +37,7 @@ from minillava.generate import check_sampling
 from minillava.instruct.command import check_output, open_from_flags, run_command
 
 ANSWER = """
-    ... answer pope --questions llava_pope_test.jsonl --images val2014 --model DIR \\
-        --out answers/pope.jsonl
+    ... answer pope --questions llava_pope_test.jsonl --images val2014 --model DIR --out pope.jsonl
     ... answer mmbench --questions mmbench_dev_20230712.tsv --model DIR --out answers/mmbench.jsonl
     ... answer --questions mine.jsonl --images DIR --short-answer --out answers.jsonl
     torchrun --nproc-per-node 8 -m minillava.evaluation answer vqav2 ...    # one file at the end
@@ -57,20 +56,12 @@ What --labels is:
 """
 UPLOAD = """
     ... upload vizwiz --questions llava_test.jsonl --answers answers/vizwiz.jsonl --out vizwiz.json
-    ... upload vqav2 --questions llava_vqav2_mscoco_test2015.jsonl --answers answers/vqav2.jsonl \\
-        --out vqav2.json
-    ... upload mmbench --questions mmbench_test.tsv --answers answers/mmbench.jsonl \\
-        --out mmbench.xlsx
+    ... upload vqav2 --questions llava_vqav2_mscoco_test2015.jsonl --answers v2.jsonl --out v2.json
+    ... upload mmbench --questions mmbench_test.tsv --answers answers/mmbench.jsonl --out mm.xlsx
 """
 JUDGE = """
     ... judge --questions questions.jsonl --context context.jsonl \\
         --answers answers_gpt4.jsonl answers.jsonl --teacher openai --out reviews.jsonl
-"""
-REPORT = """
-    ... report reviews.jsonl
-"""
-TABLE = """
-    ... table answers
 """
 
 
@@ -82,58 +73,45 @@ def make_parser(teachers=None):
         formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = add_command(commands, "answer", "a question file and pictures -> answers", ANSWER)
-    add_answer_flags(command)
-    command.set_defaults(run=run_answer)
+    def add(name, run, help, examples):
+        command = commands.add_parser(name, help=help, description=f"{help}\n{examples}",
+                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+        command.set_defaults(run=run)
+        return command
 
-    command = add_command(commands, "score", "answers -> the number", SCORE + what_labels_are())
-    add_score_flags(command)
-    command.set_defaults(run=run_score)
-
-    command = add_command(commands, "upload", "answers -> the file that a server takes", UPLOAD)
-    add_upload_flags(command)
-    command.set_defaults(run=run_upload)
-
-    command = add_command(commands, "judge", "two answer files -> reviews", JUDGE)
-    add_judge_flags(command, teachers)
-    command.set_defaults(run=partial(run_judge, teachers=teachers))
-
-    command = add_command(commands, "report", "reviews -> relative scores", REPORT)
-    add_report_flags(command)
-    command.set_defaults(run=run_report)
-
-    command = add_command(commands, "table", "every score in a folder, beside the paper's", TABLE)
+    add_answer_flags(add("answer", run_answer, "a question file and pictures -> answers", ANSWER))
+    add_score_flags(add("score", run_score, "answers -> the number", SCORE + what_labels_are()))
+    add_upload_flags(add("upload", run_upload, "answers -> the file that a server takes", UPLOAD))
+    ask = partial(run_judge, teachers=teachers)
+    add_judge_flags(add("judge", ask, "two answer files -> reviews", JUDGE), teachers)
+    add_report_flags(add("report", run_report, "reviews -> relative scores",
+                         "\n    ... report reviews.jsonl"))
+    command = add("table", run_table, "every score in a folder, beside the paper's",
+                  "\n    ... table answers")
     command.add_argument("folder", type=Path)
-    command.set_defaults(run=run_table)
     return parser
 
 
-def add_command(commands, name, help, examples):
-    return commands.add_parser(name, help=help, description=f"{help}\n{examples}",
-                               formatter_class=argparse.RawDescriptionHelpFormatter)
-
-
 def what_labels_are():
-    lines = [f"    {name:12} {benchmark.labels or 'needs none'}"
-             for name, benchmark in BENCHMARKS.items() if benchmark.score]
-    return "\n".join(lines)
+    return "\n".join(f"    {name:12} {benchmark.labels or 'needs none'}"
+                     for name, benchmark in BENCHMARKS.items() if benchmark.score)
 
 
 def add_score_flags(parser):
-    scored = [name for name, benchmark in BENCHMARKS.items() if benchmark.score]
-    parser.add_argument("benchmark", choices=scored)
-    parser.add_argument("--answers", type=Path, required=True)
-    parser.add_argument("--questions", type=Path)
+    add_file_flags(parser, [name for name, benchmark in BENCHMARKS.items() if benchmark.score])
     parser.add_argument("--labels", type=Path)
     parser.add_argument("--out", type=Path, help="default: NAME.score.json beside the answers")
 
 
 def add_upload_flags(parser):
-    uploaded = [name for name, benchmark in BENCHMARKS.items() if benchmark.upload]
-    parser.add_argument("benchmark", choices=uploaded)
+    add_file_flags(parser, [name for name, benchmark in BENCHMARKS.items() if benchmark.upload])
+    parser.add_argument("--out", type=Path, required=True, help="MMBench: .xlsx or .tsv")
+
+
+def add_file_flags(parser, benchmarks):
+    parser.add_argument("benchmark", choices=benchmarks)
     parser.add_argument("--answers", type=Path, required=True)
     parser.add_argument("--questions", type=Path)
-    parser.add_argument("--out", type=Path, required=True, help="MMBench: .xlsx or .tsv")
 
 
 def add_answer_flags(parser):
@@ -164,9 +142,10 @@ def run_answer(args):
     benchmark = BENCHMARKS.get(args.benchmark)
     if args.max_new_tokens is None:
         args.max_new_tokens = benchmark.max_new_tokens if benchmark else 1024
-    check_counts(args.batch, args.limit)
+    if args.batch < 1 or args.limit is not None and args.limit < 1:
+        raise ValueError("--batch and --limit are at least 1")
     check_sampling(args.max_new_tokens, args.temperature, args.top_p)
-    check_output(args.out)
+    check_output(args.out, args.questions)
     share = share_of_this_process(args.num_chunks, args.chunk_idx)
     form = form_of({name: getattr(args, name) for name in FORMS}, benchmark)
     questions = read_questions(args.questions, form, args.all_rounds)[: args.limit]
@@ -189,11 +168,6 @@ def form_of(flags, benchmark):
             return name
     wish = benchmark.wish if benchmark else None
     return None if flags.get(wish) is False else wish
-
-
-def check_counts(batch, limit):
-    if batch < 1 or limit is not None and limit < 1:
-        raise ValueError("--batch and --limit are at least 1")
 
 
 def run_score(args):

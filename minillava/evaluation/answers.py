@@ -16,7 +16,27 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minillava.files import read_text, read_whole_lines, write
+from minillava.files import read_jsonl, read_text, read_whole_lines, write
+
+ROW = '{"question_id": '  # how each line begins
+
+
+def read_answers(path):
+    """An answer file -> rows; ValueError if a line is no answer, or answers a question again."""
+    rows = read_jsonl(path)
+    kinds = {"question_id": (str, int), "prompt": (str,), "text": (str,),
+             "metadata": (dict, type(None)), "round_id": (int, type(None))}
+    seen = set()
+    for number, row in enumerate(rows, 1):
+        for field, allowed in kinds.items():
+            if type(row.get(field)) not in allowed:
+                raise ValueError(f"line {number} of {path} is no answer: its {field} is "
+                                 f"{row.get(field)!r:.40}")
+        key = str(row["question_id"]), row["prompt"], row.get("round_id")
+        if key in seen:
+            raise ValueError(f"{path} has question {row['question_id']!r} twice")
+        seen.add(key)
+    return rows
 
 
 def fingerprint(model):
@@ -39,7 +59,7 @@ def answer_file(questions, path, answer, model_id, metadata, batch=8, share=(0, 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     index, count = share
-    own = path if count == 1 else part_of(path, index, count)
+    own = path if count == 1 else path.with_name(f"{path.name}.part-{index}-of-{count}")
     mend(own)
     done = answers_so_far(questions, path, model_id, metadata)
 
@@ -119,7 +139,7 @@ def answers_so_far(questions, path, model_id, metadata):
     for file in [path, *parts_of(path)]:
         for row in read_whole_lines(file):
             key = row.get("question_id"), row.get("prompt")
-            if not all(isinstance(part, (str, int)) for part in key) or key not in asked:
+            if key not in asked:
                 raise ValueError(f"{file} answers other questions, such as {key[0]!r}; "
                                  "name another file")
             if (row.get("model_id"), row.get("metadata")) != (model_id, metadata):
@@ -133,26 +153,24 @@ def answers_so_far(questions, path, model_id, metadata):
 
 def difference(row, model_id, metadata):
     """What an earlier answer was made with that is otherwise now, in words."""
-    now, then = metadata, row.get("metadata")
-    then = then if isinstance(then, dict) else {}
-    names = [name for name in {**now, **then} if now.get(name) != then.get(name)]
-    changed = [f"{name} {then.get(name)} (now {now.get(name)})" for name in names]
+    now, then = metadata, row.get("metadata") or {}
+    changed = [f"{name} {then.get(name)} (now {now.get(name)})"
+               for name in now | then if now.get(name) != then.get(name)]
     return ", ".join(changed) or f"the same settings (now by {model_id})"
 
 
 def mend(path):
     """Takes away the half line that a killed run has left: that question is asked again."""
-    if path.exists():
-        text = read_text(path)
-        if text and not text.endswith("\n"):
-            write(path, text[: text.rfind("\n") + 1])
+    text = read_text(path) if path.exists() else ""
+    whole, newline, half = text.rpartition("\n")
+    if not half:
+        return
+    if half[: len(ROW)] != ROW[: len(half)]:
+        raise ValueError(f"{path} is no answer file; name another file")
+    write(path, whole + newline)
 
 
 # ---------------------------------------------------------------------------------- several at work
-
-def part_of(path, index, count):
-    return path.with_name(f"{path.name}.part-{index}-of-{count}")
-
 
 def parts_of(path):
     return sorted(path.parent.glob(f"{glob.escape(path.name)}.part-*-of-*[0-9]"))

@@ -6,19 +6,18 @@ score for each, "8 7", and goes on with its reasons.
 """
 import argparse
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from minillava.files import read_jsonl, read_object, write_jsonl
-from minillava.instruct.command import add_teacher_flags, check_output, print_dry_run
-from minillava.instruct.exchange import LimitReached, TeacherError
-from minillava.terminal import printable
+from minillava.evaluation.questions import check_asked, read_questions
+from minillava.files import read_jsonl, read_object, read_text, write_jsonl
+from minillava.instruct.command import add_teacher_flags, check_output, end_without, print_dry_run
+from minillava.instruct.exchange import TeacherError
+from minillava.terminal import exit_with, printable
 
 PROMPTS = Path(__file__).parent / "prompts"
 RULE = PROMPTS / "rule.json"
 SYSTEM = PROMPTS / "system_message.txt"
-FIELDS = "question_id", "image", "text", "category"  # of a question
 FAILED = [-1.0, -1.0]  # the official scores of a review that names none
 
 
@@ -58,7 +57,7 @@ def judge(questions, context, answers, out, open_judge, rule_file=RULE, system_f
     check_output(out, questions, context, *answers, rule_file, system_file)
     comparisons = read_comparisons(questions, context, answers)
     rules = read_rules(rule_file, comparisons)
-    system = system_file.read_text(encoding="utf-8").strip()
+    system = read_text(system_file).strip()
     teacher = open_judge()
     if RULE == rule_file or SYSTEM == system_file:
         print("the judge is told our own wording of the task, not the official one: "
@@ -84,15 +83,10 @@ def judge(questions, context, answers, out, open_judge, rule_file=RULE, system_f
 def finish(path, reviews, wanted, teacher):
     """Writes the reviews and says what is missing. Returns the exit code."""
     if not reviews:
-        if isinstance(teacher.stopped_by, LimitReached):
-            print(f"error: there is no review. {teacher.why_stopped()}", file=sys.stderr)
-            return 1
-        raise teacher.stopped_by
+        end_without("review", teacher)
     if not any(row["scores"] for row in reviews):
-        first = reviews[0]["content"][:300]
-        print(f"error: of {len(reviews)} reviews none names two scores, and no file is written; "
-              f"the first one says: {first!r}", file=sys.stderr)
-        return 1
+        exit_with(f"of {len(reviews)} reviews none names two scores, and no file is written; the "
+                  f"first one says: {reviews[0]['content'][:300]!r}", code=1)
     write_jsonl(path, reviews)
     print(f"{len(reviews)} reviews are in {printable(path)}")
     if len(reviews) < wanted:
@@ -107,41 +101,30 @@ def read_comparisons(questions, context, answers):
     contexts = rows_by("image", context)
     answered = [rows_by("question_id", path) for path in answers]
     comparisons = []
-    for number, question in enumerate(read_jsonl(questions), 1):
-        if not question.keys() >= set(FIELDS):
-            raise ValueError(f"{questions} is no question file: a line has {', '.join(FIELDS)}")
-        check_plain(question, FIELDS, number, questions)
-        told = contexts.get(question["image"], {})
-        check_told(told, question["image"], context)
-        rows = [rows.get(question["question_id"], {}) for rows in answered]
-        for path, row in zip(answers, rows):
+    for number, question in enumerate(read_questions(questions), 1):
+        i, image = question["question_id"], question.get("image")
+        if not image or not isinstance(question.get("category"), str):
+            raise ValueError(f"question {i} of {questions} has no image or no category")
+        told = contexts.get(image, {})
+        check_told(told, image, context)
+        rows = []
+        for path, row_of in zip(answers, answered):
+            row = row_of.get(str(i), {})
             if not isinstance(row.get("text"), str):
-                raise ValueError(f"{path} has no answer to question {question['question_id']}")
-            asked = str(row.get("prompt") or question["text"]).replace("<image>", "")
-            if str(question["text"]).replace("<image>", "").strip() not in asked:
-                raise ValueError(f"{path} answers another question {question['question_id']}: "
-                                 f"{asked!r:.60}; is it another benchmark's?")
+                raise ValueError(f"{path} has no answer to question {i}")
+            check_asked(path, row, [question["text"]])
+            rows.append(row)
         comparisons.append(Comparison(number, question, told, rows))
-    if not comparisons:
-        raise ValueError(f"{questions} holds no questions")
     return comparisons
 
 
 def rows_by(name, path):
-    """JSON lines -> {row[name]: row}"""
+    """JSON lines -> {row[name] as text: row}"""
     found = {}
-    for number, row in enumerate(read_jsonl(path), 1):
-        check_plain(row, (name,), number, path)
-        if found.setdefault(row.get(name), row) != row:
+    for row in read_jsonl(path):
+        if found.setdefault(str(row.get(name)), row) != row:
             raise ValueError(f"{path} has two rows of {name} {row.get(name)!r}")
     return found
-
-
-def check_plain(row, names, number, path):
-    for name in names:
-        if not isinstance(row.get(name, ""), (str, int, float)):
-            raise ValueError(f"row {number} of {path}: {name} is a text or a number, "
-                             f"not {row[name]!r:.60}")
 
 
 def check_told(told, image, path):
@@ -159,12 +142,11 @@ def read_rules(path, comparisons):
     rules = read_object(path)
     for comparison in comparisons:
         name = rule_name(comparison)
-        if name not in rules:
-            question_id = comparison.question["question_id"]
-            raise ValueError(f"question {question_id} is of category {name}, for which {path} "
-                             "has no rule")
-        if not isinstance(rules[name], dict) or not {"role", "prompt"} <= rules[name].keys():
-            raise ValueError(f"{path}: rule {name} has no role and prompt")
+        rule = rules.get(name)
+        if not isinstance(rule, dict) or not {"role", "prompt"} <= rule.keys():
+            i = comparison.question["question_id"]
+            raise ValueError(f"question {i} is of category {name}, for which {path} has no rule "
+                             "with a role and a prompt")
     return rules
 
 

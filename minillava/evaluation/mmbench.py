@@ -6,6 +6,7 @@ of them are answered right ("circular").
 """
 import csv
 import io
+from collections import Counter
 from pathlib import Path
 
 from minillava.evaluation.questions import has
@@ -15,7 +16,7 @@ from minillava.evaluation.xlsx import xlsx
 from minillava.files import write_bytes
 
 CIRCLE = 1_000_000
-NOT_UPLOADED = ("hint", "category", "source", "image", "comment", "l2-category")
+NOT_UPLOADED = ("hint", "category", "source", "image", "comment", "l2-category", "texts")
 
 
 def score_mmbench(answers, questions, labels):
@@ -23,38 +24,38 @@ def score_mmbench(answers, questions, labels):
 
     questions: {index: row of the dev .tsv}.
     """
-    def label_of_row(row):
-        return label_of(questions[str(row["question_id"])])
+    def question_of(row):
+        return questions[str(row["question_id"])]
 
-    if not any(map(label_of, questions.values())):
+    if not any(has(question, "answer") for question in questions.values()):
         raise ValueError("the questions state no answers: only the dev file can be scored here")
-    labelled, unlabelled = join_labels(answers, label_of_row)
+    labelled, unlabelled = join_labels(answers, lambda row: cell_of(question_of(row), "answer"))
 
-    def group_of(pair):
-        return questions[str(pair[0]["question_id"])].get("l2-category") or "all"
-
-    groups = grouped(labelled, group_of)
-    rows = {name: accuracies(pairs) for name, pairs in sorted(groups.items()) if name != "all"}
-    rows["all"] = accuracies(labelled)
-    return Score(rows["all"]["circular"], rows, len(labelled), unlabelled)
-
-
-def label_of(question):
-    return question["answer"] if has(question, "answer") else None
+    orders = Counter(int(index) % CIRCLE for index in questions)  # in which a question is asked
+    groups = grouped(labelled, lambda pair: question_of(pair[0]).get("l2-category") or "all")
+    rows = {name: accuracies(pairs, orders) for name, pairs in sorted(groups.items())}
+    rows["all"] = accuracies(labelled, orders)
+    if not rows["all"]["questions"]:
+        raise ValueError("no question is answered in every order of its options, as its accuracy "
+                         "wants it; answer the others too")
+    asked = {str(row["question_id"]) for row, _ in labelled}
+    return Score(rows["all"]["circular"], rows, len(asked), unlabelled)
 
 
-def accuracies(pairs):
+def accuracies(pairs, orders):
+    first = [pair for pair in pairs if is_first(pair[0])]
     circles = grouped(pairs, lambda pair: int(pair[0]["question_id"]) % CIRCLE)
-    first = [pair for pair in pairs if int(pair[0]["question_id"]) < CIRCLE and not round_of(pair)]
+    whole = [circle for number, circle in circles.items() if len(circle) >= orders[number]]
     return {
         "plain": percent(is_right(*pair) for pair in first),
-        "circular": percent(all(is_right(*pair) for pair in circle) for circle in circles.values()),
-        "questions": len(circles),
+        "circular": percent(all(is_right(*pair) for pair in circle) for circle in whole),
+        "questions": len(whole),
     }
 
 
-def round_of(pair):
-    return pair[0].get("round_id", 0)
+def is_first(row):
+    """Whether this is the order in which the question stands first."""
+    return int(row["question_id"]) < CIRCLE and not row.get("round_id")
 
 
 def is_right(row, label):
@@ -70,7 +71,7 @@ def is_right(row, label):
 
 def upload_mmbench(answers, questions, out):
     """Writes the server's table: the .tsv less some columns, and a column "prediction"."""
-    texts = {str(row["question_id"]): row["text"] for row in answers if not row.get("round_id", 0)}
+    texts = {str(row["question_id"]): row["text"] for row in answers if not row.get("round_id")}
     names = [name for name in next(iter(questions.values())) if name not in NOT_UPLOADED]
     rows = [names[:6] + ["prediction"] + names[6:]]
     for index, question in questions.items():

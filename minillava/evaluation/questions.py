@@ -8,6 +8,8 @@ import csv
 import io
 import json
 import sys
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 
 from minillava.evaluation.scienceqa import OPTION_LETTER
@@ -35,7 +37,8 @@ def read_questions(path, form=None, all_rounds=False):
     elif Path(path).suffix == ".json" and read_text(path).lstrip().startswith("["):
         rows = read_llava_json(path)
     else:
-        rows = [known_fields(row) for row in read_jsonl(path)]
+        names = "question_id", "text", "image", "category"
+        rows = [{name: row[name] for name in names if name in row} for row in read_jsonl(path)]
     for number, row in enumerate(rows, 1):
         has_id = type(row.get("question_id")) in (str, int)
         if not has_id or not isinstance(row.get("text"), str):
@@ -48,11 +51,6 @@ def read_questions(path, form=None, all_rounds=False):
     if not rows:
         raise ValueError(f"{path} holds no questions")
     return rows
-
-
-def known_fields(row):
-    names = "question_id", "text", "image", "category"
-    return {name: row[name] for name in names if name in row}
 
 
 def read_llava_json(path):
@@ -74,6 +72,34 @@ def without_wish(text):
     for wish in FORMS.values():
         text = text.strip().removesuffix(wish)
     return text.strip()
+
+
+def questions_by_id(path):
+    """{question_id as text: question}, with the "texts" of all that share the id, as in MME."""
+    if path is None:
+        return {}
+    if Path(path).suffix == ".tsv":
+        return {row["index"]: row | {"texts": [row.get("question") or ""]}
+                for row in read_tsv(path)}
+    questions = {}
+    for row in read_questions(path):
+        first = questions.setdefault(str(row["question_id"]), row | {"texts": []})
+        first["texts"].append(row["text"])
+    return questions
+
+
+def check_asked(path, row, texts):
+    """ValueError unless one of the `texts`, those of the question, was asked for this answer row.
+
+    The ids of a benchmark are small numbers, as those of another are: the text has to stand in the
+    prompt. What states no prompt, such as a review, is known by its id alone.
+    """
+    prompt = row.get("prompt")
+    alone = [without_wish(text.replace("<image>", "")) for text in texts or ()]
+    if not alone or prompt and not any(text in str(prompt) for text in alone):
+        asked = f", {str(prompt).strip()[:60]!r}" if prompt else ""
+        raise ValueError(f"{path} answers other questions, such as {row.get('question_id')!r}"
+                         f"{asked}; is it another benchmark's, or split's?")
 
 
 # ----------------------------------------------------------------------------------- MMBench's .tsv
@@ -122,12 +148,7 @@ def from_mmbench(row, all_rounds=False):
 
 def options_of(row):
     """The options up to the first that a question does not have."""
-    options = []
-    for letter in "ABCD":
-        if not has(row, letter):
-            break
-        options.append(row[letter])
-    return options
+    return [row[letter] for letter in takewhile(partial(has, row), "ABCD")]
 
 
 def has(row, name):

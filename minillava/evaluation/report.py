@@ -6,15 +6,15 @@ import numpy as np
 
 from minillava.evaluation.judge import parse_scores, parse_scores_officially
 from minillava.files import read_jsonl
-from minillava.terminal import printable
+from minillava.terminal import aligned, printable
 
-REVIEW_FILES = "gpt4_text", "reviews_", "review_"  # how the official script knows them in a folder
+REVIEW_FILES = "gpt4_text", "review_", "reviews"  # how they are known in a folder
 
 
 def add_report_flags(parser):
     flag = argparse.BooleanOptionalAction
     add = parser.add_argument
-    add("reviews", type=Path, nargs="+", help="files, or folders that hold reviews_*.jsonl")
+    add("reviews", type=Path, nargs="+", help="files, or folders that hold reviews*.jsonl")
     add("--strict-official", action=flag, default=False, help="the official arithmetic and output")
     add("--ignore", nargs="+", default=[], metavar="ID", help="questions to leave out")
     add("--select", nargs="+", default=[], metavar="TEXT",
@@ -30,12 +30,14 @@ def report(paths, select=(), ignore=(), strict_official=False, average=False):
         print(printable(path, keep=""))
         if strict_official:
             shares = official_scores(reviews)
-            print_officially(shares)
+            for name, figures in shares.items():
+                print(printable(name, keep=""), *figures)
         else:
-            pairs = pairs_of(reviews)
+            verdicts = verdicts_of(reviews)
+            pairs = [verdict and np.mean(verdict, 0) for verdict in verdicts]
             shares = mean_scores(by_category(reviews, pairs))
             print_table(reviews, pairs)
-            print_position_bias(reviews)
+            print_position_bias(verdicts)
         averaged.append(shares)
     if average:
         print_average(averaged)
@@ -47,9 +49,10 @@ def review_files(paths, select):
     """Files and folders -> files; those of a folder are known by their names."""
     found = []
     for path in paths:
-        inside = sorted(path.glob("*.jsonl")) if path.is_dir() else []
-        found += [file for file in inside if file.name.startswith(REVIEW_FILES)]
-        if not path.is_dir():
+        if path.is_dir():
+            inside = sorted(path.glob("*.jsonl"))
+            found += [file for file in inside if file.name.startswith(REVIEW_FILES)]
+        else:
             found.append(path)
     found = [path for path in found if all(text in path.name for text in select)]
     if not found:
@@ -71,11 +74,11 @@ def read_reviews(path, ignore=()):
 
 
 def is_review(review):
-    if not isinstance(review.get("category", ""), str):
+    texts = [review.get(name, "") for name in ("category", "content", "swapped_content")]
+    if not all(isinstance(text, str) for text in texts):
         return False
     if "content" in review:
-        texts = review["content"], review.get("swapped_content", "")
-        return all(isinstance(text, str) for text in texts)
+        return True
     scores = stated_scores(review)
     if not isinstance(scores, list) or len(scores) != 2:
         return False
@@ -89,17 +92,20 @@ def stated_scores(review):
 
 # -------------------------------------------------------------------------------------- scores
 
-def pairs_of(reviews):
-    """For each review a pair of scores or None: the mean of both orders if the judge saw both."""
-    if not any("swapped_content" in review for review in reviews):
-        return [scores_of(review) for review in reviews]
-    return [np.mean(pair, 0) if pair else None for pair in both_orders(reviews)]
+def verdicts_of(reviews):
+    """For each review what it scores, [[reference, candidate]], or None where the judge did not.
 
-
-def both_orders(reviews):
-    """For each review (scores, scores with the answers changed over), None if either is missing."""
-    pairs = [(scores_of(review), swapped_scores_of(review)) for review in reviews]
-    return [pair if all(pair) else None for pair in pairs]
+    Where the judge saw both orders, a verdict is two of these: the second with the answers changed
+    over.
+    """
+    in_both_orders = any("swapped_content" in review for review in reviews)
+    verdicts = []
+    for review in reviews:
+        verdict = [scores_of(review)]
+        if in_both_orders:
+            verdict.append(swapped_scores_of(review))
+        verdicts.append(verdict if all(verdict) else None)
+    return verdicts
 
 
 def scores_of(review):
@@ -160,49 +166,43 @@ def official_scores(reviews):
 
 # ------------------------------------------------------------------------------------ printing
 
-def print_officially(shares):
-    for name, (share, reference, candidate) in shares.items():
-        print(f"{printable(name, keep='')} {share} {reference} {candidate}")
-
-
 def print_table(reviews, pairs):
     """The table of the paper, and how sure it is."""
-    print(f"{'category':20} relative   95 % interval  reference  candidate  reviews  failed")
+    rows = [["category", "relative", "95 % interval", "reference", "candidate", "reviews",
+             "failed"]]
     asked = by_category(reviews, [(0, 0)] * len(reviews))
     for name, scores in by_category(reviews, pairs).items():
         failed = len(asked[name]) - len(scores)
-        print(f"{printable(name, keep=''):20}{table_cells(scores)}{len(scores):9}{failed:8}")
+        rows.append([name, *figures_of(scores), len(scores), failed])
+    print(aligned(rows))
 
 
-def table_cells(scores):
+def figures_of(scores):
+    """Scores [N,2] -> relative score, its interval, reference, candidate, in words."""
     if not len(scores):
-        return f"{'-':>9}{'-':>16}{'-':>11}{'-':>11}"
+        return ["-"] * 4
     reference, candidate = 10 * scores.mean(0)
-    share = f"{relative(scores):.1f}"
-    between = "-"
     low, high = interval(scores)
-    if reference == 0:
-        share = "-"
-    if not np.isnan([low, high]).any():
-        between = f"{low:.1f} - {high:.1f}"
-    return f"{share:>9}{between:>16}{reference:11.1f}{candidate:11.1f}"
+    share = "-" if reference == 0 else f"{relative(scores):.1f}"
+    between = "-" if np.isnan(low) else f"{low:.1f} - {high:.1f}"
+    return [share, between, f"{reference:.1f}", f"{candidate:.1f}"]
 
 
 def print_average(runs):
     """runs: of each file {category: (relative, reference, candidate)}"""
     print(f"mean of {len(runs)} files")
-    print(f"{'category':20} relative  lowest - highest  reference  candidate")
+    rows = [["category", "relative", "lowest - highest", "reference", "candidate"]]
     for name in sorted({name for run in runs for name in run}):
-        rows = np.array([run[name] for run in runs if name in run])  # [runs,3]
-        share, reference, candidate = rows.mean(0)
-        between = f"{rows[:, 0].min():.1f} - {rows[:, 0].max():.1f}"
-        print(f"{printable(name, keep=''):20}{share:9.1f}{between:>18}"
-              f"{reference:11.1f}{candidate:11.1f}")
+        found = np.array([run[name] for run in runs if name in run])  # [runs,3]
+        share, reference, candidate = (f"{mean:.1f}" for mean in found.mean(0))
+        between = f"{found[:, 0].min():.1f} - {found[:, 0].max():.1f}"
+        rows.append([name, share, between, reference, candidate])
+    print(aligned(rows))
 
 
-def print_position_bias(reviews):
+def print_position_bias(verdicts):
     """What standing first was worth, where the judge saw both orders."""
-    judged = [pair for pair in both_orders(reviews) if pair]
+    judged = [verdict for verdict in verdicts if verdict and len(verdict) == 2]
     if not judged:
         return
     straight, swapped = np.moveaxis(np.asarray(judged), 1, 0)  # [N,2] each

@@ -15,14 +15,11 @@ def settings_of(model, prompt_format, template, option_letter, use_caption, max_
     A template that is asked for takes the place of the checkpoint's own in model.config.
     """
     own = model.config
-    format_origin, template_origin = "the checkpoint's", "the checkpoint's"
+    format_origin = template_origin = "the checkpoint's"
     if prompt_format:
         format_origin = f"--prompt-format; the checkpoint says {own.prompt_format or 'nothing'}"
-    elif own.prompt_format:
-        prompt_format = own.prompt_format
-    else:
-        prompt_format = scienceqa.ZERO_SHOT
-        option_letter = True
+    elif not own.prompt_format:
+        prompt_format, option_letter = scienceqa.ZERO_SHOT, True
         format_origin = ("the checkpoint says nothing: as LLaVA-1.5, which was not trained for "
                          "ScienceQA, is evaluated")
     if template:
@@ -31,7 +28,7 @@ def settings_of(model, prompt_format, template, option_letter, use_caption, max_
 
     dtype = model.language_model.embed_tokens.weight.dtype
     settings = {  # name: (value, where it comes from)
-        "prompt_format": (prompt_format, format_origin),
+        "prompt_format": (prompt_format or own.prompt_format, format_origin),
         "option_letter": (option_letter, "--option-letter, or as the format"),
         "use_caption": (use_caption, "--use-caption"),
         "template": (model.config.template, template_origin),

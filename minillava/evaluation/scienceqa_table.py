@@ -1,11 +1,12 @@
 """ScienceQA's table: accuracy by subject, by what comes with the question, by grade (table 7)."""
 from pathlib import Path
 
+from minillava.evaluation.answers import read_answers
 from minillava.evaluation.scienceqa import SPLIT_SIZES, check_problem
 from minillava.evaluation.scienceqa_answers import choices_of, official_results
 from minillava.evaluation.scores import Score, join_labels, percent
-from minillava.files import read_jsonl, read_object
-from minillava.terminal import printable
+from minillava.files import read_object
+from minillava.terminal import aligned
 
 LOWER_GRADES = [f"grade{n}" for n in range(1, 7)]
 HIGHER_GRADES = [f"grade{n}" for n in range(7, 13)]
@@ -51,12 +52,15 @@ def alone(texts, stated, control, problems, strict=False):
 
 def official_line(chosen, problems):
     """What eval_science_qa.py prints."""
-    right = [i for i, choice in chosen.items() if choice == problems[i]["answer"]]
-    shown = [i for i in chosen if problems[i]["image"]]
-    shown_right = [i for i in right if problems[i]["image"]]
-    return (f"Total: {len(chosen)}, Correct: {len(right)}, "
-            f"Accuracy: {100 * len(right) / len(chosen):.2f}%, "
-            f"IMG-Accuracy: {100 * len(shown_right) / max(1, len(shown)):.2f}%")
+    rights = rights_of(chosen, problems)
+    shown = [right for i, right in rights.items() if problems[i]["image"]]
+    return (f"Total: {len(rights)}, Correct: {sum(rights.values())}, "
+            f"Accuracy: {percent(rights.values()):.2f}%, IMG-Accuracy: {percent(shown):.2f}%")
+
+
+def rights_of(chosen, problems):
+    """{id: choice} -> {id: whether it is right}"""
+    return {i: choice == problems[i]["answer"] for i, choice in chosen.items()}
 
 
 def report(rows, notes, problems, split, drawn=False, topics=False):
@@ -76,8 +80,7 @@ def shares_right(rows, problems):
 
     All rows answer the same questions.
     """
-    shares = {name: {i: float(choice == problems[i]["answer"]) for i, choice in chosen.items()}
-              for name, chosen in rows.items()}
+    shares = {name: rights_of(chosen, problems) for name, chosen in rows.items()}
     scored = next(iter(rows.values()))
     shares["guessing"] = {i: 1 / len(problems[i]["choices"]) for i in scored}
     return shares
@@ -117,22 +120,11 @@ def cells(members, shares):
     return rows
 
 
-def aligned(rows):
-    """Rows of text -> lines: the first column stands to the left, all others to the right."""
-    rows = [[printable(cell, keep="") for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = []
-    for name, *values in rows:
-        padded = [value.rjust(width) for value, width in zip(values, widths[1:])]
-        lines.append("  ".join([name.ljust(widths[0]), *padded]))
-    return "\n".join(lines)
-
-
 def read_scienceqa_answers(path):
     """Answer lines, or the official results with their "outputs" -> answer rows."""
     results = official_results(path)
     if results is None:
-        return read_jsonl(path)
+        return read_answers(path)
     texts, _ = results
     return [{"question_id": i, "prompt": "", "text": text} for i, text in texts.items()]
 
@@ -144,13 +136,14 @@ def score_scienceqa(answers, questions, folder):
     for row, problem in labelled:
         check_problem(row["question_id"], problem)
     texts = {str(row["question_id"]): row["text"] for row, _ in labelled}
-    chosen = choices_of(texts, problems, strict=True)
-    rights = {i: choice == problems[i]["answer"] for i, choice in chosen.items()}
+    rights = rights_of(choices_of(texts, problems, strict=True), problems)
 
     figures = {}
     for group, belongs in GROUPS.items():
         members = [i for i in rights if belongs(problems[i])]
         if members:
             figures[group] = percent(rights[i] for i in members)
-    headline = figures.get("IMG", figures["Avg"])
-    return Score(headline, {"all": figures}, len(labelled), unlabelled)
+    if "IMG" not in figures:
+        raise ValueError("no answered question has an image, and LLaVA-1.5's figure is of those; "
+                         "eval_scienceqa.py --score-only shows the others")
+    return Score(figures["IMG"], {"all": figures}, len(labelled), unlabelled)

@@ -2,12 +2,14 @@
 
 A score function takes (answers, questions, labels): answer rows, {question_id: question} of the
 question file ({} where it is not needed), and the path of the labels. Labels are joined by what
-they say they belong to, an image and a question, never by their line.
+they say they belong to, an image and a question, never by their line. What was not answered is not
+counted: of SEED-Bench and ScienceQA the official scripts count it as wrong.
 """
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from minillava.evaluation.answers import read_answers
 from minillava.evaluation.questions import without_wish
 from minillava.evaluation.report import official_scores
 from minillava.evaluation.vqa_text import normalize
@@ -130,10 +132,8 @@ def score_mme(answers, questions, labels):
 
     labelled, unlabelled = join_labels(answers, label_of)
     categories = grouped(labelled, lambda pair: mme_key(pair[0])[0])
-    rows = {}
-    for category in (*PERCEPTION, *COGNITION):
-        if category in categories:
-            rows[category] = mme_scores(categories[category])
+    rows = {category: mme_scores(categories[category])
+            for category in (*PERCEPTION, *COGNITION) if category in categories}
     totals = {"perception": PERCEPTION, "cognition": COGNITION}
     for name, members in totals.items():
         rows[name] = {"score": sum(rows[member]["score"] for member in members if member in rows)}
@@ -162,13 +162,8 @@ def mme_question(text):
 
 
 def mme_says(text):
-    text = text.lower()
-    if text in ("yes", "no"):
-        return text
-    for word in ("yes", "no"):
-        if word in text[:4]:
-            return word
-    return "other"
+    beginning = text.lower()[:4]
+    return next((word for word in ("yes", "no") if word in beginning), "other")
 
 
 def mme_labels(folder):
@@ -192,7 +187,7 @@ def mme_labels(folder):
 def read_mme_answers(path):
     """Answer lines, or MME's own results: CATEGORY.txt with image, question, label, answer."""
     if not Path(path).is_dir():
-        return read_jsonl(path)
+        return read_answers(path)
     answers = []
     for path in sorted(Path(path).glob("*.txt")):
         for number, line in enumerate(read_text(path).rstrip("\n").split("\n"), 1):
@@ -210,11 +205,8 @@ def read_mme_answers(path):
 
 def score_textvqa(answers, questions, labels):
     """Singh et al. 2019: how many of ten people say the same."""
-    known = {}
-    for label in listed(labels, "data"):
-        people = label.get("answers")
-        if isinstance(people, list) and all(isinstance(answer, str) for answer in people):
-            known[str(label.get("image_id")), str(label.get("question")).lower()] = people
+    known = {(str(label.get("image_id")), str(label.get("question")).lower()): label.get("answers")
+             for label in listed(labels, "data")}
 
     def label_of(row):
         return known.get((str(row["question_id"]), textvqa_question(row["prompt"]).lower()))
@@ -241,9 +233,13 @@ def soft_accuracy(text, people):
 
 def score_gqa(answers, questions, labels):
     """Hudson & Manning 2019: equal to the word of testdev_balanced_questions.json."""
-    known = {i: label["answer"] for i, label in read_object(labels).items()
-             if isinstance(label, dict) and "answer" in label}
-    labelled, unlabelled = join_labels(answers, lambda row: known.get(str(row["question_id"])))
+    known = read_object(labels)
+
+    def label_of(row):
+        label = known.get(str(row["question_id"]))
+        return label.get("answer") if isinstance(label, dict) else None
+
+    labelled, unlabelled = join_labels(answers, label_of)
     accuracy = percent(gqa_text(row["text"]) == label for row, label in labelled)
     return Score(accuracy, {"all": {"accuracy": accuracy}}, len(labelled), unlabelled)
 
@@ -256,20 +252,18 @@ def gqa_text(text):
 
 def score_seed(answers, questions, labels):
     """Li et al. 2023: exactly the letter; by kind of question, and of images and of videos."""
-    known = {str(label.get("question_id")): label for label in listed(labels, "questions")
-             if "answer" in label}
+    known = {str(label.get("question_id")): label for label in listed(labels, "questions")}
     labelled, unlabelled = join_labels(answers, lambda row: known.get(str(row["question_id"])))
 
-    kinds = grouped(labelled, lambda pair: str(pair[1].get("question_type_id")))
+    names = {number: name for name, number in read_object(labels).get("question_type", {}).items()}
+    kinds = grouped(labelled, lambda pair: names.get(pair[1].get("question_type_id")))
     media = grouped(labelled, lambda pair: str(pair[1].get("data_type")))
-    numbers = read_object(labels).get("question_type")
-    names = numbers if isinstance(numbers, dict) else {}
-    groups = {name: kinds[str(number)] for name, number in names.items() if str(number) in kinds}
+    groups = {name: kinds[name] for name in names.values() if name in kinds}
     groups |= media | {"all": labelled}
 
     rows = {}
     for name, pairs in groups.items():
-        rights = [row["text"] == label["answer"] for row, label in pairs]
+        rights = [row["text"] == label.get("answer") for row, label in pairs]
         rows[name] = {"accuracy": percent(rights), "questions": len(pairs)}
     return Score(rows["all"]["accuracy"], rows, len(labelled), unlabelled)
 
@@ -286,9 +280,9 @@ def listed(path, name):
 
 def score_llava_bench(reviews, questions, labels):
     """As the official summary: the candidate in % of the reference, failures as -1 : -1."""
-    numbers = Counter(review["category"] for review in reviews if "category" in review)
+    numbers = Counter(review.get("category") for review in reviews)
     numbers["all"] = len(reviews)
-    rows = {name: {"relative": share, "reference": reference, "candidate": candidate,
-                   "reviews": numbers[name]}
-            for name, (share, reference, candidate) in official_scores(reviews).items()}
+    columns = "relative", "reference", "candidate", "reviews"
+    rows = {name: dict(zip(columns, (*shares, numbers[name])))
+            for name, shares in official_scores(reviews).items()}
     return Score(rows["all"]["relative"], rows, len(reviews), digits=1)

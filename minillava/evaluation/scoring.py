@@ -3,10 +3,9 @@ import json
 from pathlib import Path
 
 from minillava.evaluation.benchmarks import BENCHMARKS
-from minillava.evaluation.questions import read_questions, read_tsv, without_wish
-from minillava.evaluation.scienceqa_table import aligned
-from minillava.files import beside, read_jsonl, read_object, write
-from minillava.terminal import printable
+from minillava.evaluation.questions import check_asked, questions_by_id
+from minillava.files import read_object, write
+from minillava.terminal import aligned, printable
 
 SCORE = ".score.json"
 
@@ -18,54 +17,45 @@ def score(name, answers_file, questions_file=None, labels=None, out=None, title=
 
     title: of a benchmark that is another's in miniature; the published figures are none of its own.
     """
-    row, found = count(name, answers_file, questions_file, labels, title)
+    row, found = keep_score(name, answers_file, questions_file, labels, out, title)
     print_score(row, BENCHMARKS[name], found)
-    write_score(answers_file, row, out)
 
 
-def count(name, answers_file, questions_file=None, labels=None, title=None):
-    """-> (what the score file says, Score)."""
+def keep_score(name, answers_file, questions_file=None, labels=None, out=None, title=None):
+    """As `score`, but prints nothing -> (what the score file says, Score)."""
     benchmark = BENCHMARKS[name]
     if benchmark.labels and not labels and not Path(answers_file).is_dir():
         raise ValueError(f"name the labels with --labels: {benchmark.labels}")
     if labels and not benchmark.labels:
         raise ValueError(f"{benchmark.title} is scored without --labels")
-    questions = questions_by_id(questions_file)
-    if name in ("pope", "mmbench", "mmbench-cn") and not questions:
-        raise ValueError(f"name the question file with --questions: {benchmark.questions}")
-    answers = read_answers(answers_file, name, questions)
+    questions = read_questions_for("score", benchmark, questions_file)
+    answers = read_answers_to(name, answers_file, questions)
     found = benchmark.score(answers, questions, labels)
-    size = len(questions) or (None if title else benchmark.size)
+    size = sum(len(question["texts"]) for question in questions.values())
     row = {
         "benchmark": name, "title": title or benchmark.title, "unit": benchmark.unit,
         "score": found.headline, "published": None if title else benchmark.published,
-        "answers": found.scored, "size": size, "rows": found.rows, "unlabelled": found.unlabelled,
+        "answers": found.scored, "size": size or (None if title else benchmark.size),
+        "rows": found.rows, "unlabelled": found.unlabelled,
         "model": answers[0].get("model_id"), "metadata": answers[0].get("metadata"),
     }
+    write(out or score_file(answers_file), json.dumps(row, indent=1))
     return row, found
 
 
-def keep_score(name, answers_file, labels=None, title=None):
-    """Writes the score of an answer file beside it, for `table`, and prints nothing."""
-    row, _ = count(name, answers_file, labels=labels, title=title)
-    write_score(answers_file, row)
-
-
-def write_score(answers_file, row, out=None):
-    write(out or beside(answers_file, SCORE), json.dumps(row, indent=1))
+def score_file(answers_file):
+    """a.jsonl, a folder a -> a.score.json; a.json -> a.json.score.json, for it is another file."""
+    return str(Path(answers_file)).removesuffix(".jsonl") + SCORE
 
 
 def upload(name, answers_file, questions_file, out):
     """Writes the file that the benchmark's server takes."""
     benchmark = BENCHMARKS[name]
-    questions = questions_by_id(questions_file)
-    if name not in ("gqa", "mm-vet") and not questions:
-        raise ValueError("name the question file with --questions: "
-                         f"{benchmark.upload_questions or benchmark.questions}")
-    answers = read_answers(answers_file, name, questions)
+    questions = read_questions_for("upload", benchmark, questions_file)
+    answers = read_answers_to(name, answers_file, questions)
     answered = {str(row["question_id"]) for row in answers}
     missing = [i for i in questions if i not in answered]
-    if missing and name in ("vizwiz", "seed"):
+    if missing and benchmark.upload_whole:
         raise ValueError(f"{len(missing)} of {len(questions)} questions have no answer, such as "
                          f"{missing[0]!r}; the server takes whole files: answer them first")
     benchmark.upload(answers, questions, out)
@@ -85,7 +75,7 @@ def table(folder):
     scores.sort(key=lambda row: (row.get("published") is None, order.index(row["benchmark"])))
     rows = [["", "score", "LLaVA-1.5 7B", "13B", "answers", "is", "answered by"]]
     for row in scores:
-        small, large = published_of(row)
+        small, large = row.get("published") or ("-", "-")
         size = f" of {row['size']}" if row.get("size") else ""
         rows.append([row["title"], f"{row['score']:.1f}", small, large,
                      f"{row['answers']}{size}", row["unit"], answered_by(row)])
@@ -98,87 +88,40 @@ def answered_by(row):
     return f"{name}, control: {control}" if control else str(name)
 
 
-def published_of(row):
-    """The paper's two figures; a benchmark in miniature has none."""
-    if row.get("published") is None:
-        return "-", "-"
-    return tuple(str(figure) for figure in BENCHMARKS[row["benchmark"]].published)
-
-
 # ------------------------------------------------------------------------------------- what is read
 
-def questions_by_id(path):
-    """{question_id as text: question}, with the "texts" of all that share the id, as in MME."""
-    if path is None:
-        return {}
-    if Path(path).suffix == ".tsv":
-        return {row["index"]: row for row in read_tsv(path)}
-    questions = {}
-    for row in read_questions(path):
-        first = questions.setdefault(str(row["question_id"]), row)
-        first.setdefault("texts", []).append(row["text"])
-    return questions
+def read_questions_for(command, benchmark, path):
+    """The question file, by id; {} where there is none and the command needs none."""
+    official = benchmark.questions
+    if command == "upload" and benchmark.upload_questions:
+        official = benchmark.upload_questions
+    if path is None and command in benchmark.needs_questions:
+        raise ValueError(f"name the question file with --questions: {official}")
+    if path and (Path(path).suffix == ".tsv") != official.endswith(".tsv"):
+        raise ValueError(f"{path} is no question file of {benchmark.title}, such as {official}")
+    return questions_by_id(path)
 
 
-def read_answers(path, name, questions):
+def read_answers_to(name, path, questions):
     """An answer file -> its rows; ValueError unless they answer this benchmark's questions."""
-    read = BENCHMARKS[name].answers or read_jsonl
-    rows = read(path)
+    rows = BENCHMARKS[name].answers(path)
     if not rows:
         raise ValueError(f"{path} holds no answers")
-    if name == "llava-bench":  # rows are reviews
-        for row in rows:
-            i = row.get("question_id")
-            if questions and str(i) not in questions:
-                raise ValueError(f"{path} reviews other questions, such as {i!r}")
-        return rows
-    seen = set()
-    for number, row in enumerate(rows, 1):
-        check_answer(f"line {number} of {path}", row, name)
-        key = str(row["question_id"]), row["prompt"], row.get("round_id")
-        if key in seen:
-            raise ValueError(f"{path} has question {row['question_id']!r} twice")
-        seen.add(key)
-        check_question(path, row, questions)
+
+    for row in rows:
+        other = (row.get("metadata") or {}).get("benchmark") or name
+        if other != name:
+            raise ValueError(f"{path} holds answers to {other}, not to {name}")
+        if questions:
+            asked = questions.get(str(row.get("question_id")), {})
+            check_asked(path, row, asked.get("texts"))
     return rows
-
-
-def check_answer(where, row, name):
-    """ValueError unless the row is an answer to this benchmark, as far as it says itself."""
-    row["metadata"] = row.get("metadata") or {}
-    kinds = {"question_id": (str, int), "prompt": (str,), "text": (str,), "metadata": (dict,),
-             "round_id": (int, type(None))}
-    for field, allowed in kinds.items():
-        if type(row.get(field)) not in allowed:
-            raise ValueError(f"{where} is no answer: its {field} is {row.get(field)!r:.40}")
-    benchmark = row["metadata"].get("benchmark")
-    if benchmark not in (None, name):
-        raise ValueError(f"{where} is an answer to {benchmark}, not to {name}")
-
-
-def check_question(path, row, questions):
-    """A benchmark's ids are small numbers, as are another's: the question must be the same."""
-    if not questions:
-        return
-    question = questions.get(str(row["question_id"]))
-    prompt = without_wish(row["prompt"].replace("<image>", ""))
-    if question is None:
-        same = False
-    elif "texts" in question:
-        same = prompt in map(without_wish, question["texts"])
-    else:  # a row of MMBench's .tsv
-        same = (question.get("question") or "").strip() in prompt
-    if not same:
-        raise ValueError(f"{path} answers other questions, such as {row['question_id']!r}, "
-                         f"{row['prompt'].strip()[:60]!r}; is it another benchmark's, or split's?")
 
 
 def read_score(path):
     row = read_object(path)
-    kinds = {"benchmark": str, "title": str, "score": (int, float), "answers": int, "unit": str,
-             "metadata": (dict, type(None))}
-    whole = all(isinstance(row.get(field), kind) for field, kind in kinds.items())
-    if not whole or row["benchmark"] not in BENCHMARKS:
+    fields = {"benchmark", "title", "score", "answers", "unit"}
+    if not fields <= row.keys() or row["benchmark"] not in BENCHMARKS:
         raise ValueError(f"{path} is no score; delete it and score its answers again")
     return row
 
@@ -197,6 +140,8 @@ def print_score(row, benchmark, found):
         print(f"{len(found.unlabelled)} have no label and are not scored: "
               f"{some_of(found.unlabelled)}")
     line = f"{row['unit']}: {row['score']:.2f}"
+    if row["size"] and found.scored < row["size"]:
+        line += ", of these alone"
     if row["published"]:
         small, large = row["published"]
         line += f" (LLaVA-1.5 7B {small}, 13B {large}; {benchmark.source})"

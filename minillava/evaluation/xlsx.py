@@ -11,25 +11,29 @@ from xml.sax.saxutils import escape
 
 XML = '<?xml version="1.0" encoding="UTF-8" standalone="yes"?>\n'
 OFFICE = "http://schemas.openxmlformats.org"
+SHEETS = "application/vnd.openxmlformats-officedocument.spreadsheetml"
+
+
+def pointing_to(target, kind):
+    """A .rels file: what belongs to a file, by its id."""
+    return (f'<Relationships xmlns="{OFFICE}/package/2006/relationships">'
+            f'<Relationship Id="rId1" Type="{OFFICE}/officeDocument/2006/relationships/{kind}" '
+            f'Target="{target}"/></Relationships>')
+
+
 FILES = {
     "[Content_Types].xml": f'<Types xmlns="{OFFICE}/package/2006/content-types">'
     '<Default Extension="rels" '
     'ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
     '<Default Extension="xml" ContentType="application/xml"/>'
-    '<Override PartName="/xl/workbook.xml" ContentType="application/'
-    'vnd.openxmlformats-officedocument.spreadsheetml.sheet.main+xml"/>'
-    '<Override PartName="/xl/worksheets/sheet1.xml" ContentType="application/'
-    'vnd.openxmlformats-officedocument.spreadsheetml.worksheet+xml"/></Types>',
-    "_rels/.rels": f'<Relationships xmlns="{OFFICE}/package/2006/relationships">'
-    f'<Relationship Id="rId1" Type="{OFFICE}/officeDocument/2006/relationships/officeDocument" '
-    'Target="xl/workbook.xml"/>'
-    '</Relationships>',
+    f'<Override PartName="/xl/workbook.xml" ContentType="{SHEETS}.sheet.main+xml"/>'
+    '<Override PartName="/xl/worksheets/sheet1.xml" '
+    f'ContentType="{SHEETS}.worksheet+xml"/></Types>',
+    "_rels/.rels": pointing_to("xl/workbook.xml", "officeDocument"),
     "xl/workbook.xml": f'<workbook xmlns="{OFFICE}/spreadsheetml/2006/main" '
     f'xmlns:r="{OFFICE}/officeDocument/2006/relationships">'
     '<sheets><sheet name="Sheet1" sheetId="1" r:id="rId1"/></sheets></workbook>',
-    "xl/_rels/workbook.xml.rels": f'<Relationships xmlns="{OFFICE}/package/2006/relationships">'
-    f'<Relationship Id="rId1" Type="{OFFICE}/officeDocument/2006/relationships/worksheet" '
-    'Target="worksheets/sheet1.xml"/></Relationships>',
+    "xl/_rels/workbook.xml.rels": pointing_to("worksheets/sheet1.xml", "worksheet"),
 }
 
 

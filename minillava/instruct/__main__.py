@@ -13,7 +13,6 @@ to 595,000.
 """
 import argparse
 import json
-import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -23,14 +22,14 @@ from minillava.instruct.captions import brief_samples
 from minillava.instruct.command import (
     add_teacher_flags,
     check_output,
+    end_without,
     open_from_flags,
     print_dry_run,
     run_command,
 )
-from minillava.instruct.exchange import LimitReached
 from minillava.instruct.samples import jobs_for, make_samples, request_for
 from minillava.instruct.symbols import PAPER_MIX, read_symbols, samples_per_kind
-from minillava.terminal import printable
+from minillava.terminal import aligned, exit_with, printable
 
 
 def make_data(captions, instances, kinds, out, open_teacher, count=None, seed=0, keep_all=False,
@@ -48,12 +47,7 @@ def make_data(captions, instances, kinds, out, open_teacher, count=None, seed=0,
     symbols = with_captions(symbols)
 
     if kinds == ["brief"]:
-        samples, concepts = brief_samples(symbols, seed, count, not keep_all)
-        print_concepts(concepts)
-        if not samples:
-            raise ValueError("no caption is left: each word of theirs is in fewer than 3 of them; "
-                             "--keep-all does not thin them")
-        finish(out, samples, [])
+        finish(out, make_brief(symbols, seed, count, keep_all), [])
         return 0
 
     counts = samples_per_kind(kinds, count, len(symbols))
@@ -66,8 +60,10 @@ def make_data(captions, instances, kinds, out, open_teacher, count=None, seed=0,
     samples, rejects = make_samples(symbols, jobs, teacher, seed, detail_questions)
     print(teacher.spending())
     write_rejects(beside(out, ".rejects.jsonl"), rejects)
+    if not samples and not rejects:
+        end_without("sample", teacher)
     if not samples:
-        return nothing_made(teacher, rejects)
+        exit_with(f"no sample was made, and no file written. {rejects[-1]['reason']}", code=1)
     finish(out, samples, rejects)
     unasked = len(jobs) - len(samples) - len(rejects)
     if unasked:
@@ -75,8 +71,22 @@ def make_data(captions, instances, kinds, out, open_teacher, count=None, seed=0,
     return 1 if unasked else 0
 
 
+def make_brief(symbols, seed, count, keep_all):
+    samples, concepts = brief_samples(symbols, seed, count, not keep_all)
+    if concepts:
+        print("{concepts} concepts (content words), {rare} in fewer than 3 captions, "
+              "{common} in more than 100".format(**concepts))
+    if not samples:
+        raise ValueError("no caption is left: each word of theirs is in fewer than 3 of them; "
+                         "--keep-all does not thin them")
+    return samples
+
+
 def finish(out, samples, rejects):
-    write_samples(out, samples)
+    if is_jsonl(out):
+        write_jsonl(out, samples, ensure_ascii=False)
+    else:
+        write(out, json.dumps(samples, ensure_ascii=False, indent=1))
     print_table(samples, rejects)
     print(f"{len(samples)} samples are in {printable(out)}")
 
@@ -90,7 +100,7 @@ def check_kinds(kinds, count):
 
 def with_captions(symbols):
     """The pictures of which something can be told."""
-    told = {name: (captions, boxes) for name, (captions, boxes) in symbols.items() if captions}
+    told = {name: (captions, boxes) for name, (captions, boxes) in symbols.items() if any(captions)}
     print(f"{len(symbols)} pictures, {len(symbols) - len(told)} of them without captions "
           "and so left out")
     if not told:
@@ -98,26 +108,10 @@ def with_captions(symbols):
     return told
 
 
-def nothing_made(teacher, rejects):
-    """Exit code where there is no sample: 2 if nobody could be asked, 1 if no reply was of use."""
-    if not rejects and not isinstance(teacher.stopped_by, LimitReached):
-        raise teacher.stopped_by
-    why = rejects[-1]["reason"] if rejects else teacher.why_stopped()
-    print(f"error: no sample was made, and no file written. {why}", file=sys.stderr)
-    return 1
-
-
 # ----------------------------------------------------------------------------------------- files
 
 def is_jsonl(path):
     return path.suffix == ".jsonl"
-
-
-def write_samples(path, samples):
-    if is_jsonl(path):
-        write_jsonl(path, samples, ensure_ascii=False)
-    else:
-        write(path, json.dumps(samples, ensure_ascii=False, indent=1))
 
 
 def write_rejects(path, rejects):
@@ -130,37 +124,26 @@ def write_rejects(path, rejects):
 
 # ------------------------------------------------------------------------------- what was made
 
-def print_concepts(counts):
-    if counts:
-        print("{concepts} concepts (content words), {rare} in fewer than 3 captions, "
-              "{common} in more than 100".format(**counts))
-
-
 def print_table(samples, rejects):
     """What was made: a line a kind."""
-    print(f"{'kind':14}{'samples':>9}{'questions':>11}{'words a question':>18}"
-          f"{'words an answer':>17}{'rejects':>9}")
+    rows = [["kind", "samples", "questions", "words a question", "words an answer", "rejects"]]
     kinds = [kind_of(sample) for sample in samples]
     set_aside = Counter(reject["kind"] for reject in rejects)
     for kind in dict.fromkeys([*kinds, *set_aside]):
-        turns = [turn for sample in samples if kind_of(sample) == kind
-                 for turn in sample["conversations"]]
-        questions = [words(turn) for turn in turns if turn["from"] == "human"]
-        answers = [words(turn) for turn in turns if turn["from"] == "gpt"]
-        print(f"{kind:14}{kinds.count(kind):9}{len(questions):11}{mean(questions):18.1f}"
-              f"{mean(answers):17.1f}{set_aside[kind]:9}")
+        turns = [turn["value"].replace("<image>", "").split() for sample in samples
+                 if kind_of(sample) == kind for turn in sample["conversations"]]
+        questions, answers = turns[::2], turns[1::2]
+        rows.append([kind, kinds.count(kind), len(questions), mean_length(questions),
+                     mean_length(answers), set_aside[kind]])
+    print(aligned(rows))
 
 
 def kind_of(sample):
     return sample["id"].rpartition("_")[2]
 
 
-def words(turn):
-    return len(turn["value"].replace("<image>", "").split())
-
-
-def mean(numbers):
-    return sum(numbers) / max(1, len(numbers))
+def mean_length(turns):
+    return f"{sum(map(len, turns)) / max(1, len(turns)):.1f}"
 
 
 # -------------------------------------------------------------------------------- command line

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from minillava.instruct.budget import Budget, estimate
 from minillava.instruct.endpoint import Endpoint
+from minillava.instruct.exchange import LimitReached
 from minillava.instruct.local import LocalVicuna
 from minillava.instruct.teacher import Teacher, free_teacher
-from minillava.terminal import errors_in_one_line, printable
+from minillava.terminal import errors_in_one_line, exit_with, printable
 
 DAY = 86400.0  # seconds
 
@@ -155,6 +156,13 @@ def print_dry_run(teacher, requests):
     print(f"{len(requests)} requests, {len(requests) - len(fresh)} of them answered by the cache; "
           f"the others take about {teacher.budget.in_words(tokens)} (three letters a token; "
           "answers as long as --max-tokens allows)")
+
+
+def end_without(what, teacher):
+    """Ends a command that nothing came of: with exit code 1 at a limit, 2 if nobody answers."""
+    if not isinstance(teacher.stopped_by, LimitReached):
+        raise teacher.stopped_by
+    exit_with(f"there is no {what}. {teacher.why_stopped()}", code=1)
 
 
 def run_command(parser):

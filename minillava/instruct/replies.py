@@ -79,19 +79,17 @@ def without_heading(block, number):
 
 def check_texts(texts):
     """ValueError unless a model may learn from these texts."""
-    if not all(texts):
-        raise ValueError("a question or an answer is empty")
-    if any("<image>" in text for text in texts):
-        raise ValueError("<image> stands in a text")
-    if any(BOX.search(text) for text in texts):
-        raise ValueError("the numbers of a box are quoted")
-    if any("\ufffd" in text for text in texts):
-        raise ValueError("a character is broken")
-    if any(is_refusal(text) for text in texts):
-        raise ValueError("it is a refusal")
-    last = texts[-1][-1]
-    if last.isalnum() or last in ",;-":
-        raise ValueError("it ends in the middle of a sentence")
+    flaws = {
+        "a question or an answer is empty": not all(texts),
+        "<image> stands in a text": any("<image>" in text for text in texts),
+        "the numbers of a box are quoted": any(map(BOX.search, texts)),
+        "a character is broken": any("\ufffd" in text for text in texts),
+        "it is a refusal": any(map(is_refusal, texts)),
+        "it ends in the middle of a sentence": re.search(r"[^\W_]$|[,;-]$", texts[-1]),
+    }
+    for flaw, is_there in flaws.items():
+        if is_there:
+            raise ValueError(flaw)
 
 
 def is_refusal(text):

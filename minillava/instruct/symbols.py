@@ -46,19 +46,16 @@ def read_symbols(captions, instances=None):
 
 def symbols_of_rows(rows, path):
     symbols = {}
-    for name, told in map(symbols_of_row, rows):
+    for row in rows:
+        name = image_name(row["image"])
         if name in symbols:
             raise ValueError(f"{path} has {name} in several rows; list its captions in one")
-        symbols[name] = told
+        if not isinstance(row["captions"], list):  # a text would be a list of letters
+            raise TypeError(f"the captions of {name} are no list")
+        captions = [tidy(caption) for caption in row["captions"]]
+        boxes = [(thing["category"], thing["bbox"]) for thing in row.get("instances", ())]
+        symbols[name] = captions, boxes
     return symbols
-
-
-def symbols_of_row(row):
-    if not isinstance(row["captions"], list):  # a text would be a list of letters
-        raise TypeError(f"the captions of {row['image']} are no list")
-    captions = [tidy(caption) for caption in row["captions"]]
-    boxes = [(thing["category"], thing["bbox"]) for thing in row.get("instances", ())]
-    return image_name(row["image"]), (captions, boxes)
 
 
 def read_captions(path):

@@ -62,9 +62,7 @@ class Teacher:
         # from the cache, if it was ever asked
         path = answer_path(self.cache, self.settings, messages)
         if not self.reserve(path, most_tokens(messages, self.max_tokens)):
-            answer = read_answer(path)
-            self.count_kept(path, answer)
-            return readable(answer)
+            return readable(self.kept_answer(path))
 
         # else from the teacher, and into the cache
         try:
@@ -107,6 +105,20 @@ class Teacher:
                     self.stopped_by = self.limit_reached()
                 else:
                     self.change.wait()
+
+    def kept_answer(self, path):
+        """From the cache; an earlier run paid for it, and each counts once."""
+        with self.change:
+            try:
+                answer = read_answer(path)
+            except TeacherError as error:
+                self.stopped_by = error
+                raise
+            self.from_cache += 1
+            if path not in self.used:
+                self.used.add(path)
+                self.budget.earlier = add(self.budget.earlier, answer.tokens)
+        return answer
 
     def ask_until_answered(self, messages):
         """Tries `complete` until there is an answer or the retries run out."""
@@ -168,14 +180,6 @@ class Teacher:
         with self.change:
             self.requests += 1
             self.budget.spent = add(self.budget.spent, tokens)
-
-    def count_kept(self, path, answer):
-        """A cached answer; an earlier run paid for it, and each counts once."""
-        with self.change:
-            self.from_cache += 1
-            if path not in self.used:
-                self.used.add(path)
-                self.budget.earlier = add(self.budget.earlier, answer.tokens)
 
     def count_failure(self, error):
         with self.change:
