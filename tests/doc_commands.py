@@ -163,6 +163,7 @@ COMMANDS = {
     "python -m minillava.bench --shapes miniature": ARGUMENTS_ONLY,
     "python -m minillava.bench --shapes 1.4B": ARGUMENTS_ONLY,
     "python -m minillava.bench --shapes 140M": ARGUMENTS_ONLY,
+    "python -m minillava.bench --shapes 7B": ARGUMENTS_ONLY,
     "python tests/check_kill.py": ARGUMENTS_ONLY,
 }
 
