@@ -61,14 +61,14 @@ def prepacked_of(model):
 
 
 def test_what_is_trained_stays_as_it_is_and_learns_the_same():
-    plain = tiny()
+    plain = tiny().bfloat16()  # as most files are
     plain.freeze_for(1)
     up = plain.language_model.layers[0].mlp
     up.up_proj = LoraLinear(up.up_proj, 2, 4)
     packed = copy.deepcopy(plain)
     for p in plain.parameters():
-        if not p.requires_grad:
-            p.data = p.data.bfloat16()
+        if p.requires_grad:
+            p.data = p.data.float()
     packed = wrap(packed, torch.device("cpu"), shard=False, dtype=torch.bfloat16)
     names = prepacked_of(packed)
     assert "mm_projector" not in names and "language_model.layers.0.mlp.up_proj.base" in names
@@ -82,6 +82,12 @@ def test_what_is_trained_stays_as_it_is_and_learns_the_same():
     for p, q in zip(plain.parameters(), packed.parameters(), strict=True):
         if p.requires_grad:
             torch.testing.assert_close(p.grad, q.grad, rtol=0.02, atol=1e-4)
+
+
+def test_beside_a_language_model_that_learns_nothing_is_prepacked():
+    model = tiny()
+    model.freeze_for(2)
+    assert not prepacked_of(wrap(model, torch.device("cpu"), shard=False, dtype=torch.bfloat16))
 
 
 def test_a_model_that_was_prepacked_is_saved_as_it_was(tmp_path):
