@@ -274,22 +274,24 @@ def main():
             options.refuse_missing(name, sources)
             look_at_data(recipe, sources, setup)
         else:
-            begin(args, name, recipes, sources, setup)
+            draws = name == "toy-scienceqa" and not (sources.data or sources.init)
+            world = args.scenes, args.heldout, args.per_type
+            if args.recipe and not draws:
+                world = None
+            begin(name, recipes, sources, setup, args.device, world)
 
 
-def begin(args, name, recipes, sources, setup):
-    """A recipe on the data that are given, or the miniature, which draws its own."""
-    draws = args.recipe is None or name == "toy-scienceqa" and not (sources.data or sources.init)
-    if draws:
+def begin(name, recipes, sources, setup, device, world):
+    """A recipe on the data that are given, or the miniature, on a world of this size."""
+    if world:
         options.refuse_data(sources)
     else:
         options.refuse_missing(name, sources)
     run_folder.refuse_overwriting(sources, setup.out)
 
-    device = distributed.set_up(args.device, setup.shard)
-    if draws:
-        make_miniature(run, recipes, name, sources, setup, args.scenes, args.heldout,
-                       args.per_type, device)
+    device = distributed.set_up(device, setup.shard)
+    if world:
+        make_miniature(run, recipes, name, sources, setup, *world, device)
     else:
         if sources.replay and not sources.replay_data:
             sources = with_replay(sources, setup.out / "replay", setup.seed)

@@ -1,7 +1,7 @@
 """The command line of train.py: its flags, what is made of them, and what is wrong with them.
 
-What argparse read goes no further than this file and the last page of train.py: of it are made
-recipes, Sources and a Setup.
+What argparse read goes no further than this file and train.py's `main`: of it are made recipes,
+Sources and a Setup.
 """
 import argparse
 import math
