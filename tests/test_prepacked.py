@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from minillava import linear
+from minillava import fastest, linear
 from minillava.checkpoint import load_llava, save_llava
-from minillava.fastest import FewRowsLinear, without_onednn
+from minillava.fastest import FewRowsLinear, choose_products, without_onednn
 from minillava.linear import LoraLinear, PrepackedLinear, prepack_layers
 from minillava.llava import Llava, LlavaConfig
 from minillava.llama import LanguageConfig
@@ -126,3 +126,18 @@ def test_another_product_for_one_row_leaves_many_to_the_prepacked(monkeypatch):
     new = FewRowsLinear(layer, 1, without_onednn)
     monkeypatch.setattr(torch.nn.functional, "linear", None)
     assert new(torch.ones(3, 96).bfloat16()).shape == (3, 200)
+
+
+@pytest.mark.parametrize("of_head", ["as it is", "without oneDNN"])
+def test_small_blocks_that_are_fastest_in_fp32_take_a_prepacked_head_along(monkeypatch, of_head):
+    monkeypatch.setattr(linear, "SMALL", 48 * 32)
+    monkeypatch.setattr(fastest, "SMALL", 48 * 32)
+    monkeypatch.setattr(fastest, "fastest_of", lambda seconds: "in fp32" if "in fp32" in seconds else of_head)
+    model = tiny().language_model.bfloat16().requires_grad_(False)
+    ids = torch.tensor([[1, 5, 7]])
+    before = model.lm_head(model(model.embed_tokens(ids)))
+    prepack_layers(model)
+    assert prepacked_of(model) == {"lm_head"}
+    choose_products(model)
+    after = model.lm_head(model(model.embed_tokens(ids)))
+    torch.testing.assert_close(after, before.float(), rtol=0.02, atol=0.02)
