@@ -61,9 +61,7 @@ class FewRowsLinear(nn.Module):
         """[..,I] -> [..,O]"""
         if x.shape[:-1].numel() <= self.few:
             return self.product(x, self.weight)
-        if self.prepacked is not None and self.weight.dtype == torch.bfloat16:
-            return prepacked_product(x, self.prepacked)
-        return F.linear(x, self.weight)
+        return prepacked_product(x, self.weight, self.prepacked)
 
 
 def without_onednn(x, weight):

@@ -328,10 +328,7 @@ def check_sampling(max_new_tokens, temperature, top_p, top_k=0, repetition_penal
 def refuse_nan(logits, cache):
     """The likeliest of words that are all NaN would be the first, <unk>: an answer of nothing."""
     if logits.amax().isnan():
-        # What was run is forgotten, whole: NaN times a probability of 0 is NaN in the next answer too.
-        cache.length = 0
-        for values in cache.values:
-            values.zero_()
+        cache.clear()
         raise ValueError("the model's output is NaN: its weights are damaged or too large for their "
                          "dtype; try float32, or download them again")
 

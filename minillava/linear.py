@@ -182,27 +182,28 @@ class PrepackedLinear(nn.Linear):
 
     def forward(self, x):
         """[..,I] -> [..,O]"""
-        if self.weight.dtype != torch.bfloat16:  # the model has been put into fp32
-            return F.linear(x, self.weight, self.bias)
         if x.requires_grad and torch.is_grad_enabled():
             return FrozenProduct.apply(x, self)
         return self.multiply(x)
 
     def multiply(self, x):
-        return prepacked_product(x, self.prepacked, self.bias)
+        return prepacked_product(x, self.weight, self.prepacked, self.bias)
 
     def multiply_back(self, grad):
         if self.prepacked_back is None:
             self.prepacked_back = prepack(self.weight.T)
-        return prepacked_product(grad, self.prepacked_back)
+        return prepacked_product(grad, self.weight.T, self.prepacked_back)
 
 
 def prepack(weight):
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
 
 
-def prepacked_product(x, weight, bias=None):
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def prepacked_product(x, weight, prepacked, bias=None):
+    """x W^T + b by the prepacked W; by W where none is, or where the model was put into fp32."""
+    if prepacked is None or weight.dtype != torch.bfloat16:
+        return F.linear(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(x, prepacked, bias, "none", [], "")
 
 
 def prepack_layers(model):

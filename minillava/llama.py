@@ -149,6 +149,12 @@ class KVCache:
         values[:, :, self.length : end] = v
         return keys, values, end
 
+    def clear(self):
+        """All is forgotten. To zeros: NaN times a probability of 0 would be NaN in the next answer."""
+        self.length = 0
+        for values in self.values:
+            values.zero_()
+
 
 def with_room(x, length):
     """[B,G,room,C] -> [B,G,length,C], zeros behind"""

@@ -98,7 +98,7 @@ MUTANTS = {  # file: [(text, what it becomes, a test that must fail)]
          "test_slow_bf16.py::test_weights_of_few_bits_are_written_out_in_fp32"),
         ("torch.is_grad_enabled() or ", "", "test_slow_bf16.py::test_what_is_trained_stays_as_it_is"),
         ("self.prepacked, self.bias", "self.prepacked", "test_prepacked.py::test_the_product_is_that_of_the_layer"),
-        ("prepacked_product(grad, self.prepacked_back)", "grad @ self.weight * 2",
+        ("prepacked_product(grad, self.weight.T, self.prepacked_back)", "grad @ self.weight * 2",
          "test_prepacked.py::test_so_is_the_gradient"),
         (" and not weight.requires_grad", "",
          "test_prepacked.py::test_what_is_trained_stays_as_it_is_and_learns_the_same"),

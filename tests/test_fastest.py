@@ -39,7 +39,7 @@ def test_another_product_is_as_exact_and_the_weight_the_same(rows, few, product)
 def test_onednn_is_off_for_few_rows_alone_and_on_again_after_an_error(monkeypatch, rows):
     seen = []
 
-    def product(x, weight):
+    def product(x, weight, bias=None):
         seen.append(torch.backends.mkldnn.enabled)
         raise ValueError
     monkeypatch.setattr(fastest.F, "linear", product)

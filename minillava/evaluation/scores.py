@@ -206,7 +206,7 @@ def read_mme_answers(path):
 def score_textvqa(answers, questions, labels):
     """Singh et al. 2019: how many of ten people say the same."""
     known = {(str(label.get("image_id")), str(label.get("question")).lower()): label.get("answers")
-             for label in listed(labels, "data")}
+             for label in listed(read_object(labels), "data", labels)}
 
     def label_of(row):
         return known.get((str(row["question_id"]), textvqa_question(row["prompt"]).lower()))
@@ -252,10 +252,11 @@ def gqa_text(text):
 
 def score_seed(answers, questions, labels):
     """Li et al. 2023: exactly the letter; by kind of question, and of images and of videos."""
-    known = {str(label.get("question_id")): label for label in listed(labels, "questions")}
+    table = read_object(labels)
+    known = {str(label.get("question_id")): label for label in listed(table, "questions", labels)}
     labelled, unlabelled = join_labels(answers, lambda row: known.get(str(row["question_id"])))
 
-    names = {number: name for name, number in read_object(labels).get("question_type", {}).items()}
+    names = {number: name for name, number in table.get("question_type", {}).items()}
     kinds = grouped(labelled, lambda pair: names.get(pair[1].get("question_type_id")))
     media = grouped(labelled, lambda pair: str(pair[1].get("data_type")))
     groups = {name: kinds[name] for name in names.values() if name in kinds}
@@ -268,9 +269,9 @@ def score_seed(answers, questions, labels):
     return Score(rows["all"]["accuracy"], rows, len(labelled), unlabelled)
 
 
-def listed(path, name):
-    """A JSON file {name: [objects]} -> the objects."""
-    found = read_object(path).get(name)
+def listed(table, name, path):
+    """{name: [objects]}, which stood in the file `path` -> the objects."""
+    found = table.get(name)
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise ValueError(f'{path} has no list "{name}": these are not the labels of this benchmark')
     return found
